@@ -1,0 +1,80 @@
+"""What every part of the system shares: errors, atomic files, waiting, intervals."""
+
+import math
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+
+class UserError(Exception):
+    """A user's mistake: one line that says what is wrong and what to do.
+
+    The launcher prints it without a stack trace and exits with code 2.
+    """
+
+
+def fsync_folder(folder: Path) -> None:
+    """Makes the names in a folder durable (a rename is not, before this)."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def atomic_write(path: Path, content: bytes) -> None:
+    """Publishes a file: temporary name, fsync, rename, fsync of the folder.
+
+    Whoever opens `path` at any instant, even after a crash, sees the whole old
+    content or the whole new one (SPEC section 2, "published").
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written; `path` is as before.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    fsync_folder(path.parent)
+
+
+def wait_until(
+    condition: Callable[[], bool], shortest: float = 0.001, longest: float = 0.05
+) -> None:
+    """Sleeps until `condition()` holds, asking at growing intervals (seconds).
+
+    The interval doubles from `shortest` to `longest`: a short wait ends promptly
+    and a long one costs next to nothing.
+    """
+    interval = shortest
+    while not condition():
+        time.sleep(interval)
+        interval = min(2 * interval, longest)
+
+
+class Every:
+    """True once whenever a counter has reached or passed the next multiple.
+
+    Args:
+        interval: the distance of the multiples, > 0.
+        start: where the counter stands now; multiples up to here count as seen.
+    """
+
+    def __init__(self, interval: float, start: float = 0.0) -> None:
+        self._interval = interval
+        self._next = self._after(start)
+
+    def _after(self, count: float) -> float:
+        return (math.floor(count / self._interval) + 1) * self._interval
+
+    def __call__(self, count: float) -> bool:
+        if count < self._next:
+            return False
+        self._next = self._after(count)
+        return True
