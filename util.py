@@ -3,7 +3,7 @@
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 
@@ -42,6 +42,15 @@ def atomic_write(path: Path, content: bytes) -> None:
     finally:
         temporary.unlink(missing_ok=True)
     fsync_folder(path.parent)
+
+
+def append_row(path: Path, values: Mapping[str, object]) -> None:
+    """Appends a csv row in one write, the column names before the first one."""
+    fresh = not path.exists() or path.stat().st_size == 0
+    lines = [list(values)] if fresh else []
+    lines.append([str(value) for value in values.values()])
+    with open(path, "a") as file:
+        file.write("".join(",".join(line) + "\n" for line in lines))
 
 
 def wait_until(

@@ -1,0 +1,327 @@
+"""Interactors, which gather transitions, and evaluators, which record scores.
+
+Both use the policy in NumPy and never import TensorFlow: it would cost each process
+half a gigabyte, and it cannot live beside MuJoCo's renderer.
+"""
+
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import portalocker
+
+import checkpoint
+from envwrap import make_env
+from policy import Policy, random_actions
+from process import Context
+from replay import Batch, ReplayBuffer
+from schema import Config
+from status import (
+    FINAL_EPISODES,
+    LAUNCHER,
+    VALUERL,
+    WORLDMODEL,
+    Board,
+)
+from util import wait_until
+
+MAX_LINE = 256  # bytes; a row is shorter
+CSV_HEADER = b"hours,epochs,frames,score\n"
+VECTOR_STEPS_AHEAD = 2
+
+
+def frame_limit(config: Config, board: Board) -> float:
+    """How many frames there may be now (SPEC section 2, pacing).
+
+    frames <= frames_before_learning + frames_per_update * updates + 2 vector steps
+
+    for each learner that paces (`frames_per_update` not false); and no vector step
+    begins at `total_frames` or later.
+    """
+    step = config.agent_config.batch_size
+    limit = math.inf
+    if config.total_frames is not None:
+        limit = config.total_frames + step - 1
+    for name, settings in (
+        (VALUERL, config.policy_config),
+        (WORLDMODEL, config.world_model_config),
+    ):
+        if settings is not None and settings.frames_per_update is not False:
+            paced = settings.frames_per_update * int(board[name]["updates"])
+            ahead = VECTOR_STEPS_AHEAD * step
+            limit = min(limit, settings.frames_before_learning + paced + ahead)
+    return limit
+
+
+class PolicyReader:
+    """The newest published policy; the file is read only when it has changed."""
+
+    def __init__(self, context: Context) -> None:
+        self._path = context.run.folders.policy
+        self._sizes = context.run.obs_dim, context.run.action_dim
+        self._stamp: object = None
+        self.policy: Policy | None = None
+
+    def refresh(self) -> Policy | None:
+        """Takes up a newly published policy; returns the newest, None before any."""
+        stamp = checkpoint.stamp(self._path)
+        if stamp is not None and stamp != self._stamp:
+            self.policy = Policy(checkpoint.load(self._path), *self._sizes)
+            self._stamp = stamp
+        return self.policy
+
+
+# -- interactors -------------------------------------------------------------------
+
+
+def interact(context: Context) -> None:
+    """An interactor's main function: steps environments, appends to the replay."""
+    config = context.run.config
+    agent = config.agent_config
+    board, row = context.board, context.board[context.name]
+    rng = np.random.default_rng(context.seed)
+    replay = ReplayBuffer.open(context.run.folders.replay, writable=True)
+    reader = PolicyReader(context)
+
+    def beat() -> None:
+        row["heartbeat"] = time.monotonic()
+
+    envs, obs = [], []
+    for _ in range(agent.batch_size):
+        envs.append(make_env(config.env))
+        obs.append(envs[-1].reset(seed=int(rng.integers(2**31)))[0])
+        beat()
+    obs = np.stack(obs)
+    steps = 0
+
+    def room() -> bool:
+        beat()
+        allowed = frame_limit(config, board)
+        return context.stop() or replay.frames + agent.batch_size <= allowed
+
+    while not context.stop():
+        wait_until(room)
+        if context.stop():
+            break
+        if steps % agent.reload_every_n == 0:
+            reader.refresh()
+        steps += 1
+        if reader.policy is None or replay.frames < agent.full_random_n:
+            action = random_actions(agent.batch_size, context.run.action_dim, rng)
+        else:
+            action = reader.policy.explore(
+                obs, config.policy_config.explore_chance, rng
+            )
+        transitions, obs = step_all(envs, obs, action, beat)
+        # Another interactor may have used the room up: the limit is checked again
+        # under the lock.
+        while not replay.append(transitions, frame_limit(config, board)):
+            wait_until(room)
+            if context.stop():
+                return
+
+
+def step_all(
+    envs: list, obs: np.ndarray, action: np.ndarray, beat: Callable[[], None]
+) -> tuple[Batch, np.ndarray]:
+    """One step of every environment; those whose episode ended start a new one.
+
+    A cut episode is no termination: `terminated` is the environment's own.
+
+    Args:
+        envs: B environments.
+        obs: their observations, [B, O].
+        action: [B, A] in [-1, 1].
+        beat: called after each environment's step, to show that the process lives.
+
+    Returns:
+        (the B transitions, the observations to go on from, [B, O]).
+    """
+    rewards, next_obs, terminated, going_on = [], [], [], []
+    for env, one_action in zip(envs, action, strict=True):
+        after, reward, ended, cut, _ = env.step(one_action)
+        next_obs.append(after)
+        rewards.append(reward)
+        terminated.append(ended)
+        going_on.append(env.reset()[0] if ended or cut else after)
+        beat()
+    batch = Batch(
+        obs=obs.astype(np.float32),
+        action=action,
+        reward=np.asarray(rewards, np.float32),
+        next_obs=np.asarray(next_obs, np.float32),
+        terminated=np.asarray(terminated, np.float32),
+    )
+    return batch, np.stack(going_on)
+
+
+# -- evaluators --------------------------------------------------------------------
+
+
+def evaluate(context: Context) -> None:
+    """An evaluator's main function: whole episodes with the greedy policy."""
+    Evaluator(context).run()
+
+
+class Evaluator:
+    """Runs episodes for each published policy and records their scores.
+
+    `episodes_per_policy` episodes of a policy, then it waits for a newer one (0:
+    without end); at the end of a run with a limit, `final_episodes` of the last one.
+    """
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        config = context.run.config
+        self._settings = config.evaluator_config
+        self._final_episodes = config.final_episodes
+        self._row = context.board[context.name]
+        self._reader = PolicyReader(context)
+        self._rng = np.random.default_rng(context.seed)
+        self._envs = [make_env(config.env) for _ in range(self._settings.batch_size)]
+        for env in self._envs:
+            env.reset(seed=int(self._rng.integers(2**31)))
+        self._scores = ScoreFile(context.run.folders.scores, self._row)
+        self._scores.settle()
+
+    def run(self) -> None:
+        """Evaluates until asked to stop, or until the final episodes are done."""
+        while not self._stopping():
+            final = self._is_final()
+            policy = self._reader.refresh()
+            missing = self._missing(policy, final)
+            if missing == 0 and final:
+                self._row["random_score"] = self._random_score()
+                return
+            if missing:
+                self._run_episodes(policy, missing, final)
+            else:
+                wait_until(lambda: self._stopping() or self._has_work())
+
+    def _is_final(self) -> bool:
+        return int(self._context.board[LAUNCHER]["phase"]) == FINAL_EPISODES
+
+    def _stopping(self) -> bool:
+        self._row["heartbeat"] = time.monotonic()
+        return self._context.stop()
+
+    def _has_work(self) -> bool:
+        return self._is_final() or self._missing(self._reader.refresh(), False) > 0
+
+    def _missing(self, policy: Policy | None, final: bool) -> int:
+        """How many episodes of this policy are still to be run."""
+        if policy is None:
+            return 0
+        if not final and self._settings.episodes_per_policy == 0:
+            return len(self._envs)
+        wanted = self._final_episodes if final else self._settings.episodes_per_policy
+        counter = "final_episodes" if final else "episodes"
+        done = int(self._row[counter]) if self._row["epoch"] == policy.epoch else 0
+        return max(0, wanted - done)
+
+    def _random_score(self) -> float:
+        """Mean score of `final_episodes` episodes with uniformly random actions.
+
+        NaN where the run has no final episodes, or was stopped meanwhile.
+        """
+        env = self._envs[0]
+        scores = []
+        for _ in range(self._final_episodes):
+            env.reset()
+            score, over = 0.0, False
+            while not over:
+                if self._stopping():
+                    return math.nan
+                action = random_actions(1, self._context.run.action_dim, self._rng)
+                _, reward, terminated, truncated, _ = env.step(action[0])
+                score += float(reward)
+                over = terminated or truncated
+            scores.append(score)
+        return float(np.mean(scores)) if scores else math.nan
+
+    def _run_episodes(self, policy: Policy, count: int, final: bool) -> None:
+        """One episode in each of up to `count` environments, side by side."""
+        envs = self._envs[:count]
+        obs = [env.reset()[0] for env in envs]
+        scores = [0.0] * len(envs)
+        running = list(range(len(envs)))
+        while running:
+            if self._stopping():
+                return
+            actions = policy.greedy(np.stack([obs[i] for i in running]))
+            for i, action in zip(list(running), actions, strict=True):
+                obs[i], reward, terminated, truncated, _ = envs[i].step(action)
+                scores[i] += float(reward)
+                if terminated or truncated:
+                    running.remove(i)
+                    self._scores.record(policy, scores[i], final)
+
+
+class ScoreFile:
+    """The scores' csv, written by all evaluators, each row once (SPEC section 9).
+
+    Before it appends, an evaluator notes on the status board which row it is about to
+    write and where. If it is killed on the way, its successor sees by that whether
+    the row is there, so that no episode is recorded twice.
+    """
+
+    def __init__(self, path: Path, row: np.void) -> None:
+        self._path = path
+        self._row = row
+
+    def record(self, policy: Policy, score: float, final: bool) -> None:
+        """Appends one finished episode and counts it."""
+        line = f"{policy.hours:.6f},{policy.epoch},{policy.frames},{score!r}\n".encode()
+        row = self._row
+        with self._opened() as file:
+            self._cut_torn_line(file)
+            if file.seek(0, os.SEEK_END) == 0:
+                file.write(CSV_HEADER)
+            if row["epoch"] != policy.epoch:
+                row["epoch"], row["episodes"], row["final_episodes"] = (
+                    policy.epoch,
+                    0,
+                    0,
+                )
+            row["pending"], row["phase"] = line, final
+            row["offset"] = file.tell()
+            file.write(line)
+            self._count(final)
+
+    def settle(self) -> None:
+        """Counts the row that a predecessor was killed over, if it is there."""
+        row = self._row
+        if int(row["offset"]) < 0:
+            return
+        with self._opened() as file:
+            self._cut_torn_line(file)
+            line = bytes(row["pending"])
+            file.seek(int(row["offset"]))
+            if file.read(len(line)) == line:
+                self._count(bool(row["phase"]))
+            row["offset"] = -1
+
+    @staticmethod
+    def _cut_torn_line(file: BinaryIO) -> None:
+        """Cuts a part of a line at the end: under the lock, its writer is dead."""
+        end = file.seek(0, os.SEEK_END)
+        file.seek(max(0, end - MAX_LINE))
+        tail = file.read()
+        if tail and not tail.endswith(b"\n"):
+            file.truncate(end - len(tail) + tail.rfind(b"\n") + 1)
+
+    def _count(self, final: bool) -> None:
+        self._row["final_episodes" if final else "episodes"] += 1
+        self._row["offset"] = -1
+
+    @contextmanager
+    def _opened(self) -> Iterator[BinaryIO]:
+        """The file, locked against the other evaluators until it is closed."""
+        with open(self._path, "ab+", buffering=0) as file:
+            portalocker.lock(file, portalocker.LockFlags.EXCLUSIVE)
+            yield file

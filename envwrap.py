@@ -1,0 +1,330 @@
+"""Environments as the agents see them: flat observations, actions in [-1, 1]^A.
+
+`make_env` accepts the paper's names, whose physics lives in `classic_envs`, any id
+registered with gymnasium, and the old `-v2` / `-v3` MuJoCo ids where gym and
+mujoco-py are installed. Whatever the user can get wrong is a one-line `UserError`.
+
+Rewards come as the environment gives them: `reward_scale` is the learners' business,
+and a score is the plain sum of rewards (SPEC section 9).
+"""
+
+import difflib
+import importlib
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from gymnasium.wrappers import FlattenObservation
+
+import classic_envs
+from util import UserError
+
+if TYPE_CHECKING:
+    from schema import Environment
+
+# The MuJoCo ids that gym registered with mujoco-py and gymnasium no longer makes.
+MUJOCO_PY_ID = re.compile(
+    r"(Ant|HalfCheetah|Hopper|Humanoid|Swimmer|Walker2d)-v[23]"
+    r"|(HumanoidStandup|InvertedDoublePendulum|InvertedPendulum|Pusher|Reacher"
+    r"|Striker|Thrower)-v2"
+)
+# From this many dimensions on a box of floats is an image, and no net here sees images.
+IMAGE_DIMENSIONS = 3
+
+
+@dataclass(frozen=True)
+class EnvSpec:
+    """Sizes of an environment: lengths of its observation and of its action."""
+
+    obs_dim: int
+    action_dim: int
+
+
+def make_env(env_config: "Environment") -> gymnasium.Env:
+    """Makes the environment that the section `env` of a configuration describes.
+
+    Observations are flat float arrays in the simulator's precision. An action is an
+    array in [-1, 1]^A. An episode is `truncated` at `max_frames`, or earlier where the
+    environment says so; `terminated` is the environment's own.
+
+    Raises:
+        UserError: the environment cannot be had or cannot be used; one line.
+    """
+    return adapt(_raw_env(env_config), env_config)
+
+
+def measure(env_config: "Environment") -> EnvSpec:
+    """The sizes of an environment, read from the environment itself.
+
+    Raises:
+        UserError: as `make_env`; the configuration's `obs_dims` and `action_dim` are
+            compared with the sizes where they are given.
+    """
+    env = make_env(env_config)
+    try:
+        return _sizes(env)
+    finally:
+        env.close()
+
+
+def adapt(env: gymnasium.Env, env_config: "Environment") -> gymnasium.Env:
+    """Puts an environment behind the interface of `make_env`.
+
+    Raises:
+        UserError: its spaces are not ours, or not those of the configuration; the
+            environment is closed then.
+    """
+    try:
+        _check_observation_space(env.observation_space, env_config.name)
+        _check_action_space(env.action_space, env_config)
+        env = FlattenObservation(env)
+        env = AgentActions(env, rescale=env_config.rescale_actions)
+        env = EpisodeClock(env, env_config.max_frames)
+        _check_sizes(_sizes(env), env_config)
+    except UserError:
+        env.close()
+        raise
+    return env
+
+
+class AgentActions(gymnasium.ActionWrapper):
+    """Turns the agent's [-1, 1]^A into the environment's box.
+
+    Args:
+        rescale: True maps -1 to the box's lower bound and 1 to its upper one; False
+            passes the action as it is. Both clip the result to the box.
+    """
+
+    def __init__(self, env: gymnasium.Env, rescale: bool) -> None:
+        super().__init__(env)
+        self._box = env.action_space
+        self._rescale = rescale
+        size = int(np.prod(self._box.shape, dtype=int))
+        self.action_space = spaces.Box(-1.0, 1.0, (size,), np.float32)
+
+    def action(self, action: np.ndarray) -> np.ndarray:
+        low, high = self._box.low, self._box.high
+        # [A] -> the box's own shape
+        action = np.reshape(np.asarray(action, np.float64), self._box.shape)
+        if self._rescale:
+            # In float64: the bounds are often float32, whose difference rounds.
+            low, high = low.astype(np.float64), high.astype(np.float64)
+            action = low + (action + 1.0) * 0.5 * (high - low)
+        return np.clip(action, self._box.low, self._box.high).astype(self._box.dtype)
+
+
+class EpisodeClock(gymnasium.Wrapper):
+    """Cuts an episode after `max_frames` steps; a cut is never a termination."""
+
+    def __init__(self, env: gymnasium.Env, max_frames: int) -> None:
+        super().__init__(env)
+        self._max_frames = max_frames
+        self._frames = 0
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        self._frames = 0
+        return self.env.reset(seed=seed, options=options)
+
+    def step(
+        self, action: np.ndarray
+    ) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        self._frames += 1
+        truncated = bool(truncated) or self._frames >= self._max_frames
+        return obs, float(reward), bool(terminated), truncated, info
+
+
+def _raw_env(env_config: "Environment") -> gymnasium.Env:
+    """The environment with its own spaces, wherever it comes from."""
+    name = env_config.name
+    _import_module(env_config)
+    if env_config.inertia == "2.1" and name not in classic_envs.MUJOCO:
+        raise UserError(
+            f"env.inertia 2.1: known for {', '.join(classic_envs.MUJOCO)} only, not "
+            f"for {name}; remove the key"
+        )
+    if name in classic_envs.MUJOCO:
+        return _made(
+            env_config,
+            lambda: classic_envs.make_mujoco(
+                name, env_config.inertia or "2.1", env_config.make_kwargs
+            ),
+        )
+    if name in classic_envs.OTHERS:
+        make = classic_envs.OTHERS[name]
+        return _made(env_config, lambda: make(env_config.make_kwargs))
+    if MUJOCO_PY_ID.fullmatch(name):
+        return _made(env_config, lambda: _make_with_gym(name, env_config.make_kwargs))
+    return _made(
+        env_config,
+        # The passive checker repeats on every step what is checked once here.
+        lambda: gymnasium.make(
+            name, **{"disable_env_checker": True, **env_config.make_kwargs}
+        ),
+    )
+
+
+def _import_module(env_config: "Environment") -> None:
+    if env_config.module is None:
+        return
+    try:
+        importlib.import_module(env_config.module)
+    except Exception as error:
+        raise UserError(
+            f"env.module {env_config.module}: cannot be imported "
+            f"({_one_line(error)}); install it or put its folder on PYTHONPATH"
+        ) from error
+
+
+def _made(
+    env_config: "Environment", make: Callable[[], gymnasium.Env]
+) -> gymnasium.Env:
+    """Calls `make`; what goes wrong there becomes one line that says what to do."""
+    name = env_config.name
+    try:
+        return make()
+    except UserError:
+        raise
+    except gymnasium.error.DependencyNotInstalled as error:
+        raise UserError(
+            f"env.name {name}: a package is missing ({_one_line(error)})"
+        ) from error
+    except (gymnasium.error.UnregisteredEnv, gymnasium.error.DeprecatedEnv) as error:
+        raise UserError(
+            f"env.name {name}: no such environment; nearest known: {_nearest(name)}; a "
+            "package that registers it on import is named in env.module"
+        ) from error
+    except ImportError as error:
+        raise UserError(
+            f"env.name {name}: a package is missing ({_one_line(error)}); install it"
+        ) from error
+    except Exception as error:
+        raise UserError(
+            f"env.name {name} with env.make_kwargs {env_config.make_kwargs}: cannot be "
+            f"made ({_one_line(error)}); correct env.make_kwargs"
+        ) from error
+
+
+def _nearest(name: str) -> str:
+    known = [*classic_envs.MUJOCO, *classic_envs.OTHERS, *gymnasium.registry]
+    lower = {identifier.lower(): identifier for identifier in known}
+    # Upper and lower case are often all that is wrong.
+    close = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.0)
+    return lower[close[0]]
+
+
+def _one_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def _make_with_gym(name: str, make_kwargs: dict[str, Any]) -> gymnasium.Env:
+    """An old MuJoCo id, through gym >= 0.26 and mujoco-py."""
+    try:
+        gym = importlib.import_module("gym")
+        importlib.import_module("mujoco_py")
+    except Exception as error:  # mujoco-py raises bare Exceptions without its engine
+        new_name = f"{name.rsplit('-', 1)[0]}-v5"
+        nearest = f"{name.rsplit('-', 1)[0]}-v1"
+        if nearest not in classic_envs.MUJOCO:
+            nearest = new_name
+        raise UserError(
+            f"env.name {name}: needs gym 0.26.2 and mujoco-py with MuJoCo 2.1 (README, "
+            f"the old engine; {_one_line(error)}); install them or name {nearest}"
+        ) from error
+    return GymAdapter(gym.make(name, disable_env_checker=True, **make_kwargs))
+
+
+class GymAdapter(gymnasium.Env):
+    """An environment of gym >= 0.26 as one of gymnasium: the spaces are translated."""
+
+    def __init__(self, env: Any) -> None:
+        self._env = env
+        self.observation_space = _translated_box(env.observation_space)
+        self.action_space = _translated_box(env.action_space)
+        self.metadata = dict(env.metadata)
+        self.render_mode = getattr(env, "render_mode", None)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        return self._env.reset(seed=seed, options=options)
+
+    def step(
+        self, action: np.ndarray
+    ) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        return self._env.step(action)
+
+    def render(self) -> Any:
+        return self._env.render()
+
+    def close(self) -> None:
+        self._env.close()
+
+
+def _translated_box(space: Any) -> spaces.Box:
+    return spaces.Box(space.low, space.high, space.shape, space.dtype.type)
+
+
+def _check_observation_space(space: spaces.Space, name: str) -> None:
+    """Raises unless all leaves of the space are boxes of floats, and no images."""
+    if isinstance(space, spaces.Dict | spaces.Tuple):
+        leaves = space.values() if isinstance(space, spaces.Dict) else space
+        for leaf in leaves:
+            _check_observation_space(leaf, name)
+        return
+    if not isinstance(space, spaces.Box):
+        raise UserError(
+            f"env.name {name}: observation {space}; only boxes of floats can be learnt "
+            "from, choose another environment"
+        )
+    if len(space.shape) >= IMAGE_DIMENSIONS or space.dtype == np.uint8:
+        raise UserError(
+            f"env.name {name}: observes images {space.shape} {space.dtype}; choose an "
+            "environment that observes a vector of floats"
+        )
+    if not np.issubdtype(space.dtype, np.floating):
+        raise UserError(
+            f"env.name {name}: observes {space.dtype} numbers; only floats can be "
+            "learnt from, choose another environment"
+        )
+
+
+def _check_action_space(space: spaces.Space, env_config: "Environment") -> None:
+    name = env_config.name
+    if not isinstance(space, spaces.Box) or not np.issubdtype(space.dtype, np.floating):
+        raise UserError(
+            f"env.name {name}: actions {space}; only continuous actions (one box of "
+            "floats) can be learnt, choose another environment"
+        )
+    bounded = np.all(np.isfinite(space.low)) and np.all(np.isfinite(space.high))
+    if env_config.rescale_actions and not bounded:
+        raise UserError(
+            f"env.rescale_actions: the actions of {name} have an infinite bound; set "
+            "it to false"
+        )
+
+
+def _sizes(env: gymnasium.Env) -> EnvSpec:
+    return EnvSpec(env.observation_space.shape[0], env.action_space.shape[0])
+
+
+def _check_sizes(sizes: EnvSpec, env_config: "Environment") -> None:
+    stated = env_config.obs_dims
+    if stated is not None and list(stated) != [sizes.obs_dim]:
+        raise UserError(
+            f"env.obs_dims is {list(stated)} but {env_config.name} observes "
+            f"[{sizes.obs_dim}]; correct the key or remove it"
+        )
+    stated = env_config.action_dim
+    if stated is not None and stated != sizes.action_dim:
+        raise UserError(
+            f"env.action_dim is {stated} but {env_config.name} takes "
+            f"{sizes.action_dim}; correct the key or remove it"
+        )

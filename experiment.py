@@ -1,0 +1,390 @@
+"""One experiment's folder: its layout, who may use it, and how a launch opens it."""
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import portalocker
+
+import checkpoint
+from configuration import changed_keys
+from replay import DATA_NAME, ReplayBuffer
+from schema import Config
+from status import Board, process_names
+from util import UserError, atomic_write
+
+PACKAGES = ("tensorflow", "gymnasium", "mujoco", "numpy", "safetensors", "portalocker")
+CHILDREN_PATIENCE = 15.0  # seconds that a killed launch's processes get to end
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Where everything of one experiment lies (SPEC section 9)."""
+
+    root: Path
+    log: Path
+    checkpoints: Path
+    experiment: str
+
+    @classmethod
+    def of(cls, config: Config, experiment: str) -> "Folders":
+        root = Path(config.output_root) / config.environment_folder / experiment
+        return cls(
+            root, root / config.log_path, root / config.save_model_path, experiment
+        )
+
+    @property
+    def hyperparameters(self) -> Path:
+        return self.log / "hps.json"
+
+    @property
+    def run(self) -> Path:
+        return self.log / "run.json"
+
+    @property
+    def scores(self) -> Path:
+        return self.log / f"{self.experiment}.greedy.csv"
+
+    @property
+    def board(self) -> Path:
+        return self.log / "status.bin"
+
+    @property
+    def policy(self) -> Path:
+        """The policy that interactors and evaluators use."""
+        return self.checkpoints / "policy.safetensors"
+
+    @property
+    def replay(self) -> Path:
+        return self.checkpoints / "replay"
+
+    def learner_log(self, learner: str) -> Path:
+        return self.log / f"{learner}.log"
+
+    def process_output(self, process: str) -> Path:
+        """What a child process prints; its traceback, if it fails."""
+        return self.log / "processes" / f"{process}.txt"
+
+    def state(self, learner: str) -> Path:
+        """A learner's newest state; the value learner loads world models from it."""
+        return self.checkpoints / f"{learner}.safetensors"
+
+    def numbered_state(self, learner: str, updates: int) -> Path:
+        return self.checkpoints / f"{learner}-{updates}.safetensors"
+
+    def numbered_replay(self, updates: int) -> Path:
+        return self.checkpoints / f"replay-{updates}"
+
+    def lock(self, kind: str) -> Path:
+        """Beside the folder, so that it stays in place when the folder is moved."""
+        return self.root.with_name(f".{self.experiment}.{kind}.lock")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What every process of a run is given.
+
+    Attributes:
+        config: the checked configuration.
+        folders: where everything lies.
+        obs_dim: O, as measured on the environment.
+        action_dim: A.
+        launch: 0 for the first start, then one more for each resume.
+        cpu_learners: whether the learners compute on the CPU.
+    """
+
+    config: Config
+    folders: Folders
+    obs_dim: int
+    action_dim: int
+    launch: int
+    cpu_learners: bool
+
+
+def derive_seed(config: Config, process: str, launch: int, restart: int) -> int:
+    """A distinct seed for each process, and for each time that it is started."""
+    index = process_names(config).index(process)
+    sequence = np.random.SeedSequence(config.seed, spawn_key=(index, launch, restart))
+    return int(sequence.generate_state(1)[0])
+
+
+@contextmanager
+def claimed(folders: Folders) -> Iterator[None]:
+    """Holds the experiment's folder: no second launch gets it at the same time.
+
+    The lock is the kernel's: it is free as soon as its holder is gone, however it
+    went. Processes that outlive a killed launcher for a moment hold a shared lock of
+    their own, which is waited for.
+
+    Raises:
+        UserError: another launch has the folder.
+    """
+    try:
+        folders.root.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot create {folders.root.parent}: {error.strerror}"
+        ) from None
+    exclusive = portalocker.LOCK_EX | portalocker.LOCK_NB
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(
+                portalocker.Lock(folders.lock("run"), "a", timeout=0, flags=exclusive)
+            )
+        except portalocker.LockException:
+            raise UserError(
+                f"{folders.root} is in use by another launch; stop that one first, "
+                "or give this one another --name"
+            ) from None
+        try:
+            with portalocker.Lock(
+                folders.lock("processes"),
+                "a",
+                timeout=CHILDREN_PATIENCE,
+                flags=exclusive,
+            ):
+                pass
+        except portalocker.LockException:
+            raise UserError(
+                f"processes of an earlier launch still use {folders.root}; end them"
+            ) from None
+        yield
+
+
+@contextmanager
+def present(folders: Folders) -> Iterator[None]:
+    """Held by each child for as long as it lives; see `claimed`."""
+    shared = portalocker.LOCK_SH | portalocker.LOCK_NB
+    with portalocker.Lock(folders.lock("processes"), "a", timeout=5, flags=shared):
+        yield
+
+
+def has_output(folders: Folders) -> bool:
+    return folders.hyperparameters.exists()
+
+
+def check_mode(folders: Folders, merged: dict[str, Any], mode: str) -> None:
+    """Refuses a start that does not say what is meant with what is there.
+
+    Args:
+        folders: the experiment's.
+        merged: the configuration of this launch.
+        mode: "fresh", "resume" or "overwrite".
+
+    Raises:
+        UserError: output without --resume / --overwrite, --resume without output, or
+            a resume with another configuration, whose keys are named.
+    """
+    if mode == "fresh" and has_output(folders):
+        raise UserError(
+            f"{folders.root} holds output of an earlier run: --resume goes on with it, "
+            "--overwrite puts it aside and starts anew, --name NAME keeps both"
+        )
+    if mode != "resume":
+        return
+    if not has_output(folders):
+        raise UserError(
+            f"{folders.root} holds nothing to resume; start it without --resume"
+        )
+    try:
+        earlier = json.loads(folders.hyperparameters.read_text())
+    except ValueError:
+        raise UserError(f"{folders.hyperparameters} is not valid JSON") from None
+    changed = changed_keys(earlier, merged)
+    if changed:
+        raise UserError(
+            f"the configuration differs from that of the run in {folders.root}: "
+            f"{', '.join(changed)}; give the run's values, or another --name"
+        )
+
+
+def put_aside(folders: Folders) -> Path:
+    """Renames the experiment's folder, so that nothing in it is lost."""
+    number = 1
+    while (
+        aside := folders.root.with_name(f"{folders.root.name}.old{number}")
+    ).exists():
+        number += 1
+    folders.root.rename(aside)
+    return aside
+
+
+def restore(folders: Folders, aside: Path, updates: int, config: Config) -> None:
+    """Builds the folder anew from a numbered checkpoint of the one put aside.
+
+    Copies the learners' states, the replay as far as it went then, the scores and the
+    logs up to that point; what came later stays in `aside` alone.
+
+    Raises:
+        UserError: that checkpoint is not complete there; the message lists those that
+            are. Nothing has been changed then but for the folder's name.
+    """
+    old = Folders(
+        aside,
+        aside / config.log_path,
+        aside / config.save_model_path,
+        folders.experiment,
+    )
+    learners = learner_names(config)
+    states = {
+        name: checkpoint.load(old.numbered_state(name, updates)) for name in learners
+    }
+    frames = max(int(state.metadata["frames"]) for state in states.values())
+    folders.checkpoints.mkdir(parents=True)
+    folders.log.mkdir(parents=True, exist_ok=True)
+    for name, state in states.items():
+        checkpoint.publish(folders.state(name), state.tensors, state.metadata)
+    source = old.numbered_replay(updates)
+    with_replay = ReplayBuffer.open(source if source.exists() else old.replay)
+    with_replay.copy_to(folders.replay, frames)
+    with_replay.close()
+    epoch = int(states["valuerl"].metadata["epoch"])
+    _copy_rows(old.scores, folders.scores, "epochs", epoch)
+    for name, state in states.items():
+        _copy_rows(
+            old.learner_log(name),
+            folders.learner_log(name),
+            "updates",
+            int(state.metadata["updates"]),
+        )
+    shutil.copy2(old.run, folders.run)
+    shutil.copy2(old.hyperparameters, folders.hyperparameters)
+
+
+def numbered_checkpoints(folders: Folders, config: Config) -> list[int]:
+    """The update counts of which all learners have a numbered checkpoint."""
+    complete: set[int] | None = None
+    for name in learner_names(config):
+        found = {
+            int(number)
+            for path in folders.checkpoints.glob(f"{name}-*.safetensors")
+            if (number := path.stem.removeprefix(f"{name}-")).isdecimal()
+        }
+        complete = found if complete is None else complete & found
+    return sorted(complete or ())
+
+
+def _copy_rows(source: Path, target: Path, column: str, last: int) -> None:
+    """Copies a csv up to the row in which `column` passes `last`."""
+    if not source.exists():
+        return
+    header, *rows = source.read_text().splitlines(keepends=True)
+    position = header.strip().split(",").index(column)
+    kept = [row for row in rows if float(row.split(",")[position]) <= last]
+    atomic_write(target, "".join([header, *kept]).encode())
+
+
+def learner_names(config: Config) -> list[str]:
+    return ["valuerl", "worldmodel"] if config.has_model else ["valuerl"]
+
+
+def open_output(
+    folders: Folders, config: Config, obs_dim: int, action_dim: int
+) -> list[str]:
+    """Creates what is missing, checks and mends what is there; needs `claimed`.
+
+    Returns:
+        Lines for the user: rows of the replay buffer that were cut off.
+
+    Raises:
+        UserError: a folder cannot be created, or the replay buffer is damaged beyond
+            its tail.
+    """
+    notes = []
+    try:
+        for folder in (folders.checkpoints, folders.log / "processes"):
+            folder.mkdir(parents=True, exist_ok=True)
+            for leftover in folder.glob(".*.tmp"):
+                leftover.unlink()
+        if (folders.replay / DATA_NAME).exists():
+            replay = ReplayBuffer.open(folders.replay, writable=True)
+            lost = replay.recover()
+            if lost:
+                notes.append(
+                    f"replay buffer: cut {lost} damaged transitions off its end; "
+                    f"{replay.frames} remain"
+                )
+        else:
+            replay = ReplayBuffer.create(
+                folders.replay, obs_dim, action_dim, config.replay_capacity
+            )
+        replay.close()
+        Board.create(folders.board, config)
+    except OSError as error:
+        raise UserError(
+            f"cannot write to {error.filename or folders.root}: {error.strerror}"
+        ) from None
+    return notes
+
+
+def start_record(
+    config: Config, launch: int, devices: dict[str, str], resumed: bool
+) -> dict[str, Any]:
+    """What `run.json` says of one start."""
+    return {
+        "time": now(),
+        "resumed": resumed,
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "host": platform.node(),
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in PACKAGES},
+        "commit": _commit(),
+        "devices": devices,
+        "seeds": {
+            name: derive_seed(config, name, launch, 0) for name in process_names(config)
+        },
+    }
+
+
+def read_run(folders: Folders) -> dict[str, Any]:
+    """run.json; for a run that has none yet, an empty one."""
+    if not folders.run.exists():
+        return {"experiment": folders.experiment, "starts": [], "finished": None}
+    try:
+        return json.loads(folders.run.read_text())
+    except ValueError:
+        raise UserError(f"{folders.run} is not valid JSON") from None
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    atomic_write(path, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def now() -> str:
+    """The time in UTC, to the second, ISO 8601."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """The commit of the program's checkout, "+" behind it where files differ."""
+    folder = Path(__file__).resolve().parent
+    if not (folder / ".git").exists() or shutil.which("git") is None:
+        return None
+    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
+    described = subprocess.run(
+        ["git", "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return described.stdout.strip() or None

@@ -1,0 +1,307 @@
+"""Trains a policy: python main.py CONFIG.json GPU_ID [--resume]
+
+Reads the configuration, lays out the experiment's folder, starts the learners,
+interactors and evaluators, and watches them until the run's limit or Ctrl-C.
+"""
+
+# No TensorFlow and no learner at the top: every child process imports this file again.
+import argparse
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from util import UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from configuration import LoadedConfig
+    from devices import Assignment
+    from display import Display, Progress
+    from envwrap import EnvSpec
+    from experiment import Folders, Run
+    from supervisor import Child, Outcome
+
+ONE_THREAD = dict.fromkeys(
+    ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"
+)
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Says what is wrong with the command line in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"main.py: {message} (main.py --help explains)\n")
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = OneLineParser(
+        prog="main.py", description="Trains a policy by STEVE or one of its relatives."
+    )
+    parser.add_argument("config", metavar="CONFIG.json", help="experiment file")
+    parser.add_argument(
+        "gpu_id",
+        metavar="GPU_ID",
+        help="GPU of the value learner, counted from 0 among those that are visible; "
+        'the next one gets the world model; or "cpu"',
+    )
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument(
+        "--resume", action="store_true", help="go on with an interrupted run"
+    )
+    how.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="start anew; the earlier output is renamed, not deleted",
+    )
+    how.add_argument(
+        "--resume-from",
+        type=int,
+        metavar="N",
+        help="go on from the numbered checkpoint of N updates; the present state of "
+        "the output is kept under another name",
+    )
+    parser.add_argument(
+        "--set",
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="replace values, such as policy_config.batch_size=128",
+    )
+    parser.add_argument("--name", help="the experiment's name; by default the file's")
+    parser.add_argument(
+        "--frames", type=int, metavar="N", help="stop after N environment frames"
+    )
+    parser.add_argument(
+        "--hours", type=float, metavar="H", help="stop after H hours of learning"
+    )
+    return parser.parse_args(arguments)
+
+
+def measure_environment(loaded: "LoadedConfig") -> "EnvSpec":
+    """Makes the environment once, in a process of its own, and reads its sizes.
+
+    Raises:
+        UserError: it cannot be made, or does not fit the configuration.
+    """
+    import envwrap
+
+    pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+    try:
+        return pool.submit(envwrap.measure, loaded.config.env).result()
+    except BrokenProcessPool:
+        raise UserError(
+            f"making the environment {loaded.config.env.name} ended its process; "
+            "make it once by itself to see why"
+        ) from None
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def plan_children(run: "Run", valuerl_gpu: str, worldmodel_gpu: str) -> "list[Child]":
+    """All processes of a run, with the environment variables that they start with."""
+    from devices import NO_GPU, VARIABLE
+    from status import VALUERL, WORLDMODEL, process_names
+    from supervisor import Child
+
+    gpus = {VALUERL: valuerl_gpu, WORLDMODEL: worldmodel_gpu}
+    mains = {
+        VALUERL: "valuerl_learner:main",
+        WORLDMODEL: "worldmodel_learner:main",
+        "interactor": "actors:interact",
+        "evaluator": "actors:evaluate",
+    }
+    children = []
+    for name in process_names(run.config)[1:]:  # the first is the launcher
+        is_learner = name in gpus
+        variables = {VARIABLE: gpus.get(name, NO_GPU)}
+        if is_learner:
+            # Two learners may share one GPU: take memory as it is needed.
+            variables |= {
+                "TF_FORCE_GPU_ALLOW_GROWTH": "true",
+                "TF_CPP_MIN_LOG_LEVEL": os.environ.get("TF_CPP_MIN_LOG_LEVEL", "2"),
+            }
+        else:
+            variables |= ONE_THREAD
+        kind = name.rstrip("0123456789")
+        children.append(Child(name, kind, mains[kind], variables))
+    return children
+
+
+def launch(arguments: argparse.Namespace) -> int:
+    """Checks everything, then opens the output and runs; returns the exit code.
+
+    Raises:
+        UserError: a mistake; nothing has been written if it shows before the start.
+    """
+    from rich.console import Console
+
+    import configuration
+    import devices
+    import experiment
+
+    loaded = configuration.load(
+        arguments.config,
+        overrides=arguments.set,
+        frames=arguments.frames,
+        hours=arguments.hours,
+    )
+    name = configuration.experiment_name(arguments.config, arguments.name)
+    config = loaded.config
+    assignment = devices.assign(
+        arguments.gpu_id, devices.visible_gpus(os.environ), config.has_model
+    )
+    folders = experiment.Folders.of(config, name)
+    mode = _mode(arguments)
+    experiment.check_mode(folders, loaded.merged, mode)
+    sizes = measure_environment(loaded)
+
+    console = Console(highlight=False)
+    with experiment.claimed(folders):
+        experiment.check_mode(folders, loaded.merged, mode)
+        record = experiment.read_run(folders) if mode == "resume" else None
+        if record and _is_finished(record, loaded):
+            console.print(f"{folders.root} is finished: nothing is left to do")
+            return 0
+        notes = [*loaded.notes, assignment.note]
+        notes += _prepare(arguments, loaded, folders, mode)
+        record = experiment.read_run(folders)
+        notes += experiment.open_output(
+            folders, config, sizes.obs_dim, sizes.action_dim
+        )
+        run = experiment.Run(
+            config=config,
+            folders=folders,
+            obs_dim=sizes.obs_dim,
+            action_dim=sizes.action_dim,
+            launch=len(record["starts"]),
+            cpu_learners=arguments.gpu_id == "cpu",
+        )
+        used = {
+            "valuerl": assignment.valuerl,
+            **({"worldmodel": assignment.worldmodel} if config.has_model else {}),
+        }
+        record["starts"].append(
+            experiment.start_record(config, run.launch, used, mode == "resume")
+        )
+        experiment.write_json(folders.hyperparameters, loaded.merged)
+        experiment.write_json(folders.run, record)
+        return _supervise(run, assignment, console, notes, record)
+
+
+def _mode(arguments: argparse.Namespace) -> str:
+    if arguments.resume or arguments.resume_from is not None:
+        return "resume"
+    return "overwrite" if arguments.overwrite else "fresh"
+
+
+def _is_finished(record: dict, loaded: "LoadedConfig") -> bool:
+    """Whether the run reached its limit, and the limit has not been raised since."""
+    limits = {key: loaded.merged[key] for key in ("total_frames", "total_hours")}
+    return bool(record["finished"]) and record["finished"]["limits"] == limits
+
+
+def _prepare(
+    arguments: argparse.Namespace,
+    loaded: "LoadedConfig",
+    folders: "Folders",
+    mode: str,
+) -> list[str]:
+    """Puts earlier output aside where that was asked for; returns notes."""
+    import experiment
+
+    if mode == "overwrite" and experiment.has_output(folders):
+        return [f"the earlier output is now {experiment.put_aside(folders)}"]
+    if arguments.resume_from is None:
+        return []
+    updates = arguments.resume_from
+    available = experiment.numbered_checkpoints(folders, loaded.config)
+    if updates not in available:
+        listed = ", ".join(map(str, available)) or "none"
+        raise UserError(
+            f"{folders.checkpoints} has no checkpoint of {updates} updates of all "
+            f"learners; there are: {listed}"
+        )
+    aside = experiment.put_aside(folders)
+    experiment.restore(folders, aside, updates, loaded.config)
+    return [f"going on from {updates} updates; the later state is now {aside}"]
+
+
+def _supervise(
+    run: "Run",
+    assignment: "Assignment",
+    console: "Console",
+    notes: list[str | None],
+    record: dict[str, Any],
+) -> int:
+    """Runs the processes and says how it ended."""
+    import experiment
+    from display import Display
+    from supervisor import Supervisor
+
+    display = Display(console, run.folders.experiment)
+    for note in notes:
+        if note:
+            display.note(note)
+    display.note(f"results go to {run.folders.root}")
+    children = plan_children(run, assignment.valuerl, assignment.worldmodel)
+    supervisor = Supervisor(run, children, display)
+    outcome = supervisor.run()
+    if outcome.finished:
+        record["finished"] = {
+            "time": experiment.now(),
+            "limits": {
+                "total_frames": run.config.total_frames,
+                "total_hours": run.config.total_hours,
+            },
+            "random_score": supervisor.progress.random_score(),
+        }
+        experiment.write_json(run.folders.run, record)
+    _report(outcome, run, supervisor.progress, display)
+    return outcome.code
+
+
+def _report(
+    outcome: "Outcome", run: "Run", progress: "Progress", display: "Display"
+) -> None:
+    """The last lines: what came out and where it is, or what went wrong."""
+    if outcome.error:
+        print(outcome.error, file=sys.stderr)
+        return
+    scores = [score for _, score in progress.scores()]
+    if scores:
+        random = progress.random_score()
+        display.note(
+            f"score of the last {len(scores)} evaluation episodes: "
+            f"{sum(scores) / len(scores):.1f} on average"
+            + (f"; a random policy scores {random:.1f}" if random is not None else "")
+        )
+    ending = "finished" if outcome.finished else "stopped; --resume goes on with it"
+    display.note(f"{ending}: {progress.frames:,} frames")
+    display.note(f"scores: {run.folders.scores}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns the exit code (SPEC section 12)."""
+    # Until the supervisor takes over, SIGTERM does what Ctrl-C does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    parsed = parse_arguments(arguments)
+    try:
+        return launch(parsed)
+    except UserError as error:
+        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped before the start", file=sys.stderr)
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,241 @@
+"""Feed-forward ensembles, the drawing of their members, and Adam in TF 1's form.
+
+Dimension letters: E members of an ensemble, K members that take part, R rows,
+B batch, I inputs, F outputs. A single net is an ensemble with E = 1.
+"""
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+import tensorflow as tf
+
+
+class Shares(NamedTuple):
+    """Which member of an ensemble trains on which row of a batch (SPEC section 4).
+
+    The rows, taken in `order`, are cut into K consecutive parts, one for each entry
+    of `members`; the first B mod K parts hold one row more than the others.
+
+    Attributes:
+        order: [B] int32, a permutation of the batch's rows.
+        members: [K] int32, the members that take part.
+    """
+
+    order: tf.Tensor
+    members: tf.Tensor
+
+
+def draw_members(
+    generator: tf.random.Generator, ensemble_size: int, count: int
+) -> tf.Tensor | None:
+    """Draws `count` different members, [K] int32; None stands for all of them."""
+    if count == ensemble_size:
+        return None
+    return tf.argsort(generator.uniform([ensemble_size]))[:count]
+
+
+def draw_shares(
+    generator: tf.random.Generator, batch_size: int, ensemble_size: int, count: int
+) -> Shares:
+    """Gives each row of a batch to one of `count` randomly drawn members.
+
+    The order of the members is random too, hence so are those that get the rows
+    that remain after an even division.
+    """
+    return Shares(
+        order=tf.argsort(generator.uniform([batch_size])),
+        members=tf.argsort(generator.uniform([ensemble_size]))[:count],
+    )
+
+
+def interleaved_shares(batch_size: int, count: int) -> Shares:
+    """Row i to member i mod `count`: the fixed choice of the reference vectors."""
+    rows = [row for member in range(count) for row in range(member, batch_size, count)]
+    return Shares(order=tf.constant(rows, tf.int32), members=tf.range(count))
+
+
+class FeedForward:
+    """An ensemble of ReLU nets with a linear last layer.
+
+    Args:
+        in_dim: I.
+        hidden_dim: width of all hidden layers.
+        out_dim: F.
+        layers: number of weight matrices, >= 1.
+        ensemble_size: E.
+        generator: draws the initial weights.
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        hidden_dim: int,
+        out_dim: int,
+        layers: int,
+        ensemble_size: int,
+        generator: tf.random.Generator,
+    ) -> None:
+        self.ensemble_size = ensemble_size
+        widths = [in_dim, *[hidden_dim] * (layers - 1), out_dim]
+        self.weights: list[tf.Variable] = []  # each [E, in, out]
+        self.biases: list[tf.Variable] = []  # each [E, out]
+        for i, (fan_in, fan_out) in enumerate(pairwise(widths)):
+            # Glorot uniform, but both fans times E: the 2018 release's initialiser
+            # took the member axis for a part of the fans, and the paper's curves
+            # were made with that (SPEC section 3).
+            limit = math.sqrt(6 / (ensemble_size * (fan_in + fan_out)))
+            shape = [ensemble_size, fan_in, fan_out]
+            self.weights.append(
+                tf.Variable(generator.uniform(shape, -limit, limit), name=f"w{i}")
+            )
+            self.biases.append(
+                tf.Variable(tf.zeros([ensemble_size, fan_out]), name=f"b{i}")
+            )
+
+    @property
+    def variables(self) -> list[tf.Variable]:
+        """Weights and biases, layer by layer."""
+        return [
+            v for layer in zip(self.weights, self.biases, strict=True) for v in layer
+        ]
+
+    def named_variables(self) -> dict[str, tf.Variable]:
+        """{"w0": [E, in, out], "b0": [E, out], "w1": ...}."""
+        named = {}
+        for i, (w, b) in enumerate(zip(self.weights, self.biases, strict=True)):
+            named[f"w{i}"], named[f"b{i}"] = w, b
+        return named
+
+    def __call__(self, x: tf.Tensor, members: tf.Tensor | None = None) -> tf.Tensor:
+        """Applies members to rows.
+
+        Args:
+            x: [K, R, I], each member's own rows, or [1, R, I], the same for all.
+            members: [K] int32; None: all, K = E.
+
+        Returns:
+            [K, R, F].
+        """
+        nets = self._unstack(members)
+        rows = tf.unstack(x) if x.shape[0] != 1 else [x[0]] * len(nets)
+        return tf.stack([_apply(n, r) for n, r in zip(nets, rows, strict=True)])
+
+    def by_share(self, x: tf.Tensor, shares: Shares) -> tf.Tensor:
+        """Applies to each row the one member that the row was given to.
+
+        Args:
+            x: [B, ..., I]; the axes between share the row's member.
+            shares: who gets which row.
+
+        Returns:
+            [B, ..., F], rows in the order of `x`.
+        """
+        nets = self._unstack(shares.members)
+        batch_size, *middle, in_dim = x.shape
+        small, larger = divmod(batch_size, len(nets))
+        sizes = [small + (k < larger) for k in range(len(nets))]
+        parts = tf.split(tf.gather(x, shares.order), sizes)
+        outputs = [
+            tf.reshape(_apply(net, tf.reshape(p, [-1, in_dim])), [size, *middle, -1])
+            for net, p, size in zip(nets, parts, sizes, strict=True)
+        ]
+        return tf.gather(
+            tf.concat(outputs, 0), tf.math.invert_permutation(shares.order)
+        )
+
+    def _unstack(
+        self, members: tf.Tensor | None
+    ) -> list[list[tuple[tf.Tensor, tf.Tensor]]]:
+        """The parameters of K members: K lists of (w [I, F], b [F]) per layer.
+
+        One product per member, and not one batched product over a member axis:
+        TensorFlow's batched product reaches less than half of the plain one's speed
+        on a CPU.
+        """
+
+        def chosen(variable: tf.Variable) -> list[tf.Tensor]:
+            if members is None or self.ensemble_size == 1:
+                return tf.unstack(variable)
+            return tf.unstack(tf.gather(variable, members))
+
+        weights = [chosen(w) for w in self.weights]
+        biases = [chosen(b) for b in self.biases]
+        layers = [
+            list(zip(w, b, strict=True)) for w, b in zip(weights, biases, strict=True)
+        ]
+        return [list(net) for net in zip(*layers, strict=True)]
+
+
+def _apply(net: list[tuple[tf.Tensor, tf.Tensor]], x: tf.Tensor) -> tf.Tensor:
+    """One net: [R, I] -> [R, F]."""
+    *hidden, (last_w, last_b) = net
+    for w, b in hidden:
+        x = tf.nn.relu(tf.nn.bias_add(tf.matmul(x, w), b))
+    return tf.nn.bias_add(tf.matmul(x, last_w), last_b)
+
+
+class Adam:
+    """Adam in the form of TensorFlow 1 (SPEC section 3).
+
+    m = b1 m + (1 - b1) g,  v = b2 v + (1 - b2) g^2
+    w -= rate sqrt(1 - b2^t) / (1 - b1^t) m / (sqrt(v) + epsilon)
+
+    The bias correction is in the step size, so epsilon meets the uncorrected root.
+    This calls the very kernel that TensorFlow 1's optimiser calls.
+    """
+
+    def __init__(
+        self,
+        variables: Sequence[tf.Variable],
+        learning_rate: float,
+        beta1: float = 0.9,
+        beta2: float = 0.999,
+        epsilon: float = 1e-8,
+    ) -> None:
+        self._variables = list(variables)
+        self._first = [tf.Variable(tf.zeros_like(v)) for v in self._variables]
+        self._second = [tf.Variable(tf.zeros_like(v)) for v in self._variables]
+        self._steps = tf.Variable(0, dtype=tf.int64)
+        self._learning_rate = learning_rate
+        self._beta1, self._beta2, self._epsilon = beta1, beta2, epsilon
+
+    def apply(self, gradients: Sequence[tf.Tensor]) -> None:
+        """One step on all variables, in the order in which they were given."""
+        step = tf.cast(self._steps.assign_add(1), tf.float32)
+        for variable, first, second, gradient in zip(
+            self._variables, self._first, self._second, gradients, strict=True
+        ):
+            tf.raw_ops.ResourceApplyAdam(
+                var=variable.handle,
+                m=first.handle,
+                v=second.handle,
+                beta1_power=tf.pow(self._beta1, step),
+                beta2_power=tf.pow(self._beta2, step),
+                lr=self._learning_rate,
+                beta1=self._beta1,
+                beta2=self._beta2,
+                epsilon=self._epsilon,
+                grad=tf.convert_to_tensor(gradient),
+            )
+
+    def named_variables(self) -> dict[str, tf.Variable]:
+        """{"m0": ..., "v0": ..., "m1": ..., "steps": []}: all that a resume needs."""
+        named = {"steps": self._steps}
+        for i, (first, second) in enumerate(
+            zip(self._first, self._second, strict=True)
+        ):
+            named[f"m{i}"], named[f"v{i}"] = first, second
+        return named
+
+
+def prefixed(
+    groups: dict[str, dict[str, tf.Variable]],
+) -> dict[str, tf.Variable]:
+    """{"policy": {"w0": v}} -> {"policy/w0": v}: names inside a checkpoint."""
+    return {
+        f"{group}/{name}": variable
+        for group, named in groups.items()
+        for name, variable in named.items()
+    }

@@ -1,0 +1,649 @@
+"""The replay buffer: one ring of transitions in a file, shared by processes.
+
+Interactors append, learners sample (SPEC section 2); nothing but the filesystem
+connects them. Storage only: no TensorFlow, no pacing rule, no process.
+
+`replay.bin` is a header page and then `capacity` rows. Frame f, the f-th
+transition ever appended, lies in row f mod capacity:
+
+    obs [O], next_obs [O], action [A], reward, terminated     float32
+    f                                                         uint64
+    CRC-32 of everything before it in the row                 uint32
+
+The header holds two counters that say what is in the ring. `frames` counts the
+transitions that are completely stored; `intent` is raised before rows are written
+and never falls:
+
+    append:  lock; intent = max(intent, frames + B); write rows; frames += B; unlock
+    live:    frames f with  max(0, intent - capacity) <= f < frames
+
+So the rows of a writer that dies on the way do not count, the rows that it may have
+overwritten do not count either, and whoever comes next simply goes on at `frames`.
+Readers take no lock. They copy rows out of a memory map and read `intent` again: a
+row that is still live then was whole when it was copied, any other is drawn anew.
+
+Appends exclude each other by a portalocker lock on `replay.lock`, which the kernel
+releases when its holder dies. Several processes may hold the buffer, each with its
+own object, opened after any fork. The folder must be on a local filesystem: readers
+rely on a memory map that shows what other processes wrote, in their order.
+"""
+
+import math
+import mmap
+import os
+import struct
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple, Self
+
+import numpy as np
+import portalocker
+
+from util import UserError, fsync_folder
+
+DATA_NAME = "replay.bin"
+LOCK_NAME = "replay.lock"
+MAGIC = b"STEVERPL"
+FORMAT_VERSION = 1
+
+HEADER_BYTES = 4096
+# magic, version, obs_dim, action_dim, row words, capacity; their CRC-32 follows
+FIXED_FIELDS = struct.Struct("<8sIIIIQ")
+CHECKSUM = struct.Struct("<I")
+COUNTERS = slice(64, 88)  # three uint64: 8-byte aligned, so each is stored at once
+INTENT, FRAMES, RESERVED = range(3)
+
+MAX_DIM = 1 << 20
+MAX_CAPACITY = 1 << 32
+TRAILER_WORDS = 3  # the frame number is two words, the checksum one
+CHUNK_BYTES = 16 << 20  # disk space reserved, and rows verified or copied, at once
+MAX_DRAWS = 1000
+
+
+class Batch(NamedTuple):
+    """B transitions (s, a, r, s', d), float32."""
+
+    obs: np.ndarray  # [B, O]
+    action: np.ndarray  # [B, A]
+    reward: np.ndarray  # [B]
+    next_obs: np.ndarray  # [B, O]
+    terminated: np.ndarray  # [B], 0 or 1
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """The fixed part of the header, and the sizes that follow from it."""
+
+    obs_dim: int
+    action_dim: int
+    capacity: int
+
+    def __post_init__(self) -> None:
+        for name, largest in (
+            ("obs_dim", MAX_DIM),
+            ("action_dim", MAX_DIM),
+            ("capacity", MAX_CAPACITY),
+        ):
+            value = getattr(self, name)
+            if not 1 <= value <= largest:
+                raise ValueError(f"{name} must be 1 to {largest}, not {value}")
+
+    @property
+    def row_words(self) -> int:
+        return 2 * self.obs_dim + self.action_dim + 2 + TRAILER_WORDS
+
+    @property
+    def row_bytes(self) -> int:
+        return 4 * self.row_words
+
+    @property
+    def file_bytes(self) -> int:
+        return HEADER_BYTES + self.capacity * self.row_bytes
+
+    @property
+    def chunk_rows(self) -> int:
+        return max(1, CHUNK_BYTES // self.row_bytes)
+
+    @property
+    def columns(self) -> dict[str, slice]:
+        """Where each field of a Batch lies in the float32 words of a row."""
+        columns, start = {}, 0
+        for name, width in (
+            ("obs", self.obs_dim),
+            ("next_obs", self.obs_dim),
+            ("action", self.action_dim),
+            ("reward", 1),
+            ("terminated", 1),
+        ):
+            columns[name] = slice(start, start + width)
+            start += width
+        return columns
+
+    def header(self, intent: int, frames: int) -> bytes:
+        """Returns the header page; no disk space counts as reserved yet."""
+        fixed = FIXED_FIELDS.pack(
+            MAGIC,
+            FORMAT_VERSION,
+            self.obs_dim,
+            self.action_dim,
+            self.row_words,
+            self.capacity,
+        )
+        page = bytearray(HEADER_BYTES)
+        page[: len(fixed)] = fixed
+        CHECKSUM.pack_into(page, len(fixed), zlib.crc32(fixed))
+        page[COUNTERS] = struct.pack("<QQQ", intent, frames, 0)
+        return bytes(page)
+
+    @classmethod
+    def parse(cls, page: bytes, file_bytes: int) -> Self:
+        """Reads a header page.
+
+        Raises:
+            ValueError: what is wrong with it, as the end of a sentence.
+        """
+        if page[: len(MAGIC)] != MAGIC[: len(page)] or not page:
+            raise ValueError("is not a replay buffer")
+        if len(page) < HEADER_BYTES:
+            raise ValueError("is cut off within its header")
+        _, version, obs_dim, action_dim, row_words, capacity = FIXED_FIELDS.unpack_from(
+            page
+        )
+        if version != FORMAT_VERSION:
+            raise ValueError(
+                f"has replay format version {version}; this program reads and "
+                f"writes version {FORMAT_VERSION}"
+            )
+        (checksum,) = CHECKSUM.unpack_from(page, FIXED_FIELDS.size)
+        if checksum != zlib.crc32(page[: FIXED_FIELDS.size]):
+            raise ValueError("is damaged: the checksum of its header does not match")
+        layout = cls(obs_dim, action_dim, capacity)
+        if row_words != layout.row_words:
+            raise ValueError(
+                f"is damaged: rows of {row_words} words, not {layout.row_words}"
+            )
+        if file_bytes != layout.file_bytes:
+            raise ValueError(
+                f"is damaged: it is {file_bytes} bytes long, not {layout.file_bytes}"
+            )
+        return layout
+
+
+class ReplayBuffer:
+    """A ring of the newest `capacity` transitions; see the module for the rules.
+
+    Use `create` or `open`. An object belongs to one thread of one process.
+    """
+
+    def __init__(self, path: Path, layout: _Layout, writable: bool) -> None:
+        self._path = path
+        self._layout = layout
+        self._writable = writable
+        # Unbuffered: only its descriptor is used, with pread and pwrite.
+        self._file = open(path, "rb+" if writable else "rb", buffering=0)  # noqa: SIM115
+        self._lock_file = None
+        self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._rows = np.frombuffer(self._map, "<u4", offset=HEADER_BYTES)
+        self._rows = self._rows.reshape(layout.capacity, layout.row_words)
+        # Counters are stored through a map too: one aligned 8-byte store is seen
+        # whole by every reader, which a write() does not promise.
+        self._header_map = mmap.mmap(
+            self._file.fileno(),
+            HEADER_BYTES,
+            access=mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ,
+        )
+        self._counters = memoryview(self._header_map)[COUNTERS].cast("Q")
+
+    @classmethod
+    def create(
+        cls, folder: Path, obs_dim: int, action_dim: int, capacity: int
+    ) -> "ReplayBuffer":
+        """Makes an empty buffer and opens it for writing.
+
+        The file has its full size from the start but takes disk space only as rows
+        come.
+
+        Raises:
+            FileExistsError: the folder has a replay buffer already.
+            ValueError: a dimension or the capacity is out of range.
+        """
+        with _new_file(folder, _Layout(obs_dim, action_dim, capacity)):
+            pass
+        return cls.open(folder, writable=True)
+
+    @classmethod
+    def open(cls, folder: Path, *, writable: bool = False) -> "ReplayBuffer":
+        """Opens an existing buffer, whatever other processes do with it.
+
+        Reads the header only, so it takes no time; `recover` looks at the rows.
+
+        Raises:
+            UserError: there is none, or it is foreign, damaged, or of another
+                version; one line that names the file.
+        """
+        path = folder / DATA_NAME
+        try:
+            with open(path, "rb") as file:
+                page = file.read(HEADER_BYTES)
+                layout = _Layout.parse(page, os.fstat(file.fileno()).st_size)
+            buffer = cls(path, layout, writable)
+        except FileNotFoundError:
+            raise UserError(f"{path}: there is no replay buffer here") from None
+        except OSError as error:
+            raise UserError(f"{path}: cannot be opened: {error.strerror}") from None
+        except ValueError as error:
+            raise UserError(f"{path}: {error}") from None
+        try:
+            buffer._check_counters()
+        except UserError:
+            buffer.close()
+            raise
+        return buffer
+
+    def _check_counters(self) -> None:
+        frames = -1
+        while frames != self._counters[FRAMES]:  # until no append falls in between
+            frames, intent = self._counters[FRAMES], self._counters[INTENT]
+        reserved = self._counters[RESERVED]
+        if not frames <= intent <= frames + self.capacity or reserved > self.capacity:
+            raise UserError(
+                f"{self._path}: is damaged: counters {frames}, {intent}, {reserved} "
+                f"do not fit together"
+            )
+
+    @property
+    def obs_dim(self) -> int:
+        return self._layout.obs_dim
+
+    @property
+    def action_dim(self) -> int:
+        return self._layout.action_dim
+
+    @property
+    def capacity(self) -> int:
+        return self._layout.capacity
+
+    @property
+    def frames(self) -> int:
+        """Transitions ever appended, by all processes."""
+        return self._counters[FRAMES]
+
+    @property
+    def oldest(self) -> int:
+        """The lowest frame number that can still be read."""
+        return self._window()[0]
+
+    @property
+    def size(self) -> int:
+        """How many rows can be read: min(frames, capacity), less what was lost.
+
+        Lost are the rows that a running append, or one that was killed, overwrites,
+        and what `recover` gave up.
+        """
+        oldest, frames = self._window()
+        return frames - oldest
+
+    def _window(self) -> tuple[int, int]:
+        """Returns the first live frame and the one after the last."""
+        while True:
+            frames = self._counters[FRAMES]
+            oldest = max(0, self._counters[INTENT] - self.capacity)
+            if frames == self._counters[FRAMES]:
+                return min(oldest, frames), frames
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Excludes the writers of all processes (and copies)."""
+        if self._lock_file is None:
+            self._lock_file = open(self._path.with_name(LOCK_NAME), "ab", buffering=0)  # noqa: SIM115
+        portalocker.lock(self._lock_file, portalocker.LockFlags.EXCLUSIVE)
+        try:
+            yield
+        finally:
+            portalocker.unlock(self._lock_file)
+
+    def _require_writable(self) -> None:
+        if not self._writable:
+            raise ValueError(f"{self._path}: was opened for reading only")
+
+    def append(self, transitions: Batch, frame_limit: float = math.inf) -> bool:
+        """Stores B transitions, all or none.
+
+        Args:
+            transitions: B rows, 0 <= B <= capacity; converted to float32.
+            frame_limit: nothing is stored if `frames` would exceed it. The check is
+                made under the lock, so it holds for all writers together.
+
+        Returns:
+            True if the rows are stored; they then survive the death of any process.
+            False if `frame_limit` forbids it.
+
+        Raises:
+            ValueError: a field has a wrong shape or type or a value that is not
+                finite (it would ruin the run unseen); names the field.
+            OSError: the disk is full; nothing was stored, a later append may succeed.
+        """
+        self._require_writable()
+        rows = _pack(transitions, self._layout)
+        count = len(rows)
+        with self._locked():
+            frames = self.frames
+            if frames + count > frame_limit:
+                return False
+            self._reserve(min(frames + count, self.capacity))
+            _seal(rows, frames)
+            # `intent` may be ahead already, by a writer that was killed: the rows
+            # that one overwrote do not come back.
+            self._counters[INTENT] = max(self._counters[INTENT], frames + count)
+            for first, part in self._stretches(frames, frames + count):
+                start = first - frames
+                self._write(self._file.fileno(), first, rows[start : start + part])
+            self._counters[FRAMES] = frames + count
+        return True
+
+    def _reserve(self, rows: int) -> None:
+        """Gets disk space for the first `rows` rows, a chunk ahead of the need.
+
+        With it a full disk shows before anything is overwritten. If a process dies
+        before the counter is raised, the same space is asked for again: no harm.
+        """
+        reserved = self._counters[RESERVED]
+        if rows <= reserved:
+            return
+        chunk = self._layout.chunk_rows
+        until = min(math.ceil(rows / chunk) * chunk, self.capacity)
+        os.posix_fallocate(
+            self._file.fileno(),
+            HEADER_BYTES + reserved * self._layout.row_bytes,
+            (until - reserved) * self._layout.row_bytes,
+        )
+        self._counters[RESERVED] = until
+
+    def _stretches(self, first: int, end: int) -> Iterator[tuple[int, int]]:
+        """Cuts frames first..end into (first, count) parts contiguous in the file."""
+        while first < end:
+            to_wrap = self.capacity - first % self.capacity
+            count = min(end - first, to_wrap, self._layout.chunk_rows)
+            yield first, count
+            first += count
+
+    def _offset(self, frame: int) -> int:
+        return HEADER_BYTES + frame % self.capacity * self._layout.row_bytes
+
+    def _write(self, descriptor: int, first: int, rows: np.ndarray) -> None:
+        """Writes contiguous rows to their place in this file, or a copy of it."""
+        _write_all(descriptor, _bytes_of(rows), self._offset(first))
+
+    def sample(self, batch_size: int, newest: int, rng: np.random.Generator) -> Batch:
+        """Draws transitions uniformly, with replacement; never a torn one.
+
+        Args:
+            batch_size: B, > 0.
+            newest: draws come from the newest min(newest, size) rows; > 0.
+            rng: the caller's generator.
+
+        Raises:
+            ValueError: the buffer has no rows.
+            UserError: rows in the file are damaged.
+        """
+        rows, whole = self._draw(batch_size, newest, rng)
+        for _ in range(MAX_DRAWS):
+            if whole.all():
+                return _unpack(rows, self._layout)
+            missing = np.flatnonzero(~whole)
+            rows[missing], whole[missing] = self._draw(missing.size, newest, rng)
+        raise UserError(f"{self._path}: is damaged: rows have wrong frame numbers")
+
+    def _draw(
+        self, batch_size: int, newest: int, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Copies random rows [B, words] and says which of them are whole [B]."""
+        oldest, frames = self._window()
+        if oldest == frames:
+            raise ValueError(f"{self._path}: has no rows to sample")
+        picked = rng.integers(max(oldest, frames - newest), frames, size=batch_size)
+        rows = self._rows[picked % self.capacity]
+        # Only now: what is live after the copy was not being overwritten during it.
+        still_live = picked >= self._counters[INTENT] - self.capacity
+        return rows, still_live & (_frame_numbers(rows) == picked)
+
+    def read(self, first_frame: int, count: int) -> Batch:
+        """Returns the transitions with the frame numbers from `first_frame`, in order.
+
+        Raises:
+            IndexError: some are not there yet, or no longer.
+            UserError: a row is damaged; names its frame number.
+        """
+        wanted = np.arange(first_frame, first_frame + count)
+        rows = self._rows[wanted % self.capacity]
+        oldest, frames = self._window()  # after the copy, as in _draw
+        if count < 0 or not oldest <= first_frame <= first_frame + count <= frames:
+            raise IndexError(
+                f"{self._path}: has frames {oldest} to {frames - 1}, "
+                f"not {first_frame} to {first_frame + count - 1}"
+            )
+        bad = np.flatnonzero(~_sound(rows, first_frame))
+        if bad.size:
+            raise UserError(
+                f"{self._path}: is damaged: row of frame {first_frame + bad[0]}"
+            )
+        return _unpack(rows, self._layout)
+
+    def sync(self) -> None:
+        """Makes everything appended so far survive a power failure."""
+        os.fdatasync(self._file.fileno())
+
+    def recover(self) -> int:
+        """Verifies all rows; keeps the longest unbroken run of good ones.
+
+        To be called when a run opens the buffer, while no other process uses it. A
+        row is good if its checksum matches and its frame number is the expected one.
+        After a killed process all live rows are. A power failure can leave bad ones
+        at both ends, because the disk need not have taken the header and the rows in
+        order: new rows that the header counts may be missing (then `frames` falls),
+        and old ones may be overwritten by rows it does not count yet (then `oldest`
+        rises). A bad row in the middle (a fault of the disk) costs the shorter side.
+        The bytes of dropped rows stay in the file until appends overwrite them.
+
+        Returns:
+            how many live rows were dropped; frames `oldest` to `frames` - 1 remain.
+        """
+        self._require_writable()
+        with self._locked():
+            self._check_counters()
+            oldest, frames = self._window()
+            bad = [oldest - 1]
+            for first, count in self._stretches(oldest, frames):
+                sound = _sound(self._read_rows(first, count), first)
+                bad.extend((first + np.flatnonzero(~sound)).tolist())
+            bad.append(frames)
+            # Of runs of equal length the newest.
+            start, end = max(
+                ((left + 1, right) for left, right in pairwise(bad)),
+                key=lambda run: (run[1] - run[0], run[1]),
+            )
+            if start == end:  # nothing is left: count from the oldest again
+                start = end = oldest
+            self._counters[FRAMES] = end
+            if start > oldest:
+                self._counters[INTENT] = start + self.capacity
+        return (frames - oldest) - (end - start)
+
+    def _read_rows(self, first: int, count: int) -> np.ndarray:
+        """Reads rows by pread: a bad disk is an OSError, where a map would kill."""
+        rows = np.empty((count, self._layout.row_words), "<u4")
+        content, offset = _bytes_of(rows), self._offset(first)
+        while content:
+            got = os.preadv(self._file.fileno(), [content], offset)
+            if got == 0:
+                raise UserError(f"{self._path}: is damaged: it became shorter")
+            content, offset = content[got:], offset + got
+        return rows
+
+    def truncate(self, frames: int) -> None:
+        """Goes back to an earlier frame count, as a resume from a backup does.
+
+        Raises:
+            ValueError: there are not so many frames, or the ring has overwritten
+                the rows before it.
+        """
+        self._require_writable()
+        with self._locked():
+            self._check_end(frames)
+            self._counters[FRAMES] = frames
+            self.sync()
+
+    def _check_end(self, frames: int) -> None:
+        oldest, committed = self._window()
+        if not oldest <= frames <= committed:
+            raise ValueError(
+                f"{self._path}: cannot go back to {frames} frames; "
+                f"possible are {oldest} to {committed}"
+            )
+
+    def copy_to(self, folder: Path, frames: int | None = None) -> None:
+        """Makes a buffer in another folder with the rows of this one.
+
+        Writers wait meanwhile. The copy appears under its name only when it is
+        complete and on the disk; rows never written take no space in it.
+
+        Args:
+            folder: where; made if missing.
+            frames: the copy ends at this frame count (None: at the present one).
+
+        Raises:
+            FileExistsError: the folder has a replay buffer already.
+            ValueError: `frames` cannot be had, as for `truncate`.
+        """
+        with _new_file(folder, self._layout) as descriptor, self._locked():
+            oldest, committed = self._window()
+            end = committed if frames is None else frames
+            self._check_end(end)
+            for first, count in self._stretches(oldest, end):
+                self._write(descriptor, first, self._read_rows(first, count))
+            header = self._layout.header(self._counters[INTENT], end)
+            _write_all(descriptor, header, 0)
+
+    def close(self) -> None:
+        """Closes the files; a second call does nothing."""
+        self._counters.release()
+        self._header_map.close()
+        self._rows = None  # or the map could not be closed
+        self._map.close()
+        self._file.close()
+        if self._lock_file is not None:
+            self._lock_file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _write_all(descriptor: int, content: bytes | memoryview, offset: int) -> None:
+    while content:
+        written = os.pwrite(descriptor, content, offset)
+        content, offset = content[written:], offset + written
+
+
+@contextmanager
+def _new_file(folder: Path, layout: _Layout) -> Iterator[int]:
+    """Makes a file of the full size; it gets its name only when the block is done.
+
+    Yields:
+        its descriptor; the header says that the buffer is empty.
+
+    Raises:
+        FileExistsError: the name is taken, now or at the end of the block.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / DATA_NAME
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    if path.exists():
+        raise FileExistsError(f"{path}: exists already")
+    try:
+        with open(temporary, "wb", buffering=0) as file:
+            os.ftruncate(file.fileno(), layout.file_bytes)
+            _write_all(file.fileno(), layout.header(intent=0, frames=0), 0)
+            yield file.fileno()
+            os.fsync(file.fileno())
+        os.link(temporary, path)  # unlike a rename, replaces nothing
+    finally:
+        temporary.unlink(missing_ok=True)
+    fsync_folder(folder)
+
+
+def _pack(transitions: Batch, layout: _Layout) -> np.ndarray:
+    """Checks a batch and lays it out as rows [B, words], frame numbers still open."""
+    count = len(transitions.reward) if np.ndim(transitions.reward) else 0
+    if count > layout.capacity:
+        raise ValueError(f"{count} transitions, but the capacity is {layout.capacity}")
+    rows = np.empty((count, layout.row_words), "<u4")
+    floats = rows.view("<f4")
+    for name, columns in layout.columns.items():
+        field = np.asarray(getattr(transitions, name))
+        width = columns.stop - columns.start
+        scalar = name in ("reward", "terminated")
+        shape = (count,) if scalar else (count, width)
+        if field.shape != shape:
+            raise ValueError(f"{name} has shape {field.shape}, not {shape}")
+        if field.dtype.kind not in "fiub":
+            raise ValueError(f"{name} has type {field.dtype}, not real numbers")
+        with np.errstate(over="ignore"):  # becomes infinite, which is refused below
+            floats[:, columns] = field.reshape(count, width)
+        if not np.isfinite(floats[:, columns]).all():
+            raise ValueError(f"{name} has a value that is not finite")
+    terminated = floats[:, layout.columns["terminated"]]
+    if not ((terminated == 0) | (terminated == 1)).all():
+        raise ValueError("terminated has a value other than 0 and 1")
+    return rows
+
+
+def _unpack(rows: np.ndarray, layout: _Layout) -> Batch:
+    """Takes the fields out of rows [B, words]."""
+    floats = rows.view("<f4")
+    fields = {
+        name: floats[:, columns].copy() for name, columns in layout.columns.items()
+    }
+    for name in ("reward", "terminated"):
+        fields[name] = fields[name][:, 0]  # [B, 1] -> [B]
+    return Batch(**fields)
+
+
+def _bytes_of(rows: np.ndarray) -> memoryview:
+    return rows.reshape(-1).view(np.uint8).data
+
+
+def _frame_numbers(rows: np.ndarray) -> np.ndarray:
+    """The frame numbers [B] stored in rows [B, words]; a view."""
+    return rows[:, -3:-1].view("<i8")[:, 0]
+
+
+def _checksums(rows: np.ndarray) -> np.ndarray:
+    """The CRC-32 of each row [B, words] but its last word."""
+    content, row_bytes = _bytes_of(rows), 4 * rows.shape[1]
+    return np.fromiter(
+        (
+            zlib.crc32(content[start : start + row_bytes - 4])
+            for start in range(0, len(content), row_bytes)
+        ),
+        np.uint32,
+        len(rows),
+    )
+
+
+def _seal(rows: np.ndarray, first: int) -> None:
+    """Writes frame numbers, from `first` on, and checksums into packed rows."""
+    _frame_numbers(rows)[:] = np.arange(first, first + len(rows))
+    rows[:, -1] = _checksums(rows)
+
+
+def _sound(rows: np.ndarray, first: int) -> np.ndarray:
+    """Says for each row [B, words] whether it is the whole row of its frame [B]."""
+    expected = np.arange(first, first + len(rows))
+    return (_frame_numbers(rows) == expected) & (_checksums(rows) == rows[:, -1])

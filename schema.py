@@ -1,0 +1,393 @@
+"""The keys of a configuration: types, ranges, defaults, and the rules between keys.
+
+SPEC section 7 gives the defaults; what the 2018 release hard-coded is a key here.
+Every type is strict: 1.0 is no whole number, 0 is not false and false is not 0. The
+models are frozen. A field's `description` finishes the sentence "KEY must be ...".
+"""
+
+import keyword
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal, Self, get_args, get_origin
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    model_validator,
+)
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticCustomError
+
+SAFE_NAME = r"^[A-Za-z0-9_+=,-][A-Za-z0-9._+=,-]{0,199}$"
+# What gymnasium accepts as an id, with an optional "module:" in front. "+" and "="
+# do not occur in it, so environment_folder maps no two ids to one folder.
+ENVIRONMENT_ID = r"^[A-Za-z0-9_][A-Za-z0-9_:.-]*(/[A-Za-z0-9_][A-Za-z0-9_:.-]*)?$"
+
+
+def _refuse_true(value: Any) -> Any:
+    if value is True:
+        raise ValueError("only false has a meaning here")
+    return value
+
+
+def _null_if_false(value: Any) -> Any:
+    # 2018 release: false switches a whole section off; here null does, and false
+    # still reads as null so that those files load.
+    return None if value is False else value
+
+
+def _dotted_identifier(value: str) -> str:
+    if not all(p.isidentifier() and not keyword.iskeyword(p) for p in value.split(".")):
+        raise ValueError("not the name of a module")
+    return value
+
+
+Switch = Annotated[bool, Field(description="true or false")]
+Count = Annotated[int, Field(ge=1, description="a whole number of at least 1")]
+CountOrZero = Annotated[int, Field(ge=0, description="a whole number of at least 0")]
+Positive = Annotated[float, Field(gt=0, description="a number above 0")]
+NonNegative = Annotated[float, Field(ge=0, description="a number of at least 0")]
+Fraction = Annotated[float, Field(ge=0, le=1, description="a number from 0 to 1")]
+
+CountOrNull = Annotated[
+    Count | None, Field(description="a whole number of at least 1, or null")
+]
+PositiveOrNull = Annotated[
+    Positive | None, Field(description="a number above 0, or null")
+]
+# false is its own value, apart from 0: bool is strict and true is refused.
+CountOrFalse = Annotated[
+    Count | bool,
+    BeforeValidator(_refuse_true),
+    Field(description="a whole number of at least 1, or false"),
+]
+PositiveOrFalse = Annotated[
+    Positive | bool,
+    BeforeValidator(_refuse_true),
+    Field(description="a number above 0, or false"),
+]
+FractionOrFalse = Annotated[
+    Fraction | bool,
+    BeforeValidator(_refuse_true),
+    Field(description="a number from 0 to 1, or false"),
+]
+
+FolderName = Annotated[
+    str,
+    Field(
+        pattern=SAFE_NAME,
+        description="one plain folder name (letters, digits and . _ - + = , only; "
+        "no dot in front)",
+    ),
+]
+
+
+def broken_rule(keys: tuple[str, ...], text: str) -> PydanticCustomError:
+    """An error about several keys together.
+
+    Args:
+        keys: the dotted keys that take part, relative to the model that complains;
+            whichever was set last gets the blame.
+        text: a sentence that goes on after the name of the first key.
+    """
+    return PydanticCustomError("broken_rule", "{text}", {"keys": keys, "text": text})
+
+
+class Section(BaseModel):
+    """One JSON object of a configuration."""
+
+    model_config = ConfigDict(
+        strict=True, extra="forbid", frozen=True, allow_inf_nan=False
+    )
+
+
+class Ensemble(Section):
+    """How many members there are, and how many are drawn for each batch."""
+
+    ensemble_size: Count
+    train_sample_count: Count
+    eval_sample_count: Count
+
+    @model_validator(mode="after")
+    def _samples_are_members(self) -> Self:
+        for key in ("train_sample_count", "eval_sample_count"):
+            if getattr(self, key) > self.ensemble_size:
+                raise broken_rule(
+                    (key, "ensemble_size"),
+                    f"must be at most ensemble_size ({self.ensemble_size}), "
+                    f"not {getattr(self, key)}",
+                )
+        return self
+
+
+EnsembleOrNull = Annotated[
+    Ensemble | None,
+    BeforeValidator(_null_if_false),
+    Field(description="an object, or null"),
+]
+
+
+class ModelEnsembles(Section):
+    """Ensembles of the world model; termination follows transition."""
+
+    transition: Annotated[Ensemble, Field(description="an object")]
+    reward: Annotated[Ensemble, Field(description="an object")]
+
+
+class Environment(Section):
+    """The environment; its sizes are read from it and checked where given here."""
+
+    name: Annotated[
+        str,
+        Field(
+            pattern=ENVIRONMENT_ID,
+            max_length=200,
+            description="an environment id such as Hopper-v1",
+        ),
+    ]
+    reward_scale: Positive = 1.0
+    discount: Fraction = 0.99
+    max_frames: Count = 1000
+    obs_dims: Annotated[
+        list[Count] | None,
+        Field(
+            min_length=1,
+            max_length=1,
+            description="a list of one whole number such as [17], or null",
+        ),
+    ] = None
+    action_dim: CountOrNull = None
+    module: Annotated[
+        Annotated[str, AfterValidator(_dotted_identifier)] | None,
+        Field(description="the dotted name of a Python module, or null"),
+    ] = None
+    make_kwargs: Annotated[
+        dict[str, JsonValue], Field(description="an object of keyword arguments")
+    ] = {}
+    rescale_actions: Switch = False
+    inertia: Annotated[
+        Literal["2.1", "native"] | None, Field(description='"2.1", "native" or null')
+    ] = None
+    step_timeout: Positive = 60.0
+
+
+class AgentConfig(Section):
+    """The interactors: processes that step environments with the exploring policy."""
+
+    count: Count = 1
+    batch_size: Count = 8
+    reload_every_n: Count = 1
+    full_random_n: CountOrZero = 10_000
+
+
+class EvaluatorConfig(Section):
+    """The evaluators: processes that run whole episodes with the greedy policy."""
+
+    count: CountOrZero = 2
+    batch_size: Count = 1
+    episodes_per_policy: CountOrZero = 1  # 0: without end, as in the 2018 release
+
+
+class ValueExpansion(Section):
+    """The kind of target (SPEC section 5); no switch on is MVE at rollout_len."""
+
+    rollout_len: Count
+    tdk_trick: Switch = False
+    mean_k_return: Switch = False
+    lambda_return: FractionOrFalse = False  # 0 is a lambda: ask `is not False`
+    steve_reweight: Switch = False
+    covariances: Switch = False
+    variance_epsilon: Positive = 1e-8
+    covariance_ridge: Positive = 0.001
+
+    @model_validator(mode="after")
+    def _one_kind_of_target(self) -> Self:
+        kinds = {
+            "mean_k_return": self.mean_k_return,
+            "lambda_return": self.lambda_return is not False,
+            "steve_reweight": self.steve_reweight,
+        }
+        chosen = tuple(key for key, on in kinds.items() if on)
+        if len(chosen) > 1:
+            raise broken_rule(chosen, f"excludes {' and '.join(chosen[1:])}")
+        if self.covariances and not self.steve_reweight:
+            raise broken_rule(
+                ("covariances", "steve_reweight"), "needs steve_reweight to be true"
+            )
+        return self
+
+
+class LearnerConfig(Section):
+    """What both learners have."""
+
+    batch_size: Count = 512
+    replay_size: Count = 1_000_000
+    frames_before_learning: CountOrZero = 10_000
+    log_every_n: Count = 500
+    epoch_every_n: Count = 500
+    backup_every_n: Count = 2_500_000
+    frames_per_update: PositiveOrFalse = 0.25
+    learning_rate: Positive = 3e-4
+    threads: CountOrNull = None
+
+    def _check_shares(self, members: int, key: str) -> None:
+        """Every member that takes part in training gets a share of the batch."""
+        if self.batch_size < members:
+            raise broken_rule(
+                ("batch_size", key),
+                f"must be at least {key} ({members}), not {self.batch_size}",
+            )
+
+
+class PolicyConfig(LearnerConfig):
+    """The value learner: policy and Q-functions."""
+
+    algo: Annotated[Literal["ddpg"], Field(description='"ddpg"')] = "ddpg"
+    hidden_dim: Count = 128
+    layers: Count = 4
+    explore_chance: Fraction = 0.05
+    pre_tanh_penalty: NonNegative = 0.001
+    bayesian: EnsembleOrNull = None
+    value_expansion: Annotated[
+        ValueExpansion | None,
+        BeforeValidator(_null_if_false),
+        Field(description="an object, or null"),
+    ] = None
+
+    @model_validator(mode="after")
+    def _shares_of_the_batch(self) -> Self:
+        if self.bayesian:
+            members = self.bayesian.train_sample_count
+            self._check_shares(members, "bayesian.train_sample_count")
+        return self
+
+
+class WorldModelConfig(LearnerConfig):
+    """The world-model learner."""
+
+    transition_hidden_dim: Count = 512
+    aux_hidden_dim: Count = 128
+    transition_layers: Count = 8
+    aux_layers: Count = 4
+    pretrain_n: CountOrFalse = 10_000
+    weight_decay: NonNegative = 0.0001
+    bayesian: Annotated[
+        ModelEnsembles | None,
+        BeforeValidator(_null_if_false),
+        Field(description="an object, or null"),
+    ] = None
+
+    @model_validator(mode="after")
+    def _shares_of_the_batch(self) -> Self:
+        for part in ("transition", "reward") if self.bayesian else ():
+            members = getattr(self.bayesian, part).train_sample_count
+            self._check_shares(members, f"bayesian.{part}.train_sample_count")
+        return self
+
+
+class Config(Section):
+    """One run: everything that the processes need to know.
+
+    The JSON key of `world_model_config` is `model_config`, a name that pydantic keeps
+    for itself. `Config.model_validate(merged)` reads a merged configuration again.
+    """
+
+    env: Annotated[Environment, Field(description="an object")]
+    agent_config: Annotated[AgentConfig, Field(description="an object")] = AgentConfig()
+    evaluator_config: Annotated[EvaluatorConfig, Field(description="an object")] = (
+        EvaluatorConfig()
+    )
+    policy_config: Annotated[PolicyConfig, Field(description="an object")] = (
+        PolicyConfig()
+    )
+    world_model_config: Annotated[
+        WorldModelConfig | None,
+        BeforeValidator(_null_if_false),
+        Field(alias="model_config", description="an object, or null"),
+    ] = None
+    output_root: Annotated[
+        str, Field(pattern=r"^[^\x00]+$", description="the path of a folder")
+    ] = "output"
+    save_model_path: FolderName = "checkpoints"
+    log_path: FolderName = "log"
+    seed: CountOrZero = 0
+    total_frames: CountOrNull = None
+    total_hours: PositiveOrNull = None
+    final_episodes: CountOrZero = 5
+    keep_all_replay_buffers: Switch = False
+
+    @model_validator(mode="after")
+    def _sections_fit_together(self) -> Self:
+        if self.policy_config.value_expansion and not self.has_model:
+            raise broken_rule(
+                ("policy_config.value_expansion", "model_config"),
+                "needs a model_config, and there is none (null: no value expansion)",
+            )
+        if self.save_model_path == self.log_path:
+            raise broken_rule(
+                ("save_model_path", "log_path"),
+                f'must not be the folder of log_path too ("{self.log_path}")',
+            )
+        return self
+
+    @property
+    def has_model(self) -> bool:
+        """Whether a world model is learned."""
+        return self.world_model_config is not None
+
+    @property
+    def replay_capacity(self) -> int:
+        """Rows of the one replay buffer: the larger replay_size of the learners."""
+        sizes = [self.policy_config.replay_size]
+        if self.world_model_config:
+            sizes.append(self.world_model_config.replay_size)
+        return max(sizes)
+
+    @property
+    def environment_folder(self) -> str:
+        """The environment's id as the name of one folder, another for each id."""
+        return self.env.name.replace("/", "+").replace(":", "=")
+
+
+def known_keys(section: type[Section]) -> dict[str, FieldInfo]:
+    """The keys of a section as they stand in JSON."""
+    return {field.alias or name: field for name, field in section.model_fields.items()}
+
+
+def section_of(field: FieldInfo) -> type[Section] | None:
+    """The section that a key holds; None where it holds a plain value."""
+    for kind in (field.annotation, *get_args(field.annotation)):
+        if isinstance(kind, type) and issubclass(kind, Section):
+            return kind
+    return None
+
+
+def is_free_object(field: FieldInfo) -> bool:
+    """Whether a key holds an object whose own keys are not fixed (`make_kwargs`)."""
+    return get_origin(field.annotation) is dict
+
+
+def field_at(path: tuple[str, ...]) -> FieldInfo | None:
+    """What is known of the key at a path; None where there is no such key.
+
+    A key inside a free object counts as that object.
+    """
+    section: type[Section] | None = Config
+    field = None
+    for name in path:
+        field = known_keys(section).get(name) if section else None
+        if field is None or is_free_object(field):
+            return field
+        section = section_of(field)
+    return field
+
+
+def all_paths(section: type[Section] = Config) -> Iterator[tuple[str, ...]]:
+    """Every known key, as the path of names that leads to it."""
+    for name, field in known_keys(section).items():
+        yield (name,)
+        for rest in all_paths(inner) if (inner := section_of(field)) else ():
+            yield (name, *rest)

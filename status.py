@@ -1,0 +1,105 @@
+"""The status board: live counters that the processes of a run show each other.
+
+One small memory-mapped file with a row per process. A row is written by its own
+process alone (the launcher's fields of a row excepted) and read by all: learners'
+update counts pace the interactors, heartbeats show the launcher who hangs, and the
+terminal shows the rest. Entries are aligned 8-byte words, so none is seen half-written.
+It holds nothing that a resume could not do without, apart from what an evaluator
+needs to count no episode twice.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from schema import Config
+
+LAUNCHER = "launcher"
+VALUERL = "valuerl"
+WORLDMODEL = "worldmodel"
+
+# Phases of a run, in the launcher's row.
+RUNNING, FINAL_EPISODES = 0, 1
+
+METRICS = 8
+ROW = np.dtype(
+    [
+        ("name", "S32"),
+        ("heartbeat", "f8"),  # seconds of the system's monotonic clock
+        (
+            "phase",
+            "i8",
+        ),  # launcher: RUNNING or FINAL_EPISODES; evaluators: of `pending`
+        ("updates", "i8"),  # learners: updates done, without pretraining
+        ("pretrained", "i8"),  # world-model learner: pretraining updates done
+        ("epoch", "i8"),  # learners: own epoch; evaluators: that of their policy
+        ("models", "i8"),  # value learner: published world models taken up
+        ("hours", "f8"),  # value learner: hours of learning
+        ("updates_per_s", "f8"),
+        ("metrics", "f8", METRICS),  # learners: means of the last log interval
+        ("episodes", "i8"),  # evaluators: recorded for the policy of `epoch`
+        ("final_episodes", "i8"),  # evaluators: recorded at the end of the run
+        ("random_score", "f8"),  # evaluators: of random actions, at the end of the run
+        ("offset", "i8"),  # evaluators: where `pending` is being appended, or -1
+        ("pending", "S128"),  # evaluators: the csv row that is being appended
+    ],
+    align=True,
+)
+
+
+# What an evaluator of a later launch goes on from.
+EVALUATOR_FIELDS = (
+    "epoch",
+    "phase",
+    "episodes",
+    "final_episodes",
+    "offset",
+    "pending",
+)
+
+
+def process_names(config: Config) -> list[str]:
+    """All rows of a run's board, the launcher's first."""
+    learners = [VALUERL, WORLDMODEL] if config.has_model else [VALUERL]
+    interactors = [f"interactor{i}" for i in range(config.agent_config.count)]
+    evaluators = [f"evaluator{i}" for i in range(config.evaluator_config.count)]
+    return [LAUNCHER, *learners, *interactors, *evaluators]
+
+
+class Board:
+    """Access to the rows by process name."""
+
+    def __init__(self, rows: np.memmap) -> None:
+        self._rows = rows
+        self._index = {bytes(name).decode(): i for i, name in enumerate(rows["name"])}
+
+    @classmethod
+    def create(cls, path: Path, config: Config) -> "Board":
+        """A fresh board; evaluators' counts go on from an earlier board at `path`."""
+        earlier = {}
+        if path.exists() and path.stat().st_size % ROW.itemsize == 0:
+            rows = np.fromfile(path, ROW)
+            earlier = {
+                bytes(row["name"]).decode("ascii", "replace"): row for row in rows
+            }
+        names = process_names(config)
+        fresh = np.zeros(len(names), ROW)
+        for row, name in zip(fresh, names, strict=True):
+            row["name"], row["offset"], row["random_score"] = name, -1, np.nan
+            if name in earlier and name.startswith("evaluator"):
+                for field in EVALUATOR_FIELDS:
+                    row[field] = earlier[name][field]
+        fresh.tofile(path)
+        return cls.open(path)
+
+    @classmethod
+    def open(cls, path: Path) -> "Board":
+        return cls(np.memmap(path, ROW, mode="r+"))
+
+    def __getitem__(self, name: str) -> np.void:
+        """The row of a process; assigning to its fields is seen by all.
+
+        Raises:
+            KeyError: no such process in this run.
+        """
+        return self._rows[self._index[name]]

@@ -1,0 +1,273 @@
+"""Starts the processes of a run, watches them, and ends them (SPEC section 12)."""
+
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
+from types import FrameType
+
+import process
+from display import Display, Progress
+from experiment import Run
+from replay import ReplayBuffer
+from status import FINAL_EPISODES, LAUNCHER, VALUERL, WORLDMODEL, Board
+
+TICK = 0.25  # seconds between looks at the children
+STARTUP_GRACE = 60.0  # seconds more than step_timeout for imports and environments
+STOP_PATIENCE = 12.0  # seconds that children get to save and end
+ACTOR_RESTARTS, RESTART_WINDOW = 5, 600.0  # times, in seconds
+LEARNER_RESTARTS = 1
+ACTOR_NICE = 10
+
+
+@dataclass
+class Child:
+    """One process of the run, through all its restarts."""
+
+    name: str
+    kind: str  # the name without its number
+    main: str  # "module:function"
+    environ: Mapping[str, str]
+    process: BaseProcess | None = None
+    starts: int = 0
+    died: list[float] = field(default_factory=list)  # when, monotonic seconds
+    output_from: int = 0  # where its last start's output begins in its file
+    done: bool = False  # ended because its work is done
+
+    @property
+    def is_learner(self) -> bool:
+        return self.kind in (VALUERL, WORLDMODEL)
+
+    @property
+    def alive(self) -> bool:
+        return self.process is not None and self.process.is_alive()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+        code: the launcher's exit code.
+        finished: whether the limit was reached.
+        error: what to print where it failed: a traceback, then one line.
+    """
+
+    code: int
+    finished: bool = False
+    error: str | None = None
+
+
+@contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Sets variables of this process while a child starts, which inherits them."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Holds Ctrl-C back; a child started meanwhile is deaf to it for good.
+
+    The terminal sends Ctrl-C to all processes of the run. The launcher alone answers
+    it and asks the children to end by SIGTERM.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
+class Supervisor:
+    """Runs all processes of a run until its limit, a failure, or a signal."""
+
+    def __init__(self, run: Run, children: list[Child], display: Display) -> None:
+        self._run = run
+        self._children = children
+        self._display = display
+        self._board = Board.open(run.folders.board)
+        self._replay = ReplayBuffer.open(run.folders.replay)
+        self.progress = Progress(run, self._board, self._replay)
+        self._signals = 0
+        self._spawn = multiprocessing.get_context("spawn")
+
+    def run(self) -> Outcome:
+        """Starts the children and returns when all have ended."""
+        handlers = {
+            number: signal.signal(number, self._count_signal)
+            for number in (signal.SIGINT, signal.SIGTERM)
+        }
+        try:
+            for child in self._children:
+                self._start(child)
+            outcome = self._watch()
+            return self._end(outcome)
+        finally:
+            for child in self._children:
+                if child.alive:
+                    child.process.kill()
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+
+    def _count_signal(self, number: int, frame: FrameType | None) -> None:
+        self._signals += 1
+
+    def _start(self, child: Child) -> None:
+        path = self._run.folders.process_output(child.name)
+        child.output_from = path.stat().st_size if path.exists() else 0
+        now = time.monotonic()
+        self._board[child.name]["heartbeat"] = now + STARTUP_GRACE
+        child.process = self._spawn.Process(
+            target=process.child_main,
+            name=child.name,
+            args=(
+                child.main,
+                self._run,
+                child.name,
+                child.starts,
+                0 if child.is_learner else ACTOR_NICE,
+            ),
+        )
+        with _environment(child.environ), _without_interrupts():
+            child.process.start()
+        child.starts += 1
+
+    # -- while it runs -----------------------------------------------------------
+
+    def _watch(self) -> Outcome:
+        """Returns why the run is to end."""
+        while True:
+            if self._signals:
+                return Outcome(0)
+            self._kill_hung()
+            for child in self._children:
+                if not child.alive and not child.done:
+                    failure = self._bury(child)
+                    if failure:
+                        return failure
+            if self._advance():
+                return Outcome(0, finished=True)
+            self._display.show(self.progress)
+            wait([c.process.sentinel for c in self._children if c.alive], TICK)
+
+    def _advance(self) -> bool:
+        """Goes from learning to the final episodes; True when those are done."""
+        if not all(child.done for child in self._children if child.is_learner):
+            return False
+        launcher = self._board[LAUNCHER]
+        if launcher["phase"] != FINAL_EPISODES:
+            for child in self._children:
+                if child.kind == "interactor":
+                    child.done = True
+                    child.process.terminate()
+            launcher["phase"] = FINAL_EPISODES
+        return all(child.done for child in self._children)
+
+    def _limit_reached(self) -> bool:
+        config = self._run.config
+        frames, hours = config.total_frames, config.total_hours
+        learned = float(self._board[VALUERL]["hours"])
+        return (frames is not None and self._replay.frames >= frames) or (
+            hours is not None and learned >= hours
+        )
+
+    def _kill_hung(self) -> None:
+        timeout = self._run.config.env.step_timeout
+        for child in self._children:
+            silence = time.monotonic() - self._board[child.name]["heartbeat"]
+            if not child.is_learner and child.alive and silence > timeout:
+                self._display.note(
+                    f"{child.name} shows no life for {timeout:g} s and is killed"
+                )
+                child.process.kill()
+                child.process.join()
+
+    def _bury(self, child: Child) -> Outcome | None:
+        """Decides about a dead child: done, restarted, or the end of the run."""
+        code = child.process.exitcode
+        final = self._board[LAUNCHER]["phase"] == FINAL_EPISODES
+        expected = self._limit_reached() if child.is_learner else final
+        if code == process.STOPPED and expected:
+            child.done = True
+            return None
+        output = self._output(child)
+        if code == process.MISTAKE:
+            return Outcome(2, error=output)
+        if code == process.DIVERGED:
+            return Outcome(1, error=output)
+        now = time.monotonic()
+        child.died.append(now)
+        how = f"ended with exit code {code}"
+        if code < 0:
+            how = f"died by {signal.Signals(-code).name}"
+        if child.is_learner:
+            too_often = len(child.died) > LEARNER_RESTARTS
+        else:
+            recent = [t for t in child.died if now - t < RESTART_WINDOW]
+            too_often = len(recent) > ACTOR_RESTARTS
+        if too_often:
+            file = self._run.folders.process_output(child.name)
+            return Outcome(
+                1,
+                error=f"{output}\n{child.name} {how} after {child.starts - 1} "
+                f"restarts; the run stops (its output: {file})",
+            )
+        self._display.note(f"{child.name} {how} and is restarted")
+        self._start(child)
+        return None
+
+    def _output(self, child: Child) -> str:
+        """What the child's last start printed, from its traceback on if it has one."""
+        path = self._run.folders.process_output(child.name)
+        if not path.exists():
+            return ""
+        with open(path, "rb") as file:
+            file.seek(child.output_from)
+            text = file.read().decode(errors="replace").strip()
+        start = text.rfind("Traceback (most recent call last)")
+        return text[start:] if start >= 0 else "\n".join(text.splitlines()[-20:])
+
+    # -- the end -----------------------------------------------------------------
+
+    def _end(self, outcome: Outcome) -> Outcome:
+        """Asks the children to save and end; kills those that do not in time."""
+        if not outcome.finished:
+            self._display.note("stopping: saving what was learned")
+        asked_at_once = self._signals > 1
+        for child in self._children:
+            if child.alive:
+                child.process.terminate()
+        deadline = time.monotonic() + STOP_PATIENCE
+        while alive := [child for child in self._children if child.alive]:
+            if self._signals > 1 or time.monotonic() > deadline:
+                break
+            wait([child.process.sentinel for child in alive], TICK)
+        for child in alive:
+            child.process.kill()
+            child.process.join()
+        asked_at_once = asked_at_once or self._signals > 1
+        killed = [child.name for child in alive if child.is_learner]
+        if killed:
+            self._display.note(
+                f"{', '.join(killed)} killed before the end of its saving; "
+                "--resume goes on from its last state"
+            )
+        self._display.show(self.progress, last=True)
+        self._display.close()
+        if asked_at_once and not outcome.code:
+            return Outcome(1)
+        return outcome

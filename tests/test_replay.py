@@ -1,0 +1,714 @@
+"""The replay buffer: content, limits, several processes, kills, damage."""
+
+import errno
+import math
+import multiprocessing
+import os
+import signal
+import struct
+import zlib
+from itertools import count
+
+import numpy as np
+import portalocker
+import pytest
+
+import replay
+from replay import Batch, ReplayBuffer
+from util import UserError
+
+OBS_DIM, ACTION_DIM = 5, 2
+ROW_BYTES = 4 * (2 * OBS_DIM + ACTION_DIM + 2 + 3)
+SPAWN = multiprocessing.get_context("spawn")
+PATIENCE = 30  # seconds until a test gives a process up
+
+
+def rows(values, obs_dim=OBS_DIM):
+    """Transitions that each follow from one integer < 2**22: exact in float32."""
+    values = np.asarray(values, np.float64)
+    return Batch(
+        obs=values[:, None] + np.arange(obs_dim),
+        action=values[:, None] / 2 + np.arange(ACTION_DIM),
+        reward=-values,
+        next_obs=values[:, None] + np.arange(obs_dim) + 0.5,
+        terminated=values % 2,
+    )
+
+
+def values_of(batch):
+    """The integers a batch was made from, once all its floats agree on them."""
+    values = -batch.reward.astype(np.float64)
+    expected = rows(values, batch.obs.shape[1])
+    for name, field in zip(Batch._fields, batch, strict=True):
+        np.testing.assert_array_equal(field, getattr(expected, name), err_msg=name)
+    return values.astype(int)
+
+
+def new(folder, capacity=100, obs_dim=OBS_DIM):
+    return ReplayBuffer.create(folder, obs_dim, ACTION_DIM, capacity)
+
+
+def filled(folder, frames, capacity=100):
+    buffer = new(folder, capacity)
+    for start in range(0, frames, 10):
+        assert buffer.append(rows(np.arange(start, min(start + 10, frames))))
+    return buffer
+
+
+def live_values(buffer):
+    return values_of(buffer.read(buffer.oldest, buffer.size)).tolist()
+
+
+def flip(path, position, bits=1):
+    content = bytearray(path.read_bytes())
+    content[position] ^= bits
+    path.write_bytes(content)
+
+
+def row_position(frame, capacity=100):
+    return replay.HEADER_BYTES + frame % capacity * ROW_BYTES
+
+
+def finish(*processes):
+    for process in processes:
+        process.join(PATIENCE)
+        assert process.exitcode == 0
+
+
+# Content
+
+
+def test_rows_come_back_as_they_were_appended(tmp_path):
+    buffer = new(tmp_path)
+    assert (buffer.frames, buffer.size) == (0, 0)
+    assert buffer.append(rows([7, 8, 9]))
+    assert (buffer.frames, buffer.size) == (3, 3)
+    for view in (buffer, ReplayBuffer.open(tmp_path)):
+        batch = view.read(0, 3)
+        assert values_of(batch).tolist() == [7, 8, 9]
+        assert batch.obs.shape == batch.next_obs.shape == (3, OBS_DIM)
+        assert batch.action.shape == (3, ACTION_DIM)
+        assert batch.reward.shape == batch.terminated.shape == (3,)
+        for field in batch:
+            assert field.dtype == np.float32
+            assert field.flags.c_contiguous
+        assert (view.obs_dim, view.action_dim, view.capacity) == (5, 2, 100)
+
+
+def test_a_full_ring_keeps_the_newest_rows(tmp_path):
+    # capacity 7, appends of 3: after n appends frames 3n - 7 .. 3n - 1 remain.
+    buffer = new(tmp_path, capacity=7)
+    for n in range(1, 20):
+        buffer.append(rows(np.arange(3 * n - 3, 3 * n)))
+        assert live_values(buffer) == list(range(max(0, 3 * n - 7), 3 * n))
+        assert buffer.size == min(buffer.frames, 7)
+    with pytest.raises(IndexError, match="has frames 50 to 56, not 49 to 50"):
+        buffer.read(49, 2)
+    with pytest.raises(IndexError):
+        buffer.read(56, 2)
+
+
+def test_an_append_may_fill_the_whole_ring_but_no_more(tmp_path):
+    buffer = filled(tmp_path, 5, capacity=7)
+    buffer.append(rows(np.arange(5, 12)))
+    assert live_values(buffer) == list(range(5, 12))
+    with pytest.raises(ValueError, match="8 transitions, but the capacity is 7"):
+        buffer.append(rows(np.arange(8)))
+    assert buffer.append(rows([]))
+    assert buffer.frames == 12
+
+
+def test_samples_are_contiguous_float32(tmp_path):
+    buffer = filled(tmp_path, 50)
+    for size in (1, 64):
+        batch = buffer.sample(size, 100, np.random.default_rng(0))
+        values_of(batch)
+        assert batch.obs.shape == (size, OBS_DIM)
+        for field in batch:
+            assert field.dtype == np.float32
+            assert field.flags.c_contiguous
+            assert field.flags.writeable
+
+
+def test_samples_are_uniform_over_the_newest_rows(tmp_path):
+    buffer = filled(tmp_path, 130, capacity=100)
+    batch = buffer.sample(50_000, 50, np.random.default_rng(1))
+    drawn = np.bincount(values_of(batch), minlength=130)
+    assert drawn[:80].sum() == 0
+    # Chi-square of 50 equal cells: mean 49, deviation sqrt(2 * 49) = 9.9.
+    chi_square = ((drawn[80:] - 1000) ** 2 / 1000).sum()
+    assert 49 - 5 * 9.9 < chi_square < 49 + 5 * 9.9
+
+
+def test_a_window_larger_than_the_content_is_all_of_it(tmp_path):
+    buffer = filled(tmp_path, 130, capacity=100)
+    drawn = values_of(buffer.sample(5000, 10**9, np.random.default_rng(2)))
+    assert set(drawn) == set(range(30, 130))
+
+
+def test_samples_follow_the_generator(tmp_path):
+    buffer = filled(tmp_path, 50)
+    first, second = (buffer.sample(9, 50, np.random.default_rng(3)) for _ in "ab")
+    np.testing.assert_array_equal(first.obs, second.obs)
+
+
+def test_an_empty_buffer_cannot_be_sampled(tmp_path):
+    with pytest.raises(ValueError, match="has no rows to sample"):
+        new(tmp_path).sample(1, 1, np.random.default_rng(0))
+
+
+def test_frame_limit_stores_all_rows_or_none(tmp_path):
+    buffer = new(tmp_path)
+    assert buffer.append(rows([0, 1, 2]), frame_limit=3)
+    assert not buffer.append(rows([3]), frame_limit=3)
+    assert not buffer.append(rows([3, 4]), frame_limit=4.5)
+    assert buffer.frames == 3
+    assert buffer.append(rows([3]), frame_limit=4.5)
+    assert live_values(buffer) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("name", Batch._fields)
+@pytest.mark.parametrize("bad", [math.nan, math.inf, 1e39])
+def test_values_that_are_not_finite_are_refused_by_name(tmp_path, name, bad):
+    buffer = filled(tmp_path, 10)
+    batch = rows([10, 11])
+    getattr(batch, name).flat[-1] = bad  # 1e39 is infinite as float32
+    with pytest.raises(ValueError, match=f"^{name} has a value that is not finite"):
+        buffer.append(batch)
+    assert live_values(buffer) == list(range(10))
+
+
+@pytest.mark.parametrize("name", Batch._fields)
+def test_wrong_shapes_and_types_are_refused_by_name(tmp_path, name):
+    buffer, batch = new(tmp_path), rows([1, 2])
+    field = getattr(batch, name)
+    wrong = {"shape": [field[:1], field[..., None]], "type": [field.astype(str)]}
+    for what, fields in wrong.items():
+        for bad in fields:
+            with pytest.raises(ValueError, match=rf" has {what} "):
+                buffer.append(batch._replace(**{name: bad}))
+    assert buffer.frames == 0
+
+
+def test_terminated_is_zero_or_one(tmp_path):
+    with pytest.raises(ValueError, match="terminated has a value other than 0 and 1"):
+        new(tmp_path).append(rows([1])._replace(terminated=[0.5]))
+
+
+# Opening
+
+
+def test_create_refuses_an_existing_buffer(tmp_path):
+    filled(tmp_path, 10)
+    with pytest.raises(FileExistsError):
+        new(tmp_path)
+    assert live_values(ReplayBuffer.open(tmp_path)) == list(range(10))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "replay.bin",
+        "replay.lock",
+    ]
+
+
+def test_of_two_creators_one_is_refused(tmp_path, monkeypatch):
+    fsync = os.fsync
+
+    def overtaken(descriptor):
+        monkeypatch.setattr(os, "fsync", fsync)
+        (tmp_path / "replay.bin").write_bytes(b"the other's")
+
+    monkeypatch.setattr(os, "fsync", overtaken)
+    with pytest.raises(FileExistsError):
+        new(tmp_path)
+    assert (tmp_path / "replay.bin").read_bytes() == b"the other's"
+    assert [path.name for path in tmp_path.iterdir()] == ["replay.bin"]
+
+
+@pytest.mark.parametrize("sizes", [(0, 1, 1), (1, -1, 1), (1, 1, 0), (1 << 30, 1, 1)])
+def test_create_refuses_senseless_sizes(tmp_path, sizes):
+    with pytest.raises(ValueError, match="must be 1 to"):
+        ReplayBuffer.create(tmp_path, *sizes)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_large_buffer_takes_disk_space_only_as_rows_come(tmp_path):
+    buffer = new(tmp_path, capacity=10_000_000)
+    assert (tmp_path / "replay.bin").stat().st_blocks * 512 < 1 << 20
+    buffer.append(rows([1]))
+    taken = (tmp_path / "replay.bin").stat().st_blocks * 512
+    assert taken < replay.CHUNK_BYTES + (1 << 20)
+
+
+def test_a_reader_cannot_write(tmp_path):
+    filled(tmp_path, 10)
+    reader = ReplayBuffer.open(tmp_path)
+    for change in (
+        lambda: reader.append(rows([1])),
+        lambda: reader.truncate(1),
+        reader.recover,
+    ):
+        with pytest.raises(ValueError, match="opened for reading only"):
+            change()
+
+
+def old_version(path):
+    """Rewrites the header as a sound one of format version 0."""
+    content = bytearray(path.read_bytes())
+    fixed = replay.FIXED_FIELDS.size
+    struct.pack_into("<I", content, 8, 0)
+    struct.pack_into("<I", content, fixed, zlib.crc32(content[:fixed]))
+    path.write_bytes(content)
+
+
+def huge_claim(path):
+    """Rewrites the header as a sound one of a far larger buffer."""
+    layout = replay._Layout(replay.MAX_DIM, 1, replay.MAX_CAPACITY)
+    content = layout.header(5, 5) + path.read_bytes()[replay.HEADER_BYTES :]
+    path.write_bytes(content)
+
+
+DAMAGES = {
+    "missing": (lambda path: path.unlink(), "there is no replay buffer here"),
+    "empty": (lambda path: path.write_bytes(b""), "is not a replay buffer"),
+    "foreign": (lambda path: path.write_bytes(b"x" * 9999), "is not a replay buffer"),
+    "magic": (lambda path: flip(path, 0), "is not a replay buffer"),
+    "stub": (lambda path: os.truncate(path, 70), "is cut off within its header"),
+    "version": (old_version, "has replay format version 0; this program reads"),
+    "obs_dim": (lambda path: flip(path, 12), "the checksum of its header"),
+    "capacity": (lambda path: flip(path, 24), "the checksum of its header"),
+    "checksum": (lambda path: flip(path, 33), "the checksum of its header"),
+    "short": (lambda path: os.truncate(path, 9999), "is 9999 bytes long, not 10896"),
+    "long": (lambda path: os.truncate(path, 10897), "is 10897 bytes long, not 10896"),
+    "huge": (huge_claim, "is 10896 bytes long, not"),
+    "intent": (lambda path: flip(path, 65), "counters 50, 306, 100 do not fit"),
+    "frames": (lambda path: flip(path, 75), "counters 16777266, 50, 100 do not fit"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_file_is_named_in_one_line(tmp_path, damage):
+    filled(tmp_path, 50).close()
+    path = tmp_path / "replay.bin"
+    harm, message = DAMAGES[damage]
+    harm(path)
+    for writable in (False, True):
+        with pytest.raises(UserError) as caught:
+            ReplayBuffer.open(tmp_path, writable=writable)
+        assert str(caught.value).startswith(f"{path}: ")
+        assert message in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_closing_twice_is_fine(tmp_path):
+    with filled(tmp_path, 10) as buffer:
+        pass
+    buffer.close()
+
+
+# Damaged rows
+
+
+@pytest.mark.parametrize(
+    ("bad_frames", "remaining"),
+    [
+        ([], (30, 130)),
+        ([129], (30, 129)),  # the tail, as after a power failure
+        ([120, 122, 125], (30, 120)),
+        ([30, 31, 33], (34, 130)),  # old rows overwritten by uncounted new ones
+        ([31, 127], (32, 127)),  # both
+        ([100], (30, 100)),  # a fault in the middle costs the shorter side
+        ([50], (51, 130)),
+    ],
+)
+@pytest.mark.parametrize("byte", [0, ROW_BYTES - 12, ROW_BYTES - 1])
+def test_recover_keeps_the_longest_run_of_good_rows(
+    tmp_path, bad_frames, remaining, byte
+):
+    filled(tmp_path, 130).close()
+    for frame in bad_frames:
+        flip(tmp_path / "replay.bin", row_position(frame) + byte, 0x40)
+    buffer = ReplayBuffer.open(tmp_path, writable=True)
+    assert buffer.recover() == 100 - (remaining[1] - remaining[0])
+    assert live_values(buffer) == list(range(*remaining))
+    assert (buffer.oldest, buffer.frames) == remaining
+    assert buffer.recover() == 0
+    # It goes on from there, and in the end the ring is full again.
+    end = remaining[1]
+    for start in range(end, end + 200, 10):
+        buffer.append(rows(np.arange(start, start + 10)))
+        drawn = values_of(buffer.sample(100, 1000, np.random.default_rng(start)))
+        assert set(drawn) <= set(range(remaining[0], start + 10))
+    assert live_values(buffer) == list(range(end + 100, end + 200))
+
+
+def test_recover_drops_old_rows_that_uncounted_new_ones_replaced(tmp_path):
+    # A power failure: the disk has rows 130 .. 139, but the header from before.
+    buffer = filled(tmp_path, 130)
+    path = tmp_path / "replay.bin"
+    header = path.read_bytes()[: replay.HEADER_BYTES]
+    buffer.append(rows(np.arange(130, 140)))
+    buffer.close()
+    path.write_bytes(header + path.read_bytes()[replay.HEADER_BYTES :])
+    buffer = ReplayBuffer.open(tmp_path, writable=True)
+    assert buffer.recover() == 10
+    assert live_values(buffer) == list(range(40, 130))
+
+
+def test_recover_drops_counted_rows_that_never_reached_the_disk(tmp_path):
+    # A power failure: the disk has the header, but old rows in place of 120 .. 129.
+    buffer = filled(tmp_path, 120)
+    path = tmp_path / "replay.bin"
+    before = path.read_bytes()[replay.HEADER_BYTES :]
+    buffer.append(rows(np.arange(120, 130)))
+    buffer.close()
+    path.write_bytes(path.read_bytes()[: replay.HEADER_BYTES] + before)
+    buffer = ReplayBuffer.open(tmp_path, writable=True)
+    assert buffer.recover() == 10
+    assert live_values(buffer) == list(range(30, 120))
+
+
+def test_recover_of_nothing_but_bad_rows_leaves_an_empty_buffer(tmp_path):
+    filled(tmp_path, 50).close()
+    path = tmp_path / "replay.bin"
+    path.write_bytes(path.read_bytes()[: replay.HEADER_BYTES] + bytes(100 * ROW_BYTES))
+    buffer = ReplayBuffer.open(tmp_path, writable=True)
+    assert buffer.recover() == 50
+    assert (buffer.oldest, buffer.frames, buffer.size) == (0, 0, 0)
+    buffer.append(rows([5]))
+    assert live_values(buffer) == [5]
+
+
+def test_recover_works_across_chunks(tmp_path, monkeypatch):
+    monkeypatch.setattr(replay, "CHUNK_BYTES", 7 * ROW_BYTES)
+    filled(tmp_path, 130).close()
+    flip(tmp_path / "replay.bin", row_position(117))
+    buffer = ReplayBuffer.open(tmp_path, writable=True)
+    assert buffer.recover() == 13
+    assert live_values(buffer) == list(range(30, 117))
+
+
+def test_a_bad_row_is_not_read_or_sampled(tmp_path, monkeypatch):
+    filled(tmp_path, 2, capacity=2).close()
+    for frame in (0, 1):
+        flip(tmp_path / "replay.bin", row_position(frame, 2) + ROW_BYTES - 12)
+    buffer = ReplayBuffer.open(tmp_path)
+    with pytest.raises(UserError, match="is damaged: row of frame 1"):
+        buffer.read(1, 1)
+    monkeypatch.setattr(replay, "MAX_DRAWS", 5)
+    with pytest.raises(UserError, match="rows have wrong frame numbers"):
+        buffer.sample(4, 100, np.random.default_rng(0))
+
+
+# Going back, copies
+
+
+def test_truncate_goes_back_and_on(tmp_path):
+    buffer = filled(tmp_path, 130, capacity=100)
+    for frames in (29, 131):
+        with pytest.raises(ValueError, match="possible are 30 to 130"):
+            buffer.truncate(frames)
+    buffer.truncate(90)
+    assert live_values(buffer) == list(range(30, 90))
+    # Frames 90 .. 129 are written anew; rows before 30 do not come back meanwhile.
+    for start in range(90, 150, 10):
+        buffer.append(rows(np.arange(1000 + start, 1010 + start)))
+        assert buffer.oldest == max(30, start + 10 - 100)
+        live_values(buffer)
+    assert live_values(buffer)[-60:] == list(range(1090, 1150))
+
+
+@pytest.mark.parametrize("frames", [0, 40, 130])
+def test_a_copy_has_the_live_rows(tmp_path, frames):
+    buffer = filled(tmp_path / "a", frames, capacity=100)
+    buffer.copy_to(tmp_path / "b")
+    copy = ReplayBuffer.open(tmp_path / "b", writable=True)
+    assert (copy.oldest, copy.frames) == (buffer.oldest, frames)
+    assert live_values(copy) == live_values(buffer)
+    assert copy.recover() == 0
+    copy.append(rows([frames]))
+    assert live_values(copy)[-1] == frames
+    assert buffer.frames == frames
+    with pytest.raises(FileExistsError):
+        buffer.copy_to(tmp_path / "b")
+
+
+def test_a_copy_can_end_earlier(tmp_path):
+    buffer = filled(tmp_path / "a", 130, capacity=100)
+    buffer.copy_to(tmp_path / "b", frames=77)
+    assert live_values(ReplayBuffer.open(tmp_path / "b")) == list(range(30, 77))
+    with pytest.raises(ValueError, match="possible are 30 to 130"):
+        buffer.copy_to(tmp_path / "c", frames=20)
+    assert list((tmp_path / "c").iterdir()) == []
+
+
+def test_a_copy_of_a_nearly_empty_ring_is_small(tmp_path):
+    new(tmp_path / "a", capacity=10_000_000).copy_to(tmp_path / "b")
+    assert (tmp_path / "b" / "replay.bin").stat().st_blocks * 512 < 1 << 20
+
+
+# A full disk
+
+
+def full_disk(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_full_disk_stores_nothing_and_later_appends_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(replay, "CHUNK_BYTES", 20 * ROW_BYTES)
+    buffer = filled(tmp_path, 20)
+    with monkeypatch.context() as full:
+        full.setattr(os, "posix_fallocate", full_disk)
+        for _ in range(2):
+            with pytest.raises(OSError, match="No space left"):
+                buffer.append(rows([20]))
+        assert live_values(buffer) == list(range(20))
+    other = ReplayBuffer.open(tmp_path, writable=True)
+    assert other.append(rows([20]))  # the lock is free
+    assert live_values(buffer) == list(range(21))
+
+
+def test_a_failing_write_stores_nothing(tmp_path, monkeypatch):
+    buffer = filled(tmp_path, 130, capacity=100)
+    with monkeypatch.context() as full:
+        full.setattr(os, "pwrite", full_disk)
+        with pytest.raises(OSError, match="No space left"):
+            buffer.append(rows(np.arange(130, 140)))
+    # Frames 30 .. 39 may have been overwritten, so they are gone.
+    assert live_values(buffer) == list(range(40, 130))
+    buffer.append(rows([130]))
+    assert live_values(buffer) == list(range(40, 131))
+
+
+def test_short_writes_are_continued(tmp_path, monkeypatch):
+    pwrite = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda fd, data, at: pwrite(fd, data[:33], at))
+    assert live_values(filled(tmp_path, 130)) == list(range(30, 130))
+
+
+# Several processes
+
+
+def write_until(folder, writer, stop):
+    """Appends 1 to 6 consistent rows at a time; values rise from writer * 10**6."""
+    with ReplayBuffer.open(folder, writable=True) as buffer:
+        rng = np.random.default_rng(writer)
+        value = writer * 10**6
+        while not stop.is_set():
+            n = int(rng.integers(1, 7))
+            buffer.append(rows(value + np.arange(n), buffer.obs_dim))
+            value += n
+
+
+def test_no_sample_is_torn_while_the_ring_wraps(tmp_path):
+    # Rows larger than a page, so that a copy takes long enough to be overtaken.
+    buffer = new(tmp_path, capacity=40, obs_dim=1000)
+    buffer.append(rows(np.arange(10), 1000))
+    reader = ReplayBuffer.open(tmp_path)
+    stop = SPAWN.Event()
+    writers = [
+        SPAWN.Process(target=write_until, args=(tmp_path, writer, stop))
+        for writer in (1, 2)
+    ]
+    for writer in writers:
+        writer.start()
+    rng, redraws = np.random.default_rng(0), 0
+    draw = reader._draw
+
+    def counting_draw(*arguments):
+        nonlocal redraws
+        drawn, whole = draw(*arguments)
+        redraws += not whole.all()
+        return drawn, whole
+
+    reader._draw = counting_draw
+    try:
+        for _ in range(3000):
+            values = values_of(reader.sample(16, 40, rng))
+            assert ((values % 10**6) < reader.frames).all()
+        for batches in count():  # and on, until the races really occurred
+            if reader.frames > 50 * 40 and redraws >= 20:
+                break
+            assert batches < 100_000
+            values_of(reader.sample(16, 40, rng))
+    finally:
+        stop.set()
+        finish(*writers)
+
+
+def write_some(folder, writer, appends, start):
+    with ReplayBuffer.open(folder, writable=True) as buffer:
+        rng = np.random.default_rng(writer)
+        value = writer * 10**6
+        start.wait(PATIENCE)
+        for _ in range(appends):
+            n = int(rng.integers(1, 7))
+            assert buffer.append(rows(value + np.arange(n)))
+            value += n
+
+
+def test_four_writers_lose_double_and_reorder_nothing(tmp_path):
+    buffer = new(tmp_path, capacity=20_000)
+    start = SPAWN.Barrier(4)
+    writers = [
+        SPAWN.Process(target=write_some, args=(tmp_path, writer, 1000, start))
+        for writer in range(4)
+    ]
+    for writer in writers:
+        writer.start()
+    finish(*writers)
+    values = values_of(buffer.read(0, buffer.frames))
+    total = 0
+    for writer in range(4):
+        own = values[values // 10**6 == writer] % 10**6
+        appended = np.random.default_rng(writer).integers(1, 7, size=1000).sum()
+        np.testing.assert_array_equal(own, np.arange(appended))
+        total += appended
+    assert buffer.frames == total
+    assert buffer.recover() == 0
+
+
+def write_to_limit(folder, limit, start):
+    with ReplayBuffer.open(folder, writable=True) as buffer:
+        start.wait(PATIENCE)
+        while buffer.append(rows(np.arange(7)), limit):
+            assert buffer.frames <= limit
+
+
+def test_writers_together_keep_the_frame_limit(tmp_path):
+    buffer = new(tmp_path)
+    start = SPAWN.Barrier(2)
+    writers = [
+        SPAWN.Process(target=write_to_limit, args=(tmp_path, 2000, start))
+        for _ in range(2)
+    ]
+    for writer in writers:
+        writer.start()
+    finish(*writers)
+    assert buffer.frames == 2000 // 7 * 7
+
+
+# Kills
+
+
+def append_and_die(folder, acknowledged, survives, chance):
+    """Appends rows that count on, acknowledging each, until a write kills it.
+
+    The fatal call of pwrite is the one after `survives` others; it writes the part
+    `chance` of its bytes first.
+    """
+    pwrite = os.pwrite
+    calls = count()
+
+    def deadly_pwrite(descriptor, data, offset):
+        if next(calls) < survives:
+            return pwrite(descriptor, data, offset)
+        pwrite(descriptor, data[: int(chance * len(data))], offset)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    os.pwrite = deadly_pwrite
+    with ReplayBuffer.open(folder, writable=True) as buffer:
+        value = buffer.frames
+        while True:
+            buffer.append(rows(value + np.arange(5)))
+            value += 5
+            os.write(acknowledged, b"+" * 5)
+
+
+def append_forever(folder, acknowledged):
+    append_and_die(folder, acknowledged, math.inf, 0)
+
+
+def forked(target, *arguments):
+    """Runs `target` in a fork; returns its process number."""
+    child = os.fork()
+    if child == 0:
+        try:
+            target(*arguments)
+        finally:
+            os._exit(1)
+    return child
+
+
+def kill_often(folder, times):
+    """Checks after each of several kills that no acknowledged row is missing."""
+    rng = np.random.default_rng(0)
+    with ReplayBuffer.open(folder) as buffer:
+        for round_ in range(times):
+            before = buffer.frames
+            receiving, sending = os.pipe()
+            if round_ % 2:  # at a chosen place in a write
+                survives, chance = int(rng.integers(0, 30)), rng.random()
+                child = forked(append_and_die, folder, sending, survives, chance)
+            else:  # anywhere
+                child = forked(append_forever, folder, sending)
+            os.close(sending)
+            acknowledged = 0
+            while received := os.read(receiving, 5):
+                acknowledged += len(received)
+                if acknowledged > 100:
+                    os.kill(child, signal.SIGKILL)
+            os.close(receiving)
+            _, status = os.waitpid(child, 0)
+            assert os.WTERMSIG(status) == signal.SIGKILL
+            # The last append may have been stored but not yet acknowledged.
+            assert buffer.frames - before - acknowledged in (0, 5)
+            kept = range(buffer.oldest, buffer.frames)
+            assert len(kept) >= min(buffer.frames, buffer.capacity) - 5
+            assert live_values(buffer) == list(kept)
+            values_of(buffer.sample(100, 1000, rng))
+    with ReplayBuffer.open(folder, writable=True) as buffer:
+        assert buffer.recover() == 0
+
+
+@pytest.mark.parametrize("capacity", [10_000, 64])
+def test_a_killed_writer_loses_no_acknowledged_row(tmp_path, capacity):
+    new(tmp_path, capacity=capacity).close()
+    process = SPAWN.Process(target=kill_often, args=(tmp_path, 20))
+    process.start()
+    finish(process)
+
+
+def test_after_a_killed_append_a_smaller_one_brings_no_dead_row_back(tmp_path):
+    # Capacity 100, 130 frames; the killed append of 10 has overwritten frames
+    # 30 .. 39 in part. After one of 2, frames 32 .. 39 are still dead.
+    buffer = filled(tmp_path, 130, capacity=100)
+    buffer._counters[replay.INTENT] = 140
+    torn = np.full(8 * ROW_BYTES, 0xFF, np.uint8)
+    os.pwrite(buffer._file.fileno(), torn, row_position(132))
+    buffer.append(rows([130, 131]))
+    assert live_values(buffer) == list(range(40, 132))
+    drawn = values_of(buffer.sample(5000, 1000, np.random.default_rng(0)))
+    assert set(drawn) == set(range(40, 132))
+    assert buffer.recover() == 0
+    buffer.append(rows(np.arange(132, 145)))
+    assert live_values(buffer) == list(range(45, 145))
+
+
+def hold_lock(folder, holding):
+    with ReplayBuffer.open(folder, writable=True) as buffer, buffer._locked():
+        holding.set()
+        signal.pause()
+
+
+def append_one(folder):
+    with ReplayBuffer.open(folder, writable=True) as buffer:
+        assert buffer.append(rows([10]))
+
+
+def test_a_killed_lock_holder_blocks_nobody(tmp_path):
+    buffer = filled(tmp_path, 10)
+    holding = SPAWN.Event()
+    holder = SPAWN.Process(target=hold_lock, args=(tmp_path, holding))
+    holder.start()
+    assert holding.wait(PATIENCE)
+    with open(tmp_path / "replay.lock", "ab") as file:
+        flags = portalocker.LockFlags.EXCLUSIVE | portalocker.LockFlags.NON_BLOCKING
+        with pytest.raises(portalocker.AlreadyLocked):
+            portalocker.lock(file, flags)
+    assert buffer.frames == 10  # readers do not wait
+    buffer.sample(5, 10, np.random.default_rng(0))
+    holder.kill()
+    holder.join(PATIENCE)
+    writer = SPAWN.Process(target=append_one, args=(tmp_path,))
+    writer.start()
+    finish(writer)
+    assert live_values(buffer) == list(range(11))

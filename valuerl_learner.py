@@ -1,0 +1,131 @@
+"""The value learner: policy and Q-functions, with the newest world model (SPEC 2)."""
+
+from collections.abc import Mapping
+
+import tensorflow as tf
+
+import checkpoint
+import nn
+from learner import Learner, require_device, take_up, thread_count, use_threads
+from process import Context
+from replay import Batch
+from status import VALUERL, WORLDMODEL
+from util import wait_until
+from valuerl import ValueRL
+from worldmodel import WorldModel
+
+
+class ValueRLLearner(Learner):
+    """Learns policy and Q; at each epoch takes up the newest world model."""
+
+    name = VALUERL
+    metric_names = ("q_loss", "policy_loss", "policy_reg_loss", "model_usage")
+
+    def __init__(self, context: Context) -> None:
+        run = context.run
+        settings = run.config.policy_config
+        super().__init__(context, settings)
+        generator = tf.random.Generator.from_seed(context.seed)
+        self.world_model = None
+        if settings.value_expansion is not None:
+            self.world_model = WorldModel(
+                run.config.world_model_config, run.obs_dim, run.action_dim, generator
+            )
+        self.valuerl = ValueRL(
+            settings,
+            run.obs_dim,
+            run.action_dim,
+            run.config.env.discount,
+            run.config.env.reward_scale,
+            generator,
+            self.world_model,
+        )
+        rate = settings.learning_rate
+        self.policy_optimizer = nn.Adam(self.valuerl.policy.variables, rate)
+        self.q_optimizer = nn.Adam(self.valuerl.q.variables, rate)
+        self.models = 0  # published world models taken up
+        self._model_stamp: object = None
+
+    def variables(self) -> Mapping[str, tf.Variable]:
+        """Nets as "policy/w0", "q/w0", "target_q/w0", optimisers as "q_adam/m0"."""
+        return self.valuerl.named_variables() | nn.prefixed(
+            {
+                "policy_adam": self.policy_optimizer.named_variables(),
+                "q_adam": self.q_optimizer.named_variables(),
+            }
+        )
+
+    @tf.function
+    def train_step(self, batch: Batch) -> dict[str, tf.Tensor]:
+        """One update of policy and Q."""
+        choice = self.valuerl.draw(self.settings.batch_size)
+        return self.valuerl.update(
+            batch, choice, self.policy_optimizer, self.q_optimizer
+        )
+
+    def start(self) -> bool:
+        """Waits for frames and the first world model; publishes the first policy."""
+        if not self.wait_for_frames():
+            return False
+        self.start_clock()
+        wait_until(lambda: self.context.stop() or self._load_model())
+        if self.context.stop():
+            return False
+        self.valuerl.copy_target()
+        self.publish_epoch()
+        return True
+
+    def begin_epoch(self) -> None:
+        self.valuerl.copy_target()
+        self._load_model()
+
+    def publish(self) -> None:
+        """Publishes the small policy file that interactors and evaluators read."""
+        variables = nn.prefixed({"policy": self.valuerl.policy.named_variables()})
+        checkpoint.publish(
+            self.folders.policy,
+            {name: v.numpy()[0] for name, v in variables.items()},
+            self.metadata(),
+        )
+
+    def _load_model(self) -> bool:
+        """Takes up the newest world model; False while none has been published.
+
+        A state saved during pretraining (epoch 0) is not a published one.
+        """
+        path = self.folders.state(WORLDMODEL)
+        if self.world_model is None:
+            return True
+        stamp = checkpoint.stamp(path)
+        if stamp is None or stamp == self._model_stamp:
+            return stamp is not None and self.models > 0
+        if int(checkpoint.read_metadata(path)["epoch"]) == 0:
+            self._model_stamp = stamp
+            return False
+        take_up(path, self.world_model.named_variables())
+        self._model_stamp = stamp
+        self.models += 1
+        self.row["models"] = self.models
+        return True
+
+    def counters(self) -> dict[str, int]:
+        return {"models": self.models}
+
+    def restore_counters(self, metadata: Mapping[str, object]) -> None:
+        """Also takes up the newest world model, and publishes a policy that is due."""
+        self.models = int(metadata["models"])
+        self._load_model()
+        if self.epoch and self._published_epoch() < self.epoch:
+            self.publish()  # ended between the state and the policy of an epoch
+
+    def _published_epoch(self) -> int:
+        if not self.folders.policy.exists():
+            return 0
+        return int(checkpoint.load(self.folders.policy).metadata["epoch"])
+
+
+def main(context: Context) -> None:
+    """The process's main function."""
+    use_threads(thread_count(context, context.run.config.policy_config.threads))
+    require_device(context)
+    ValueRLLearner(context).run()

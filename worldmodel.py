@@ -1,0 +1,238 @@
+"""The world model: transition, termination and reward ensembles, and their losses.
+
+Dimension letters: B batch, M transition (and termination) models, N reward models,
+H imagined steps, O observation, A action.
+"""
+
+from typing import NamedTuple
+
+import tensorflow as tf
+
+import nn
+from replay import Batch
+from schema import Ensemble, WorldModelConfig
+
+
+class ModelMembers(NamedTuple):
+    """The members that take part in targets; None stands for all.
+
+    Termination member m judges the rollout of transition member m, so it has no
+    choice of its own.
+    """
+
+    transition: tf.Tensor | None
+    reward: tf.Tensor | None
+
+
+class ModelShares(NamedTuple):
+    """Which member trains on which row; termination follows transition."""
+
+    transition: nn.Shares
+    reward: nn.Shares
+
+
+def transition_loss(
+    obs: tf.Tensor, next_obs: tf.Tensor, change: tf.Tensor
+) -> tf.Tensor:
+    """1/2 sum over observation entries of (s' - s - f(s, a))^2, batch mean (SPEC 4).
+
+    Args:
+        obs: s, [B, O].
+        next_obs: s', [B, O].
+        change: the predicted f(s, a), [B, O].
+    """
+    squared = tf.square(next_obs - obs - change)
+    return 0.5 * tf.reduce_mean(tf.reduce_sum(squared, axis=-1))
+
+
+def termination_loss(terminated: tf.Tensor, logit: tf.Tensor) -> tf.Tensor:
+    """Sigmoid cross-entropy of the logit [B] with d [B], batch mean (SPEC 4)."""
+    return tf.reduce_mean(
+        tf.nn.sigmoid_cross_entropy_with_logits(labels=terminated, logits=logit)
+    )
+
+
+def reward_loss(reward: tf.Tensor, predicted: tf.Tensor) -> tf.Tensor:
+    """1/2 (r - g)^2 of rewards [B], batch mean (SPEC section 4)."""
+    return 0.5 * tf.reduce_mean(tf.square(reward - predicted))
+
+
+def weight_penalty(variables: list[tf.Variable], factor: float) -> tf.Tensor:
+    """factor * sum of 1/2 w^2 over all weights and biases of all members."""
+    return factor * tf.add_n([tf.nn.l2_loss(v) for v in variables])
+
+
+class WorldModel:
+    """The three ensembles; `train_step` fits them to a batch of real transitions.
+
+    Args:
+        config: the configuration's `model_config`.
+        obs_dim: O.
+        action_dim: A.
+        generator: draws initial weights, and members and shares in training.
+    """
+
+    def __init__(
+        self,
+        config: WorldModelConfig,
+        obs_dim: int,
+        action_dim: int,
+        generator: tf.random.Generator,
+    ) -> None:
+        self._config = config
+        self._generator = generator
+        single = Ensemble(ensemble_size=1, train_sample_count=1, eval_sample_count=1)
+        self._transition_size = (
+            config.bayesian.transition if config.bayesian else single
+        )
+        self._reward_size = config.bayesian.reward if config.bayesian else single
+        self.transition = nn.FeedForward(
+            obs_dim + action_dim,
+            config.transition_hidden_dim,
+            obs_dim,
+            config.transition_layers,
+            self._transition_size.ensemble_size,
+            generator,
+        )
+        self.termination = nn.FeedForward(
+            2 * obs_dim + action_dim,
+            config.aux_hidden_dim,
+            1,
+            config.aux_layers,
+            self._transition_size.ensemble_size,
+            generator,
+        )
+        self.reward = nn.FeedForward(
+            2 * obs_dim + action_dim,
+            config.aux_hidden_dim,
+            1,
+            config.aux_layers,
+            self._reward_size.ensemble_size,
+            generator,
+        )
+
+    @property
+    def variables(self) -> list[tf.Variable]:
+        """All trained variables: transition, termination, reward."""
+        nets = (self.transition, self.termination, self.reward)
+        return [v for net in nets for v in net.variables]
+
+    def named_variables(self) -> dict[str, tf.Variable]:
+        """{"transition/w0": ..., "termination/w0": ..., "reward/w0": ...}."""
+        return nn.prefixed(
+            {
+                "transition": self.transition.named_variables(),
+                "termination": self.termination.named_variables(),
+                "reward": self.reward.named_variables(),
+            }
+        )
+
+    def draw_members(self) -> ModelMembers:
+        """The members for the targets of one batch: `eval_sample_count` of each."""
+        t, r = self._transition_size, self._reward_size
+        return ModelMembers(
+            nn.draw_members(self._generator, t.ensemble_size, t.eval_sample_count),
+            nn.draw_members(self._generator, r.ensemble_size, r.eval_sample_count),
+        )
+
+    def draw_shares(self, batch_size: int) -> ModelShares:
+        """Gives each row to one of `train_sample_count` members of each ensemble."""
+        t, r = self._transition_size, self._reward_size
+        return ModelShares(
+            nn.draw_shares(
+                self._generator, batch_size, t.ensemble_size, t.train_sample_count
+            ),
+            nn.draw_shares(
+                self._generator, batch_size, r.ensemble_size, r.train_sample_count
+            ),
+        )
+
+    def next_obs(
+        self, obs: tf.Tensor, action: tf.Tensor, members: ModelMembers
+    ) -> tf.Tensor:
+        """s_{h+1} = s_h + f_m(s_h, a_h) (SPEC section 5).
+
+        Args:
+            obs: [M, B, O], or [1, B, O] where all members start from the same.
+            action: [M, B, A] or [1, B, A].
+
+        Returns:
+            [M, B, O].
+        """
+        return obs + self.transition(tf.concat([obs, action], -1), members.transition)
+
+    def termination_prob(
+        self,
+        next_obs: tf.Tensor,
+        obs: tf.Tensor,
+        action: tf.Tensor,
+        members: ModelMembers,
+    ) -> tf.Tensor:
+        """d = sigmoid(c_m(s', s, a)) for the rows of each transition member.
+
+        Args:
+            next_obs: [M, R, O].
+            obs: [M, R, O].
+            action: [M, R, A].
+
+        Returns:
+            [M, R].
+        """
+        logit = self.termination(
+            tf.concat([next_obs, obs, action], -1), members.transition
+        )
+        return tf.sigmoid(logit[..., 0])
+
+    def rewards(
+        self,
+        next_obs: tf.Tensor,
+        obs: tf.Tensor,
+        action: tf.Tensor,
+        members: ModelMembers,
+    ) -> tf.Tensor:
+        """r = g_n(s', s, a): every reward member on every row.
+
+        Args:
+            next_obs: [R, O].
+            obs: [R, O].
+            action: [R, A].
+
+        Returns:
+            [N, R].
+        """
+        inputs = tf.concat([next_obs, obs, action], -1)
+        return self.reward(inputs[None], members.reward)[..., 0]
+
+    def losses(self, batch: Batch, shares: ModelShares) -> dict[str, tf.Tensor]:
+        """The losses of SPEC section 4, `total_loss` being the sum of the others.
+
+        Termination and reward see the real s', not the predicted one.
+        """
+        before = tf.concat([batch.obs, batch.action], -1)
+        after = tf.concat([batch.next_obs, batch.obs, batch.action], -1)
+        change = self.transition.by_share(before, shares.transition)
+        logit = self.termination.by_share(after, shares.transition)[:, 0]
+        predicted = self.reward.by_share(after, shares.reward)[:, 0]
+        losses = {
+            "transition_loss": transition_loss(batch.obs, batch.next_obs, change),
+            "termination_loss": termination_loss(batch.terminated, logit),
+            "reward_loss": reward_loss(batch.reward, predicted),
+            "reg_loss": weight_penalty(self.variables, self._config.weight_decay),
+        }
+        return {"total_loss": tf.add_n(list(losses.values())), **losses}
+
+    def gradients(
+        self, batch: Batch, shares: ModelShares
+    ) -> tuple[list[tf.Tensor], dict[str, tf.Tensor]]:
+        """Gradients of `total_loss`, in the order of `variables`, and the losses."""
+        with tf.GradientTape() as tape:
+            losses = self.losses(batch, shares)
+        return tape.gradient(losses["total_loss"], self.variables), losses
+
+    def update(
+        self, batch: Batch, shares: ModelShares, optimizer: nn.Adam
+    ) -> dict[str, tf.Tensor]:
+        """One step on all three ensembles; returns the losses before it."""
+        gradients, losses = self.gradients(batch, shares)
+        optimizer.apply(gradients)
+        return losses
