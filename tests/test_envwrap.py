@@ -1,6 +1,7 @@
 """envwrap and classic_envs: spaces, clocks, errors, and the paper's physics."""
 
 import importlib.util
+import json
 import subprocess
 import sys
 import types
@@ -148,6 +149,17 @@ def test_an_observation_does_not_change_when_the_environment_goes_on():
     first, _ = env.reset()
     env.step(np.zeros(1))
     np.testing.assert_array_equal(first, [0, 0])
+
+
+def test_dm_control_tasks_run_where_they_are_installed_else_the_extra_is_named():
+    name = "dm_control/cartpole-balance-v0"
+    if importlib.util.find_spec("shimmy") is None:
+        assert "pip install -e .[dm_control]" in error_of(name)
+        return
+    # position [3] and velocity [2], a dict of boxes
+    config = Environment(name=name, module="shimmy", obs_dims=[5], action_dim=1)
+    obs, _ = envwrap.make_env(config).reset(seed=0)
+    assert obs.shape == (5,)
 
 
 # Actions
@@ -481,6 +493,14 @@ def test_masses_are_the_old_ones_by_default_and_a_plain_id_keeps_the_engines():
     assert mass("Humanoid-v1", inertia="2.1") == mass("Humanoid-v1")
     assert mass("Humanoid-v1", inertia="native") == mass("Humanoid-v5")
     assert mass("Humanoid-v5", inertia="native") == pytest.approx(42.12, abs=0.005)
+
+
+@pytest.mark.parametrize("name", classic_envs.MUJOCO)
+def test_every_body_weighs_what_the_inertia_file_says(name):
+    weights = json.loads(classic_envs.INERTIA_FILE.read_text())[name[:-3]]
+    model = made(name).unwrapped.model
+    for key in ("mass", "inertia", "ipos", "iquat"):
+        np.testing.assert_array_equal(getattr(model, f"body_{key}"), weights[key])
 
 
 @pytest.mark.parametrize(("name", "low"), [("Hopper-v1", 0.5), ("Walker2d-v1", 0.3)])
