@@ -5,10 +5,11 @@ is an ordinary safetensors container,
 
     header length (8 bytes), header (JSON), payload (the tensors' bytes)
 
-whose header holds three strings of our own: `format`, the version; `steve`, the
-scalars as JSON; `sha256`, a digest of the whole file, made with 64 zeros in its own
-place. So no byte of a file can change unnoticed, a tensor's name as little as its
-content. Nothing is decoded before the digest is verified, and nothing is a pickle.
+whose header holds four strings of our own: `format`, the version; `steve`, the
+scalars as JSON; `sha256`, the digest of the payload; `header_sha256`, that of what
+comes before the payload, made with 64 zeros in its own place. So no byte of a file
+can change unnoticed, a tensor's name as little as its content. Nothing is decoded
+before both digests are verified, and nothing is a pickle.
 """
 
 import hashlib
@@ -34,6 +35,7 @@ MAX_HEADER_BYTES = 1 << 20
 MAX_FILE_BYTES = 4 << 30
 LENGTH_BYTES = 8
 DTYPES = {"F32": np.dtype(np.float32), "I64": np.dtype(np.int64)}
+OUR_STRINGS = {"format", "steve", "sha256", "header_sha256"}
 NO_DIGEST = "0" * 64
 
 Scalar = str | int | float
@@ -122,22 +124,25 @@ def _encode(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, Scalar]) -
         "format": str(FORMAT_VERSION),
         "steve": json.dumps(dict(metadata)),
         "sha256": NO_DIGEST,
+        "header_sha256": NO_DIGEST,
     }
     content = encode(arrays, metadata=strings)
     start = LENGTH_BYTES + int.from_bytes(content[:LENGTH_BYTES], "little")
     if start > LENGTH_BYTES + MAX_HEADER_BYTES:
         raise ValueError(f"a header of {start} bytes, over {MAX_HEADER_BYTES}")
-    digest = hashlib.sha256(content).hexdigest()
-    head = content[:start].replace(_digest_entry(NO_DIGEST), _digest_entry(digest))
-    return head + memoryview(content)[start:]
+    payload = memoryview(content)[start:]
+    digest = hashlib.sha256(payload).hexdigest()
+    head = _with_digest(content[:start], "sha256", NO_DIGEST, digest)
+    digest = hashlib.sha256(head).hexdigest()
+    return _with_digest(head, "header_sha256", NO_DIGEST, digest) + payload
 
 
-def _digest_entry(digest: str) -> bytes:
-    """The digest as it stands in the header.
+def _with_digest(head: bytes, key: str, old: str, new: str) -> bytes:
+    """Replaces a digest in a header.
 
     It stands there once: within any other string its quotes would be escaped.
     """
-    return f'"sha256":"{digest}"'.encode()
+    return head.replace(f'"{key}":"{old}"'.encode(), f'"{key}":"{new}"'.encode())
 
 
 def load(path: Path, max_bytes: int = MAX_FILE_BYTES) -> Checkpoint:
@@ -164,11 +169,12 @@ def load(path: Path, max_bytes: int = MAX_FILE_BYTES) -> Checkpoint:
         raise CheckpointError(
             f"{path}: is damaged: {len(payload) - extent} bytes too many"
         )
-    digest = strings["sha256"]
-    blank = head.replace(_digest_entry(digest), _digest_entry(NO_DIGEST))
-    actual = hashlib.sha256(blank)
-    actual.update(payload)
-    if actual.hexdigest() != digest:
+    digest = strings["header_sha256"]
+    blank = _with_digest(head, "header_sha256", digest, NO_DIGEST)
+    if (
+        hashlib.sha256(blank).hexdigest() != digest
+        or hashlib.sha256(payload).hexdigest() != strings["sha256"]
+    ):
         raise CheckpointError(f"{path}: is damaged: its checksum does not match")
     try:
         tensors = decode(content)
@@ -308,9 +314,7 @@ def _check_header(path: Path, header: dict[str, Any]) -> tuple[dict[str, str], i
     """Returns our strings of a header, and how long the payload must be."""
     tensors = dict(header)
     strings = tensors.pop("__metadata__", None)
-    if not isinstance(strings, dict) or not {"format", "steve", "sha256"} <= set(
-        strings
-    ):
+    if not isinstance(strings, dict) or not set(strings) >= OUR_STRINGS:
         raise CheckpointError(f"{path}: is not a checkpoint of this program")
     if strings["format"] != str(FORMAT_VERSION):
         raise CheckpointError(

@@ -11,7 +11,6 @@ and a score is the plain sum of rewards (SPEC section 9).
 import difflib
 import importlib
 import re
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -197,10 +196,10 @@ def _made(
             f"env.name {name}: a package is missing ({_one_line(error)})"
         ) from error
     except (gymnasium.error.UnregisteredEnv, gymnasium.error.DeprecatedEnv) as error:
-        if name.startswith("dm_control/") and "shimmy" not in sys.modules:
+        if name.startswith("dm_control/") and env_config.module != "shimmy":
             raise UserError(
-                f"env.name {name}: dm_control is not installed; install it with pip "
-                "install -e .[dm_control]"
+                f'env.name {name}: set env.module to "shimmy", which registers '
+                "dm_control's tasks (pip install -e .[dm_control])"
             ) from error
         raise UserError(
             f"env.name {name}: no such environment; nearest known: {_nearest(name)}; a "

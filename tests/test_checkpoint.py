@@ -153,15 +153,17 @@ def flipped(content, position, bits=1):
 
 
 def rewritten(content, change):
-    """The file with a changed header, and a digest that fits it again."""
+    """The file with a changed header, and digests that fit it again."""
     length = header_length(content)
+    payload = content[8 + length :]
     header = json.loads(content[8 : 8 + length])
-    header["__metadata__"]["sha256"] = "0" * 64
+    header["__metadata__"]["sha256"] = hashlib.sha256(payload).hexdigest()
+    header["__metadata__"]["header_sha256"] = "0" * 64
     change(header)
     text = json.dumps(header, separators=(",", ":")).encode()
-    content = len(text).to_bytes(8, "little") + text + content[8 + length :]
-    digest = hashlib.sha256(content).hexdigest()
-    return content.replace(b'"sha256":"' + b"0" * 64, b'"sha256":"' + digest.encode())
+    head = len(text).to_bytes(8, "little") + text
+    digest = hashlib.sha256(head).hexdigest()
+    return head.replace(b"0" * 64, digest.encode()) + payload
 
 
 def with_version(version):
@@ -235,6 +237,14 @@ def test_every_truncation_is_found(path):
         path.write_bytes(content[:length])
         with pytest.raises(CheckpointError):
             load(path)
+
+
+def test_the_digest_of_the_payload_stands_in_the_metadata(path):
+    put(path, 1)
+    content = path.read_bytes()
+    length = header_length(content)
+    strings = json.loads(content[8 : 8 + length])["__metadata__"]
+    assert strings["sha256"] == hashlib.sha256(content[8 + length :]).hexdigest()
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """envwrap and classic_envs: spaces, clocks, errors, and the paper's physics."""
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -29,10 +28,6 @@ PAPER_SIZES = {
     "RoboschoolHumanoid-v1": (44, 17),
     "RoboschoolHumanoidFlagrun-v1": (44, 17),
 }
-needs_bullet = pytest.mark.skipif(
-    importlib.util.find_spec("pybullet_envs_gymnasium") is None,
-    reason="the extra roboschool is not installed",
-)
 
 
 class Recorder(gymnasium.Env):
@@ -104,8 +99,6 @@ def error_of(name: str, **keys) -> str:
 
 @pytest.mark.parametrize("name", PAPER_SIZES)
 def test_papers_environments_have_the_papers_sizes_and_step(name):
-    if name.startswith("Roboschool"):
-        pytest.importorskip("pybullet_envs_gymnasium")
     obs_dim, action_dim = PAPER_SIZES[name]
     config = Environment(name=name, obs_dims=[obs_dim], action_dim=action_dim)
     assert envwrap.measure(config) == envwrap.EnvSpec(obs_dim, action_dim)
@@ -151,11 +144,14 @@ def test_an_observation_does_not_change_when_the_environment_goes_on():
     np.testing.assert_array_equal(first, [0, 0])
 
 
-def test_dm_control_tasks_run_where_they_are_installed_else_the_extra_is_named():
+def test_dm_control_without_its_module_names_module_and_extra():
+    message = error_of("dm_control/no-such-task-v0")
+    assert 'env.module to "shimmy"' in message
+    assert "pip install -e .[dm_control]" in message
+
+
+def test_dm_control_tasks_run():
     name = "dm_control/cartpole-balance-v0"
-    if importlib.util.find_spec("shimmy") is None:
-        assert "pip install -e .[dm_control]" in error_of(name)
-        return
     # position [3] and velocity [2], a dict of boxes
     config = Environment(name=name, module="shimmy", obs_dims=[5], action_dim=1)
     obs, _ = envwrap.make_env(config).reset(seed=0)
@@ -706,7 +702,6 @@ both_tasks = pytest.mark.parametrize(
 )
 
 
-@needs_bullet
 @both_tasks
 def test_each_joint_at_its_limit_costs_a_fifth(roboschool):
     robot = roboschool.unwrapped.robot
@@ -722,7 +717,6 @@ def test_each_joint_at_its_limit_costs_a_fifth(roboschool):
     assert counts == [0, 1, 3]
 
 
-@needs_bullet
 @both_tasks
 def test_electricity_costs_what_roboschool_charged(roboschool):
     flagrun = "Flagrun" in type(roboschool.unwrapped).__name__
@@ -753,7 +747,6 @@ def tie(client, robot, foot, other, pivot, other_pivot) -> None:
     )
 
 
-@needs_bullet
 @both_tasks
 def test_each_foot_on_another_body_costs_one(roboschool):
     feet = roboschool.unwrapped.robot.feet
@@ -763,7 +756,6 @@ def test_each_foot_on_another_body_costs_one(roboschool):
     assert parts_of_reward(roboschool, np.zeros(17))["feet"] == -2.0
 
 
-@needs_bullet
 def test_feet_on_the_floor_cost_nothing(roboschool):
     robot = roboschool.unwrapped.robot
     for _ in range(30):
@@ -773,7 +765,6 @@ def test_feet_on_the_floor_cost_nothing(roboschool):
     raise AssertionError("the robot never stood on both feet")
 
 
-@needs_bullet
 def test_a_foot_on_the_robots_other_foot_costs_one_for_each(roboschool):
     robot = roboschool.unwrapped.robot
     right, left = robot.feet
@@ -784,7 +775,6 @@ def test_a_foot_on_the_robots_other_foot_costs_one_for_each(roboschool):
     assert parts_of_reward(roboschool, np.zeros(17))["feet"] == -2.0
 
 
-@needs_bullet
 @both_tasks
 def test_the_start_yaw_spreads_over_a_sixteenth_of_pi_to_both_sides(roboschool):
     robot = roboschool.unwrapped.robot
@@ -802,7 +792,6 @@ def test_the_start_yaw_spreads_over_a_sixteenth_of_pi_to_both_sides(roboschool):
     np.testing.assert_allclose(heights, 1.4, atol=1e-6)
 
 
-@needs_bullet
 @pytest.mark.parametrize("roboschool", ["HumanoidFlagrun"], indirect=True)
 def test_flagruns_first_target_is_straight_ahead_half_the_time(roboschool):
     robot = roboschool.unwrapped.robot

@@ -1,0 +1,349 @@
+"""Feed-forward ensembles, shares and draws of their members, and Adam."""
+
+import math
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import nn
+
+
+def generator(seed=0):
+    return tf.random.Generator.from_seed(seed)
+
+
+def build(in_dim=3, hidden_dim=8, out_dim=2, layers=3, ensemble_size=4):
+    """Random weights, and random biases so that a bias left out would show."""
+    net = nn.FeedForward(
+        in_dim, hidden_dim, out_dim, layers, ensemble_size, generator()
+    )
+    for bias in net.biases:
+        bias.assign(generator(1).normal(bias.shape))
+    return net
+
+
+def constant_net(ensemble_size, in_dim=1):
+    """Member i returns i for every row."""
+    net = nn.FeedForward(in_dim, 1, 1, 1, ensemble_size, generator())
+    net.weights[0].assign(tf.zeros_like(net.weights[0]))
+    net.biases[0].assign(tf.range(float(ensemble_size))[:, None])
+    return net
+
+
+def forward(net, member, row):
+    """One member on one row, in float64."""
+    x = np.asarray(row, np.float64)
+    layers = list(zip(net.weights, net.biases, strict=True))
+    for i, (w, b) in enumerate(layers):
+        x = x @ w.numpy()[member].astype(np.float64) + b.numpy()[member]
+        x = np.maximum(x, 0) if i < len(layers) - 1 else x
+    return x
+
+
+# Initial weights
+
+
+@pytest.mark.parametrize(
+    ("ensemble_size", "in_dim", "hidden_dim", "out_dim", "layers"),
+    [(1, 5, 128, 2, 4), (4, 17, 512, 17, 3), (4, 9, 128, 1, 2), (3, 4, 7, 200, 1)],
+)
+def test_weights_are_glorot_uniform_with_both_fans_times_the_ensemble_size(
+    ensemble_size, in_dim, hidden_dim, out_dim, layers
+):
+    net = nn.FeedForward(
+        in_dim, hidden_dim, out_dim, layers, ensemble_size, generator()
+    )
+    widths = [in_dim, *[hidden_dim] * (layers - 1), out_dim]
+    assert len(net.weights) == layers
+    for i, weight in enumerate(net.weights):
+        assert weight.shape == (ensemble_size, widths[i], widths[i + 1])
+        limit = math.sqrt(6 / (ensemble_size * (widths[i] + widths[i + 1])))
+        # The largest of 500 or more uniform draws is this close to the limit.
+        assert 0.97 * limit < np.abs(weight.numpy()).max() <= limit
+
+
+def test_a_512_by_512_layer_of_four_members_has_the_measured_limit_and_is_uniform():
+    net = nn.FeedForward(512, 512, 512, 1, 4, generator())
+    values = net.weights[0].numpy().ravel()  # about a million draws
+    # 2018 release, measured: 0.03827; sqrt(6 / (4 * 1024)) = 0.038273
+    assert np.abs(values).max() == pytest.approx(0.03827, abs=1e-5)
+    counts, _ = np.histogram(values, bins=20, range=(-0.038274, 0.038274))
+    expected = len(values) / 20
+    assert np.abs(counts - expected).max() < 5 * math.sqrt(expected)
+
+
+def test_biases_start_at_zero():
+    net = nn.FeedForward(3, 8, 2, 3, 4, generator())
+    assert all(not bias.numpy().any() for bias in net.biases)
+
+
+def test_members_start_different_and_a_seed_repeats_them():
+    first, second = (nn.FeedForward(3, 8, 2, 3, 4, generator(5)) for _ in range(2))
+    for ours, theirs in zip(first.variables, second.variables, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    weight = first.weights[0].numpy()
+    assert all((weight[0] != weight[member]).any() for member in (1, 2, 3))
+
+
+def test_variables_come_layer_by_layer_under_their_names():
+    net = build(layers=2)
+    w0, w1 = net.weights
+    b0, b1 = net.biases
+    for variable, expected in zip(net.variables, [w0, b0, w1, b1], strict=True):
+        assert variable is expected
+    named = net.named_variables()
+    assert list(named) == ["w0", "b0", "w1", "b1"]
+    assert named["w1"] is w1
+    assert list(nn.prefixed({"q": named})) == ["q/w0", "q/b0", "q/w1", "q/b1"]
+
+
+# Application
+
+
+def test_relu_between_layers_and_none_after_the_last():
+    net = nn.FeedForward(1, 1, 1, 2, 1, generator())
+    for variable, value in zip(net.variables, (2.0, -1.0, -3.0, 0.5), strict=True):
+        variable.assign(tf.fill(variable.shape, value))
+    # relu(2 * 2 - 1) * -3 + 0.5 = -8.5; relu(0 - 1) * -3 + 0.5 = 0.5
+    np.testing.assert_allclose(net(tf.constant([[[2.0], [0.0]]])), [[[-8.5], [0.5]]])
+
+
+@pytest.mark.parametrize("members", [None, [2], [3, 0], [0, 1, 2, 3]])
+@pytest.mark.parametrize("own_rows", [True, False])
+def test_each_member_is_applied_to_its_rows(members, own_rows):
+    net = build()
+    used = range(4) if members is None else members
+    x = generator(2).normal([len(used) if own_rows else 1, 5, 3])
+    result = net(x, None if members is None else tf.constant(members))
+    assert result.shape == (len(used), 5, 2)
+    for k, member in enumerate(used):
+        rows = x.numpy()[k if own_rows else 0]
+        expected = [forward(net, member, row) for row in rows]
+        np.testing.assert_allclose(result[k], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_single_net_ignores_which_member_is_asked_for():
+    net = build(ensemble_size=1)
+    x = generator(2).normal([1, 5, 3])
+    np.testing.assert_array_equal(net(x, tf.constant([0])), net(x))
+
+
+def test_rows_of_too_many_members_are_refused():
+    with pytest.raises(ValueError, match="zip"):
+        build()(tf.zeros([3, 5, 3]))
+
+
+# Shares
+
+
+@pytest.mark.parametrize(
+    ("order", "members", "expected"),
+    [
+        # 5 rows, 2 members: rows 4, 2, 0 to the first of them, 1, 3 to the second
+        ([4, 2, 0, 1, 3], [3, 1], [3, 1, 3, 1, 3]),
+        # 5 rows, 3 members: 2, 2 and 1
+        ([0, 1, 2, 3, 4], [2, 0, 1], [2, 2, 0, 0, 1]),
+        ([3, 1, 4, 0, 2], [0], [0, 0, 0, 0, 0]),
+        ([1, 0, 2, 4, 3], [0, 1, 2, 3], [0, 0, 1, 3, 2]),
+    ],
+)
+def test_by_share_gives_each_row_the_member_it_was_given_to(order, members, expected):
+    shares = nn.Shares(tf.constant(order), tf.constant(members))
+    result = constant_net(4).by_share(tf.zeros([5, 1]), shares)
+    np.testing.assert_array_equal(result[:, 0], expected)
+
+
+@pytest.mark.parametrize("middle", [(), (2,), (2, 3)])
+def test_by_share_keeps_rows_and_the_axes_between_in_order(middle):
+    net = build()
+    x = generator(2).normal([7, *middle, 3])
+    shares = nn.draw_shares(generator(4), 7, 4, 3)
+    member_of = constant_net(4).by_share(tf.zeros([7, 1]), shares).numpy()[:, 0]
+    result = net.by_share(x, shares).numpy()
+    assert result.shape == (7, *middle, 2)
+    for index in np.ndindex(7, *middle):
+        expected = forward(net, int(member_of[index[0]]), x.numpy()[index])
+        np.testing.assert_allclose(result[index], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("batch_size", "count"), [(6, 3), (7, 3), (5, 4), (4, 1)])
+def test_interleaved_shares_give_row_i_to_member_i_mod_count(batch_size, count):
+    shares = nn.interleaved_shares(batch_size, count)
+    result = constant_net(4).by_share(tf.zeros([batch_size, 1]), shares)
+    np.testing.assert_array_equal(result[:, 0], np.arange(batch_size) % count)
+
+
+def test_a_gradient_reaches_only_the_members_that_take_part():
+    net = build()
+    shares = nn.Shares(tf.range(6), tf.constant([2, 0]))
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(net.by_share(tf.ones([6, 3]), shares) ** 2)
+    for gradient in tape.gradient(loss, net.variables):
+        dense = tf.convert_to_tensor(gradient).numpy()
+        assert dense[0].any()
+        assert dense[2].any()
+        assert not dense[1].any()
+        assert not dense[3].any()
+
+
+# Draws
+
+
+def test_all_members_are_none_and_draw_nothing():
+    drawing = generator()
+    assert nn.draw_members(drawing, 4, 4) is None
+    np.testing.assert_array_equal(drawing.state, generator().state)
+
+
+def test_members_are_drawn_uniformly_and_without_repetition():
+    drawing = generator()
+    draw = tf.function(lambda: nn.draw_members(drawing, 4, 2))
+    counts = np.zeros((4, 4))
+    draws = 1200
+    for _ in range(draws):
+        first, second = draw().numpy()
+        counts[first, second] += 1
+    assert not counts.diagonal().any()
+    # Each of the 12 ordered pairs: 100 times, standard deviation 9.6.
+    pairs = counts[~np.eye(4, dtype=bool)]
+    assert np.abs(pairs - draws / 12).max() < 45
+    assert draw().dtype == tf.int32
+
+
+def shares_drawn(batch_size, ensemble_size, count, draws):
+    """Which member each row got, [draws, B], by identifiable members."""
+    drawing, net = generator(), constant_net(ensemble_size)
+
+    @tf.function
+    def draw():
+        shares = nn.draw_shares(drawing, batch_size, ensemble_size, count)
+        return shares.order, net.by_share(tf.zeros([batch_size, 1]), shares)[:, 0]
+
+    members = []
+    for _ in range(draws):
+        order, given = draw()
+        np.testing.assert_array_equal(np.sort(order), np.arange(batch_size))
+        members.append(given.numpy().astype(int))
+    return np.array(members)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "ensemble_size", "count"),
+    [(12, 4, 4), (7, 3, 3), (10, 5, 4), (4, 4, 4), (9, 6, 2), (5, 1, 1)],
+)
+def test_shares_are_near_equal_and_each_row_is_given_once(
+    batch_size, ensemble_size, count
+):
+    small, larger = divmod(batch_size, count)
+    expected = [0] * (ensemble_size - count)
+    expected += [small] * (count - larger) + [small + 1] * larger
+    for given in shares_drawn(batch_size, ensemble_size, count, draws=20):
+        sizes = np.bincount(given, minlength=ensemble_size)
+        assert sorted(sizes) == expected
+
+
+def test_every_member_gets_every_row_and_the_remainder_equally_often():
+    given = shares_drawn(5, 3, 2, draws=900)
+    # Each row to each of three members: 300 times, standard deviation 14.
+    for member in range(3):
+        assert np.abs((given == member).sum(axis=0) - 300).max() < 70
+    # Three of the five rows go to one member: each of three, 300 times.
+    sizes = np.array([np.bincount(row, minlength=3) for row in given])
+    assert np.abs((sizes == 3).sum(axis=0) - 300).max() < 70
+    # And no two rows always go together.
+    for one in range(5):
+        for other in range(one):
+            together = (given[:, one] == given[:, other]).mean()
+            assert 0.3 < together < 0.5  # 4 of the 10 pairs share a member
+
+
+# Adam
+
+
+def adam_by_hand(weights, gradients, rate, beta1=0.9, beta2=0.999, epsilon=1e-8):
+    """SPEC section 3 in float64: epsilon meets the uncorrected root."""
+    weights = weights.astype(np.float64)
+    first, second = np.zeros_like(weights), np.zeros_like(weights)
+    for step, gradient in enumerate(gradients, start=1):
+        first = beta1 * first + (1 - beta1) * gradient
+        second = beta2 * second + (1 - beta2) * gradient**2
+        size = rate * math.sqrt(1 - beta2**step) / (1 - beta1**step)
+        weights = weights - size * first / (np.sqrt(second) + epsilon)
+    return weights
+
+
+def test_adam_agrees_with_a_direct_implementation_for_gradients_of_every_size():
+    # From 1, where epsilon is nothing, to 1e-9, where it is nearly everything.
+    sizes = 10.0 ** -np.arange(10)
+    signs = np.random.default_rng(0).normal(size=(20, 10))
+    gradients = signs * sizes
+    variable = tf.Variable(np.zeros(10, np.float32))
+    adam = nn.Adam([variable], learning_rate=3e-4)
+    for gradient in gradients:
+        adam.apply([tf.constant(gradient, tf.float32)])
+    expected = adam_by_hand(np.zeros(10), gradients, 3e-4)
+    np.testing.assert_allclose(variable, expected, rtol=2e-4)
+
+
+def test_the_first_step_on_a_tiny_gradient_is_tensorflow_1s():
+    variable = tf.Variable([0.0])
+    nn.Adam([variable], learning_rate=3e-4).apply([tf.constant([1e-8])])
+    # m = 1e-9, sqrt(v) = sqrt(0.001) 1e-8 = 3.1623e-10,
+    # step size = 3e-4 sqrt(0.001) / 0.1 = 9.4868e-5:
+    # 9.4868e-5 * 1e-9 / (3.1623e-10 + 1e-8) = 9.1960e-6; TF 2's form gives 1.5e-4
+    assert variable.numpy()[0] == pytest.approx(-9.1960e-6, rel=1e-4)
+
+
+def test_every_variable_has_its_own_moments_and_the_keys_are_obeyed():
+    start = np.array([[1.0, -2.0], [0.5, 3.0]], np.float32)
+    variables = [tf.Variable(start), tf.Variable(start[0])]
+    adam = nn.Adam(variables, 0.01, beta1=0.5, beta2=0.8, epsilon=0.1)
+    gradients = np.random.default_rng(1).normal(size=(3, 2, 2)).astype(np.float32)
+    for gradient in gradients:
+        adam.apply([gradient, 2 * gradient[1]])
+    keys = (0.01, 0.5, 0.8, 0.1)
+    expected = adam_by_hand(start, gradients, *keys)
+    np.testing.assert_allclose(variables[0], expected, rtol=1e-5)
+    expected = adam_by_hand(start[0], 2 * gradients[:, 1], *keys)
+    np.testing.assert_allclose(variables[1], expected, rtol=1e-5)
+
+
+def test_adam_takes_the_sparse_gradients_that_drawn_members_have():
+    net = build()
+    x = generator(2).normal([2, 5, 3])
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(net(x, tf.constant([3, 1])))
+    gradients = tape.gradient(loss, net.variables)
+    before = net.weights[0].numpy()
+    nn.Adam(net.variables, 0.01).apply(gradients)
+    moved = (net.weights[0].numpy() != before).any(axis=(1, 2))
+    np.testing.assert_array_equal(moved, [False, True, False, True])
+
+
+def test_a_missing_gradient_is_loud():
+    adam = nn.Adam([tf.Variable([0.0]), tf.Variable([0.0])], 0.01)
+    with pytest.raises(ValueError, match="zip"):
+        adam.apply([tf.constant([1.0])])
+    with pytest.raises(ValueError, match="None"):
+        adam.apply([tf.constant([1.0]), None])
+
+
+def test_a_resumed_adam_goes_on_as_the_first_would_have():
+    def run(steps, variable, adam):
+        for step in steps:
+            adam.apply([tf.constant([1.0, -0.1]) * (step + 1)])
+
+    variable = tf.Variable([1.0, 2.0])
+    adam = nn.Adam([variable], 0.01)
+    run(range(3), variable, adam)
+    resumed = tf.Variable(variable.numpy())
+    other = nn.Adam([resumed], 0.01)
+    state = adam.named_variables()
+    assert set(state) == {"steps", "m0", "v0"}
+    assert state["steps"].numpy() == 3
+    for name, value in other.named_variables().items():
+        value.assign(state[name])
+    run(range(3, 6), variable, adam)
+    run(range(3, 6), resumed, other)
+    np.testing.assert_array_equal(variable, resumed)

@@ -1,0 +1,173 @@
+"""The NumPy policy: same actions as TensorFlow's, exploration, no TensorFlow."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import nn
+from checkpoint import Checkpoint, CheckpointError
+from policy import Policy, random_actions
+
+ROOT = Path(__file__).resolve().parents[1]
+METADATA = {"epoch": 3, "frames": 12_345, "hours": 0.25}
+
+
+def policy_net(obs_dim=5, action_dim=3, hidden_dim=16, layers=4):
+    generator = tf.random.Generator.from_seed(0)
+    net = nn.FeedForward(obs_dim, hidden_dim, action_dim, layers, 1, generator)
+    for bias in net.biases:
+        bias.assign(0.3 * generator.normal(bias.shape))
+    return net
+
+
+def published(net):
+    """The net as the value learner publishes it: no member axis."""
+    named = nn.prefixed({"policy": net.named_variables()})
+    return Checkpoint({name: v.numpy()[0] for name, v in named.items()}, METADATA)
+
+
+def build(obs_dim=5, action_dim=3, **sizes):
+    net = policy_net(obs_dim, action_dim, **sizes)
+    return Policy(published(net), obs_dim, action_dim)
+
+
+def observations(rows, obs_dim=5, scale=2.0):
+    noise = np.random.default_rng(1).normal(size=(rows, obs_dim))
+    return (scale * noise).astype(np.float32)
+
+
+# Greedy actions
+
+
+@pytest.mark.parametrize(
+    ("obs_dim", "action_dim", "hidden_dim", "layers", "rows"),
+    [(1, 1, 4, 1, 1), (3, 1, 8, 2, 7), (11, 3, 128, 4, 8), (376, 17, 128, 4, 2)],
+)
+def test_greedy_is_tensorflows_tanh_of_the_policy(
+    obs_dim, action_dim, hidden_dim, layers, rows
+):
+    net = policy_net(obs_dim, action_dim, hidden_dim, layers)
+    obs = observations(rows, obs_dim)
+    action = Policy(published(net), obs_dim, action_dim).greedy(obs)
+    assert action.shape == (rows, action_dim)
+    assert action.dtype == np.float32
+    np.testing.assert_allclose(action, tf.tanh(net(obs[None])[0]), atol=1e-5)
+    assert np.abs(action).max() > 0.01
+
+
+def test_observations_in_float64_give_float32_actions():
+    policy, obs = build(), observations(4)
+    action = policy.greedy(obs.astype(np.float64))
+    assert action.dtype == np.float32
+    np.testing.assert_array_equal(action, policy.greedy(obs))
+
+
+def test_actions_stay_within_bounds_for_huge_observations():
+    actions = build().greedy(observations(8, scale=1e6))
+    assert np.abs(actions).max() <= 1
+    assert np.isfinite(actions).all()
+
+
+def test_epoch_frames_and_hours_are_those_of_the_checkpoint():
+    policy = build()
+    assert (policy.epoch, policy.frames, policy.hours) == (3, 12_345, 0.25)
+
+
+@pytest.mark.parametrize(("obs_dim", "action_dim"), [(4, 3), (5, 2), (3, 5)])
+def test_a_checkpoint_of_other_sizes_is_refused(obs_dim, action_dim):
+    with pytest.raises(CheckpointError, match="5 observations to 3 actions"):
+        Policy(published(policy_net()), obs_dim, action_dim)
+
+
+def test_a_checkpoint_without_a_policy_is_refused():
+    with pytest.raises(CheckpointError, match="nothing"):
+        Policy(Checkpoint({"q/w0": np.zeros((5, 3), np.float32)}, METADATA), 5, 3)
+
+
+# Exploration
+
+
+def test_chance_0_is_greedy():
+    policy, obs = build(), observations(50)
+    explored = policy.explore(obs, 0.0, np.random.default_rng(0))
+    np.testing.assert_array_equal(explored, policy.greedy(obs))
+
+
+def test_chance_1_disturbs_every_dimension():
+    policy, obs = build(), observations(50)
+    explored = policy.explore(obs, 1.0, np.random.default_rng(0))
+    assert (explored != policy.greedy(obs)).all()
+    assert np.abs(explored).max() <= 1
+    assert explored.dtype == np.float32
+
+
+@pytest.mark.parametrize("chance", [0.05, 0.5])
+def test_each_dimension_is_disturbed_by_itself_with_the_given_chance(chance):
+    policy, obs = build(), observations(4000)
+    explored = policy.explore(obs, chance, np.random.default_rng(0))
+    disturbed = explored != policy.greedy(obs)  # [4000, 3]
+    deviation = np.sqrt(chance * (1 - chance) / 4000)
+    np.testing.assert_allclose(disturbed.mean(axis=0), chance, atol=5 * deviation)
+    # Independent: two dimensions at once with chance^2.
+    both = (disturbed[:, 0] & disturbed[:, 1]).mean()
+    assert both == pytest.approx(chance**2, abs=5 * np.sqrt(chance**2 / 4000))
+
+
+def test_a_disturbed_dimension_is_tanh_of_the_policy_plus_the_drawn_noise():
+    net, obs = policy_net(), observations(200)
+    policy = Policy(published(net), 5, 3)
+    explored = policy.explore(obs, 0.3, np.random.default_rng(7))
+    same = np.random.default_rng(7)
+    disturbed = same.random((200, 3)) < 0.3
+    noise = same.standard_normal((200, 3), np.float32)
+    pre_tanh = net(obs[None])[0].numpy()
+    expected = np.where(disturbed, np.tanh(pre_tanh + noise), np.tanh(pre_tanh))
+    np.testing.assert_allclose(explored, expected, atol=1e-5)
+
+
+def test_the_noise_is_standard_normal_before_tanh():
+    policy = build()
+    obs = observations(6000, scale=0.1)  # small actions: tanh can be undone
+    explored = policy.explore(obs, 1.0, np.random.default_rng(0))
+    noise = np.arctanh(explored.astype(np.float64)) - np.arctanh(policy.greedy(obs))
+    # 18,000 draws: standard deviation 0.0075 of the mean, 0.0053 of the deviation.
+    assert noise.mean() == pytest.approx(0, abs=0.04)
+    assert noise.std() == pytest.approx(1, abs=0.03)
+    assert (np.abs(noise) < 1).mean() == pytest.approx(0.6827, abs=0.02)
+    correlations = np.corrcoef(noise.T)
+    assert np.abs(correlations[~np.eye(3, dtype=bool)]).max() < 0.07
+
+
+def test_random_actions_are_uniform_within_bounds():
+    actions = random_actions(5000, 3, np.random.default_rng(0))
+    assert actions.shape == (5000, 3)
+    assert actions.dtype == np.float32
+    assert actions.min() >= -1
+    assert actions.max() <= 1
+    counts, _ = np.histogram(actions, bins=10, range=(-1, 1))
+    assert np.abs(counts - 1500).max() < 5 * np.sqrt(1500)
+    assert np.abs(np.corrcoef(actions.T)[~np.eye(3, dtype=bool)]).max() < 0.08
+
+
+# Processes without TensorFlow
+
+IMPORT_ALL = """
+import importlib, sys
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+    if "tensorflow" in sys.modules:
+        sys.exit(f"importing {name} imports tensorflow")
+"""
+
+
+def test_processes_other_than_the_learners_do_not_import_tensorflow():
+    names = ["policy", "envwrap", "display", "experiment", "supervisor", "actors"]
+    command = [sys.executable, "-c", IMPORT_ALL, *names, "main"]
+    process = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert process.returncode == 0, process.stderr
