@@ -16,6 +16,7 @@ import numpy as np
 import portalocker
 
 import checkpoint
+from checkpoint import CheckpointError
 from envwrap import make_env
 from policy import Policy, random_actions
 from process import Context
@@ -68,11 +69,18 @@ class PolicyReader:
         self.policy: Policy | None = None
 
     def refresh(self) -> Policy | None:
-        """Takes up a newly published policy; returns the newest, None before any."""
+        """Takes up a newly published policy; returns the newest, None before any.
+
+        A damaged file is named in the process's output and passed over: the value
+        learner publishes the policy anew when the run is resumed.
+        """
         stamp = checkpoint.stamp(self._path)
         if stamp is not None and stamp != self._stamp:
-            self.policy = Policy(checkpoint.load(self._path), *self._sizes)
             self._stamp = stamp
+            try:
+                self.policy = Policy(checkpoint.load(self._path), *self._sizes)
+            except CheckpointError as error:
+                print(error, flush=True)
         return self.policy
 
 

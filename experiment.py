@@ -21,7 +21,7 @@ import checkpoint
 from configuration import changed_keys
 from replay import DATA_NAME, ReplayBuffer
 from schema import Config
-from status import Board, process_names
+from status import VALUERL, WORLDMODEL, Board, process_names
 from util import UserError, atomic_write
 
 PACKAGES = ("tensorflow", "gymnasium", "mujoco", "numpy", "safetensors", "portalocker")
@@ -132,10 +132,10 @@ def claimed(folders: Folders) -> Iterator[None]:
     """
     try:
         folders.root.parent.mkdir(parents=True, exist_ok=True)
+        for kind in ("run", "processes"):
+            folders.lock(kind).touch()
     except OSError as error:
-        raise UserError(
-            f"cannot create {folders.root.parent}: {error.strerror}"
-        ) from None
+        raise _unwritable(error, folders) from None
     exclusive = portalocker.LOCK_EX | portalocker.LOCK_NB
     with ExitStack() as stack:
         try:
@@ -212,54 +212,77 @@ def check_mode(folders: Folders, merged: dict[str, Any], mode: str) -> None:
 def put_aside(folders: Folders) -> Path:
     """Renames the experiment's folder, so that nothing in it is lost."""
     number = 1
-    while (
-        aside := folders.root.with_name(f"{folders.root.name}.old{number}")
-    ).exists():
+    root = folders.root
+    while (aside := root.with_name(f"{root.name}.old{number}")).exists():
         number += 1
-    folders.root.rename(aside)
+    root.rename(aside)
     return aside
 
 
-def restore(folders: Folders, aside: Path, updates: int, config: Config) -> None:
-    """Builds the folder anew from a numbered checkpoint of the one put aside.
+def rewind(folders: Folders, config: Config, updates: int) -> Path:
+    """Goes back to a numbered checkpoint; returns where the present state now is.
 
-    Copies the learners' states, the replay as far as it went then, the scores and the
-    logs up to that point; what came later stays in `aside` alone.
+    A new folder is built beside the present one and takes its place when it is
+    complete: the learners' states, the replay as far as it went then, the scores and
+    logs up to that point.
 
     Raises:
-        UserError: that checkpoint is not complete there; the message lists those that
-            are. Nothing has been changed then but for the folder's name.
+        UserError: no such checkpoint, or its replay has been overwritten; nothing has
+            been changed then.
     """
-    old = Folders(
-        aside,
-        aside / config.log_path,
-        aside / config.save_model_path,
+    available = numbered_checkpoints(folders, config)
+    if updates not in available:
+        listed = ", ".join(map(str, available)) or "none"
+        raise UserError(
+            f"{folders.checkpoints} has no checkpoint of {updates} updates of all "
+            f"learners; there are: {listed}"
+        )
+    staging = Folders(
+        root := folders.root.with_name(f".{folders.root.name}.rewound"),
+        root / config.log_path,
+        root / config.save_model_path,
         folders.experiment,
     )
-    learners = learner_names(config)
-    states = {
-        name: checkpoint.load(old.numbered_state(name, updates)) for name in learners
-    }
-    frames = max(int(state.metadata["frames"]) for state in states.values())
-    folders.checkpoints.mkdir(parents=True)
-    folders.log.mkdir(parents=True, exist_ok=True)
-    for name, state in states.items():
-        checkpoint.publish(folders.state(name), state.tensors, state.metadata)
-    source = old.numbered_replay(updates)
-    with_replay = ReplayBuffer.open(source if source.exists() else old.replay)
-    with_replay.copy_to(folders.replay, frames)
-    with_replay.close()
-    epoch = int(states["valuerl"].metadata["epoch"])
-    _copy_rows(old.scores, folders.scores, "epochs", epoch)
-    for name, state in states.items():
+    if root.exists():
+        shutil.rmtree(root)  # of a rewind that was interrupted
+    staging.checkpoints.mkdir(parents=True)
+    staging.log.mkdir(parents=True)
+    frames = 0
+    for name in learner_names(config):
+        numbered = folders.numbered_state(name, updates)
+        state = checkpoint.load(numbered)
+        frames = max(frames, int(state.metadata["frames"]))
+        shutil.copy2(numbered, staging.state(name))
+        shutil.copy2(numbered, staging.numbered_state(name, updates))
         _copy_rows(
-            old.learner_log(name),
-            folders.learner_log(name),
-            "updates",
-            int(state.metadata["updates"]),
+            folders.learner_log(name), staging.learner_log(name), "updates", updates
         )
-    shutil.copy2(old.run, folders.run)
-    shutil.copy2(old.hyperparameters, folders.hyperparameters)
+        if name == VALUERL:
+            epoch = int(state.metadata["epoch"])
+            _copy_rows(folders.scores, staging.scores, "epochs", epoch)
+    _copy_replay(folders, staging, updates, frames)
+    for path in (folders.run, folders.hyperparameters):
+        shutil.copy2(path, staging.log)
+    aside = put_aside(folders)
+    root.rename(folders.root)
+    return aside
+
+
+def _copy_replay(folders: Folders, staging: Folders, updates: int, frames: int) -> None:
+    """The copy made at that checkpoint, or the prefix of the present replay."""
+    copy = folders.numbered_replay(updates)
+    if copy.exists():
+        with ReplayBuffer.open(copy) as replay:
+            replay.copy_to(staging.replay)
+        return
+    with ReplayBuffer.open(folders.replay) as replay:
+        try:
+            replay.copy_to(staging.replay, frames)
+        except ValueError:
+            raise UserError(
+                f"{folders.replay}: the transitions of {updates} updates have been "
+                "overwritten since (keep_all_replay_buffers keeps a copy)"
+            ) from None
 
 
 def numbered_checkpoints(folders: Folders, config: Config) -> list[int]:
@@ -286,7 +309,7 @@ def _copy_rows(source: Path, target: Path, column: str, last: int) -> None:
 
 
 def learner_names(config: Config) -> list[str]:
-    return ["valuerl", "worldmodel"] if config.has_model else ["valuerl"]
+    return [VALUERL, WORLDMODEL] if config.has_model else [VALUERL]
 
 
 def open_output(
@@ -295,11 +318,11 @@ def open_output(
     """Creates what is missing, checks and mends what is there; needs `claimed`.
 
     Returns:
-        Lines for the user: rows of the replay buffer that were cut off.
+        Lines for the user: damaged transitions or states that were passed over.
 
     Raises:
-        UserError: a folder cannot be created, or the replay buffer is damaged beyond
-            its tail.
+        UserError: a folder cannot be created, the replay buffer cannot be read, or a
+            learner has no good state left.
     """
     notes = []
     try:
@@ -308,24 +331,31 @@ def open_output(
             for leftover in folder.glob(".*.tmp"):
                 leftover.unlink()
         if (folders.replay / DATA_NAME).exists():
-            replay = ReplayBuffer.open(folders.replay, writable=True)
-            lost = replay.recover()
-            if lost:
-                notes.append(
-                    f"replay buffer: cut {lost} damaged transitions off its end; "
-                    f"{replay.frames} remain"
-                )
+            with ReplayBuffer.open(folders.replay, writable=True) as replay:
+                lost = replay.recover()
+                if lost:
+                    notes.append(
+                        f"{folders.replay}: {lost} damaged transitions were dropped; "
+                        f"frames {replay.oldest} to {replay.frames - 1} remain"
+                    )
         else:
-            replay = ReplayBuffer.create(
+            ReplayBuffer.create(
                 folders.replay, obs_dim, action_dim, config.replay_capacity
-            )
-        replay.close()
+            ).close()
+        for name in learner_names(config):
+            if folders.state(name).exists():
+                _, warning = checkpoint.load_newest(folders.state(name))
+                notes += [warning] if warning else []
         Board.create(folders.board, config)
     except OSError as error:
-        raise UserError(
-            f"cannot write to {error.filename or folders.root}: {error.strerror}"
-        ) from None
+        raise _unwritable(error, folders) from None
     return notes
+
+
+def _unwritable(error: OSError, folders: Folders) -> UserError:
+    return UserError(
+        f"cannot write to {error.filename or folders.root}: {error.strerror}"
+    )
 
 
 def start_record(

@@ -103,7 +103,7 @@ class Learner(abc.ABC):
         if self.epoch == 0 and not self.start():
             self.save_state()
             return
-        backup = Every(self.settings.backup_every_n, self.updates)
+        due_backup = Every(self.settings.backup_every_n, self.updates)
         new_epoch = Every(self.settings.epoch_every_n, self.updates)
         log = Every(self.settings.log_every_n, self.updates)
         self._logged_at = time.monotonic()
@@ -117,8 +117,8 @@ class Learner(abc.ABC):
                 self.check_metrics()
                 self.begin_epoch()
                 self.publish_epoch()
-            if backup(self.updates):
-                self._backup()
+            if due_backup(self.updates):
+                self.backup()
         self.check_metrics()
         if self.context.stop():
             self.save_state()
@@ -269,11 +269,11 @@ class Learner(abc.ABC):
     def publish_epoch(self) -> None:
         """Ends an epoch: the state first, then what others take up from it."""
         self.epoch += 1
-        self.row["epoch"] = self.epoch
+        self.tick()
         self.save_state()
         self.publish()
 
-    def _backup(self) -> None:
+    def backup(self) -> None:
         """Keeps the state under the number of its updates (SPEC section 9)."""
         checkpoint.publish(
             self.folders.numbered_state(self.name, self.updates),

@@ -185,8 +185,8 @@ def launch(arguments: argparse.Namespace) -> int:
             cpu_learners=arguments.gpu_id == "cpu",
         )
         used = {
-            "valuerl": assignment.valuerl,
-            **({"worldmodel": assignment.worldmodel} if config.has_model else {}),
+            name: "cpu" if run.cpu_learners else getattr(assignment, name)
+            for name in experiment.learner_names(config)
         }
         record["starts"].append(
             experiment.start_record(config, run.launch, used, mode == "resume")
@@ -221,17 +221,10 @@ def _prepare(
         return [f"the earlier output is now {experiment.put_aside(folders)}"]
     if arguments.resume_from is None:
         return []
-    updates = arguments.resume_from
-    available = experiment.numbered_checkpoints(folders, loaded.config)
-    if updates not in available:
-        listed = ", ".join(map(str, available)) or "none"
-        raise UserError(
-            f"{folders.checkpoints} has no checkpoint of {updates} updates of all "
-            f"learners; there are: {listed}"
-        )
-    aside = experiment.put_aside(folders)
-    experiment.restore(folders, aside, updates, loaded.config)
-    return [f"going on from {updates} updates; the later state is now {aside}"]
+    aside = experiment.rewind(folders, loaded.config, arguments.resume_from)
+    return [
+        f"going on from {arguments.resume_from} updates; what came later is in {aside}"
+    ]
 
 
 def _supervise(

@@ -326,6 +326,17 @@ class Config(Section):
                 ("policy_config.value_expansion", "model_config"),
                 "needs a model_config, and there is none (null: no value expansion)",
             )
+        for section, learner in (
+            ("policy_config", self.policy_config),
+            ("model_config", self.world_model_config),
+        ):
+            first = learner.frames_before_learning if learner else 0
+            if self.total_frames is not None and self.total_frames <= first:
+                raise broken_rule(
+                    ("total_frames", f"{section}.frames_before_learning"),
+                    f"must be above {section}.frames_before_learning ({first}), "
+                    f"not {self.total_frames}",
+                )
         if self.save_model_path == self.log_path:
             raise broken_rule(
                 ("save_model_path", "log_path"),

@@ -6,6 +6,7 @@ import tensorflow as tf
 
 import checkpoint
 import nn
+from checkpoint import CheckpointError
 from learner import Learner, require_device, take_up, thread_count, use_threads
 from process import Context
 from replay import Batch
@@ -88,6 +89,14 @@ class ValueRLLearner(Learner):
             self.metadata(),
         )
 
+    def backup(self) -> None:
+        """Also copies the replay buffer, once its ring has overwritten a prefix."""
+        super().backup()
+        folder = self.folders.numbered_replay(self.updates)
+        wrapped = self.replay.frames > self.replay.capacity
+        if wrapped and self.config.keep_all_replay_buffers and not folder.exists():
+            self.replay.copy_to(folder)
+
     def _load_model(self) -> bool:
         """Takes up the newest world model; False while none has been published.
 
@@ -119,9 +128,11 @@ class ValueRLLearner(Learner):
             self.publish()  # ended between the state and the policy of an epoch
 
     def _published_epoch(self) -> int:
-        if not self.folders.policy.exists():
+        """The epoch of the policy on disk; 0 where there is no good one."""
+        try:
+            return int(checkpoint.load(self.folders.policy).metadata["epoch"])
+        except CheckpointError:
             return 0
-        return int(checkpoint.load(self.folders.policy).metadata["epoch"])
 
 
 def main(context: Context) -> None:

@@ -297,12 +297,12 @@ def test_environment_folders_are_single_and_distinct(tree):
 def test_later_files_win_and_own_updates_win_over_inherited(tree):
     tree.write(
         a=updates("b", "c", seed=4),
-        b=minimal(seed=1, total_frames=1, final_episodes=1),
-        c=updates(seed=2, total_frames=2),
+        b=minimal(seed=1, total_frames=10_001, final_episodes=1),
+        c=updates(seed=2, total_frames=20_000),
     )
     config = tree.load().config
     found = (config.seed, config.total_frames, config.final_episodes)
-    assert found == (4, 2, 1)
+    assert found == (4, 20_000, 1)
 
 
 def test_objects_merge_key_by_key_and_lists_replace(tree):
@@ -454,7 +454,7 @@ GOOD_BAD = [
     ("log_path", ["logs"], ["", ".", "..", "a/b", ".log"]),
     ("save_model_path", ["c"], ["/", None, "a\n"]),
     ("seed", [0, 2**40], [-1, 1.0, False, None]),
-    ("total_frames", [1, None], [0, 1.5, False]),
+    ("total_frames", [10_001, None], [0, 1.5, False]),
     ("total_hours", [0.1, 2, None], [0, False, True]),
     ("final_episodes", [0], [-1, None]),
     ("keep_all_replay_buffers", [True], [1, 0, None]),
@@ -850,10 +850,20 @@ def test_bad_override_is_refused_under_the_same_rules(tree, override, message):
     assert message in refusal
 
 
+def test_a_run_that_would_end_before_learning_is_refused(tree):
+    tree.write(a=minimal(policy_config={"frames_before_learning": 100}))
+    assert tree.load(frames=101).config.total_frames == 101
+    message = tree.refusal(frames=100)
+    assert message == (
+        "--frames: total_frames must be above policy_config.frames_before_learning "
+        "(100), not 100"
+    )
+
+
 def test_frames_and_hours_set_the_limits(tree):
-    tree.write(a=minimal(total_frames=5))
-    config = tree.load(frames=100, hours=0.5).config
-    assert (config.total_frames, config.total_hours) == (100, 0.5)
+    tree.write(a=minimal(total_frames=15_000))
+    config = tree.load(frames=20_000, hours=0.5).config
+    assert (config.total_frames, config.total_hours) == (20_000, 0.5)
 
 
 @pytest.mark.parametrize(
@@ -899,7 +909,7 @@ def test_unsafe_experiment_name_is_refused(name):
 @pytest.mark.parametrize(
     "override",
     [
-        "total_frames=9",
+        "total_frames=20000",
         "total_hours=9",
         "final_episodes=9",
         "keep_all_replay_buffers=true",
