@@ -4,6 +4,7 @@ Both use the policy in NumPy and never import TensorFlow: it would cost each pro
 half a gigabyte, and it cannot live beside MuJoCo's renderer.
 """
 
+import errno
 import math
 import os
 import time
@@ -41,22 +42,30 @@ def frame_limit(config: Config, board: Board) -> float:
 
     frames <= frames_before_learning + frames_per_update * updates + 2 vector steps
 
-    for each learner that paces (`frames_per_update` not false); and no vector step
-    begins at `total_frames` or later.
+    for each learner that paces; one that does not (`frames_per_update` false) is
+    waited for only until its process is ready. Before its first epoch the value
+    learner waits for the world model, so until then the later start counts for both.
+    No vector step begins at `total_frames` or later.
     """
     step = config.agent_config.batch_size
-    limit = math.inf
+    learners = {VALUERL: config.policy_config}
+    if config.world_model_config is not None:
+        learners[WORLDMODEL] = config.world_model_config
+    latest = max(settings.frames_before_learning for settings in learners.values())
+
+    limits = [math.inf]
     if config.total_frames is not None:
-        limit = config.total_frames + step - 1
-    for name, settings in (
-        (VALUERL, config.policy_config),
-        (WORLDMODEL, config.world_model_config),
-    ):
-        if settings is not None and settings.frames_per_update is not False:
-            paced = settings.frames_per_update * int(board[name]["updates"])
-            ahead = VECTOR_STEPS_AHEAD * step
-            limit = min(limit, settings.frames_before_learning + paced + ahead)
-    return limit
+        limits.append(config.total_frames + step - 1)
+    for name, settings in learners.items():
+        row = board[name]
+        waiting = name == VALUERL and not row["epoch"]
+        first = latest if waiting else settings.frames_before_learning
+        band = first + VECTOR_STEPS_AHEAD * step
+        if settings.frames_per_update is not False:
+            limits.append(band + settings.frames_per_update * int(row["updates"]))
+        elif not row["ready"]:
+            limits.append(band)
+    return min(limits)
 
 
 class PolicyReader:
@@ -228,8 +237,8 @@ class Evaluator:
         if not final and self._settings.episodes_per_policy == 0:
             return len(self._envs)
         wanted = self._final_episodes if final else self._settings.episodes_per_policy
-        counter = "final_episodes" if final else "episodes"
-        done = int(self._row[counter]) if self._row["epoch"] == policy.epoch else 0
+        counted = int(self._row[_counter(final)])
+        done = counted if self._row["epoch"] == policy.epoch else 0
         return max(0, wanted - done)
 
     def _random_score(self) -> float:
@@ -270,6 +279,11 @@ class Evaluator:
                     self._scores.record(policy, scores[i], final)
 
 
+def _counter(final: bool) -> str:
+    """The field of the status board that counts such episodes."""
+    return "final_episodes" if final else "episodes"
+
+
 class ScoreFile:
     """The scores' csv, written by all evaluators, each row once (SPEC section 9).
 
@@ -297,9 +311,11 @@ class ScoreFile:
                     0,
                 )
             row["pending"], row["phase"] = line, final
+            row["pending_count"] = row[_counter(final)] + 1
             row["offset"] = file.tell()
-            file.write(line)
-            self._count(final)
+            if file.write(line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
+            self._count()
 
     def settle(self) -> None:
         """Counts the row that a predecessor was killed over, if it is there."""
@@ -311,7 +327,7 @@ class ScoreFile:
             line = bytes(row["pending"])
             file.seek(int(row["offset"]))
             if file.read(len(line)) == line:
-                self._count(bool(row["phase"]))
+                self._count()
             row["offset"] = -1
 
     @staticmethod
@@ -323,8 +339,9 @@ class ScoreFile:
         if tail and not tail.endswith(b"\n"):
             file.truncate(end - len(tail) + tail.rfind(b"\n") + 1)
 
-    def _count(self, final: bool) -> None:
-        self._row["final_episodes" if final else "episodes"] += 1
+    def _count(self) -> None:
+        """Counts the pending row; doing it twice changes nothing."""
+        self._row[_counter(bool(self._row["phase"]))] = self._row["pending_count"]
         self._row["offset"] = -1
 
     @contextmanager

@@ -2,6 +2,8 @@
 
 import time
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,22 +34,21 @@ class Scores:
     def __init__(self, run: Run) -> None:
         self._path = run.folders.scores
         self._offset = 0
-        self._rest = b""
         self.rows: deque[tuple[int, float]] = deque(maxlen=LAST_SCORES)  # epoch, score
 
     def refresh(self) -> None:
-        """Reads the rows that were added since the last time."""
+        """Reads the complete rows that were added since the last time."""
         if not self._path.exists():
             return
         with open(self._path, "rb") as file:
             file.seek(self._offset)
             added = file.read()
-        self._offset += len(added)
-        *lines, self._rest = (self._rest + added).split(b"\n")
-        for line in lines:
-            parts = line.decode().split(",")
-            if len(parts) == 4 and parts[0] != "hours":
-                self.rows.append((int(parts[1]), float(parts[3])))
+        whole = added[: added.rfind(b"\n") + 1]
+        self._offset += len(whole)
+        for line in whole.decode().splitlines():
+            _, epoch, _, score = line.split(",")
+            if epoch != "epochs":
+                self.rows.append((int(epoch), float(score)))
 
 
 @dataclass(frozen=True)
@@ -216,7 +217,8 @@ class Display:
 
     def note(self, line: str) -> None:
         """A line that stays."""
-        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+        with self._while_it_is_read():
+            self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def show(self, progress: Progress, last: bool = False) -> None:
         """Brings the display up to date, if it is time to."""
@@ -228,13 +230,23 @@ class Display:
         if not self._console.is_terminal:
             self.note(plain_line(progress))
             return
-        if self._live is None:
-            self._live = Live(console=self._console, auto_refresh=False)
-            self._live.start()
-        self._live.update(render(progress, self._title), refresh=True)
+        with self._while_it_is_read():
+            if self._live is None:
+                self._live = Live(console=self._console, auto_refresh=False)
+                self._live.start()
+            self._live.update(render(progress, self._title), refresh=True)
 
     def close(self) -> None:
         """Leaves the last state on the screen."""
         if self._live is not None:
-            self._live.stop()
+            with self._while_it_is_read():
+                self._live.stop()
             self._live = None
+
+    @contextmanager
+    def _while_it_is_read(self) -> Iterator[None]:
+        """A terminal or pipe that is gone, or a full disk, must not end the run."""
+        try:
+            yield
+        except (OSError, SystemExit):  # rich exits on a broken pipe
+            self._console.quiet = True

@@ -22,7 +22,7 @@ from configuration import changed_keys
 from replay import DATA_NAME, ReplayBuffer
 from schema import Config
 from status import VALUERL, WORLDMODEL, Board, process_names
-from util import UserError, atomic_write
+from util import UserError, atomic_write, fsync_folder
 
 PACKAGES = ("tensorflow", "gymnasium", "mujoco", "numpy", "safetensors", "portalocker")
 CHILDREN_PATIENCE = 15.0  # seconds that a killed launch's processes get to end
@@ -171,7 +171,8 @@ def present(folders: Folders) -> Iterator[None]:
 
 
 def has_output(folders: Folders) -> bool:
-    return folders.hyperparameters.exists()
+    """Whether there is any file of an earlier run."""
+    return any(path.is_file() for path in folders.root.rglob("*"))
 
 
 def check_mode(folders: Folders, merged: dict[str, Any], mode: str) -> None:
@@ -197,10 +198,7 @@ def check_mode(folders: Folders, merged: dict[str, Any], mode: str) -> None:
         raise UserError(
             f"{folders.root} holds nothing to resume; start it without --resume"
         )
-    try:
-        earlier = json.loads(folders.hyperparameters.read_text())
-    except ValueError:
-        raise UserError(f"{folders.hyperparameters} is not valid JSON") from None
+    earlier = _read_json(folders.hyperparameters)
     changed = changed_keys(earlier, merged)
     if changed:
         raise UserError(
@@ -258,14 +256,24 @@ def rewind(folders: Folders, config: Config, updates: int) -> Path:
             folders.learner_log(name), staging.learner_log(name), "updates", updates
         )
         if name == VALUERL:
-            epoch = int(state.metadata["epoch"])
-            _copy_rows(folders.scores, staging.scores, "epochs", epoch)
+            # Its own policy is published, and evaluated, anew.
+            last = int(state.metadata["epoch"]) - 1
+            _copy_rows(folders.scores, staging.scores, "epochs", last)
     _copy_replay(folders, staging, updates, frames)
-    for path in (folders.run, folders.hyperparameters):
-        shutil.copy2(path, staging.log)
+    write_json(staging.run, {**read_run(folders), "finished": None})
+    shutil.copy2(folders.hyperparameters, staging.log)
     aside = put_aside(folders)
     root.rename(folders.root)
+    fsync_folder(root.parent)
     return aside
+
+
+def finish_rewind(folders: Folders) -> None:
+    """Puts a complete rewound folder in its place, where a kill prevented that."""
+    staging = folders.root.with_name(f".{folders.root.name}.rewound")
+    complete = staging / folders.hyperparameters.relative_to(folders.root)
+    if not folders.root.exists() and complete.exists():
+        staging.rename(folders.root)
 
 
 def _copy_replay(folders: Folders, staging: Folders, updates: int, frames: int) -> None:
@@ -281,7 +289,7 @@ def _copy_replay(folders: Folders, staging: Folders, updates: int, frames: int) 
         except ValueError:
             raise UserError(
                 f"{folders.replay}: the transitions of {updates} updates have been "
-                "overwritten since (keep_all_replay_buffers keeps a copy)"
+                "overwritten since (keep_all_replay_buffers would have kept a copy)"
             ) from None
 
 
@@ -304,7 +312,12 @@ def _copy_rows(source: Path, target: Path, column: str, last: int) -> None:
         return
     header, *rows = source.read_text().splitlines(keepends=True)
     position = header.strip().split(",").index(column)
-    kept = [row for row in rows if float(row.split(",")[position]) <= last]
+    kept = [
+        row
+        for row in rows
+        if row.count(",") == header.count(",")  # else a torn line
+        and float(row.split(",")[position]) <= last
+    ]
     atomic_write(target, "".join([header, *kept]).encode())
 
 
@@ -328,8 +341,8 @@ def open_output(
     try:
         for folder in (folders.checkpoints, folders.log / "processes"):
             folder.mkdir(parents=True, exist_ok=True)
-            for leftover in folder.glob(".*.tmp"):
-                leftover.unlink()
+        for leftover in folders.root.rglob(".*.tmp"):  # of writers that were killed
+            leftover.unlink()
         if (folders.replay / DATA_NAME).exists():
             with ReplayBuffer.open(folders.replay, writable=True) as replay:
                 lost = replay.recover()
@@ -346,6 +359,8 @@ def open_output(
             if folders.state(name).exists():
                 _, warning = checkpoint.load_newest(folders.state(name))
                 notes += [warning] if warning else []
+            elif folders.policy.exists():
+                notes.append(f"{name} has no state: it starts from the beginning")
         Board.create(folders.board, config)
     except OSError as error:
         raise _unwritable(error, folders) from None
@@ -381,10 +396,22 @@ def read_run(folders: Folders) -> dict[str, Any]:
     """run.json; for a run that has none yet, an empty one."""
     if not folders.run.exists():
         return {"experiment": folders.experiment, "starts": [], "finished": None}
+    return _read_json(folders.run)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(folders.run.read_text())
-    except ValueError:
-        raise UserError(f"{folders.run} is not valid JSON") from None
+        content = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(
+            f"{path} is missing, so how the run was configured is not known; "
+            "--overwrite puts its folder aside"
+        ) from None
+    except (OSError, ValueError):
+        content = None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} cannot be read, or is not a JSON object")
+    return content
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

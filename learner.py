@@ -1,10 +1,11 @@
 """The learners' loop: restore, wait, sample, step, log, publish (SPEC section 2)."""
 
 import abc
+import csv
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import ClassVar
 
@@ -12,24 +13,33 @@ import numpy as np
 import tensorflow as tf
 
 import checkpoint
-from checkpoint import Checkpoint
+from checkpoint import Checkpoint, NonFiniteError
 from process import Context, RunError
 from replay import Batch, ReplayBuffer
 from schema import LearnerConfig
 from status import VALUERL
-from util import Every, UserError, append_row, wait_until
+from util import Every, UserError, append_row, atomic_write, wait_until
 
 
-def use_threads(threads: int | None) -> None:
-    """Limits TensorFlow to so many threads; must come before its first operation."""
+def prepare_tensorflow(context: Context, threads: int | None) -> None:
+    """Sets TensorFlow's threads and checks its devices; before its first operation.
+
+    Args:
+        context: of the learner's process.
+        threads: the configuration's; None: on the CPU the cores are divided between
+            the learners, on a GPU TensorFlow decides.
+
+    Raises:
+        UserError: TensorFlow cannot use the GPU that the learner was given.
+    """
+    run = context.run
+    if threads is None and run.cpu_learners:
+        learners = 2 if run.config.has_model else 1
+        threads = max(1, len(os.sched_getaffinity(0)) // learners)
     if threads is not None:
         tf.config.threading.set_intra_op_parallelism_threads(threads)
         tf.config.threading.set_inter_op_parallelism_threads(1)
-
-
-def require_device(context: Context) -> None:
-    """Ends the run where it was given a GPU that TensorFlow cannot use."""
-    if not context.run.cpu_learners and not tf.config.list_physical_devices("GPU"):
+    if not run.cpu_learners and not tf.config.list_physical_devices("GPU"):
         raise UserError(
             f"{context.name}: TensorFlow does not see the GPU that it was given; "
             "install the gpu extra (pip install -e '.[gpu]') or use cpu"
@@ -62,10 +72,12 @@ class Learner(abc.ABC):
         self.updates = 0
         self.epoch = 0
         self.seconds = 0.0
-        self._rng = np.random.default_rng(context.seed)
-        self._recent: list[dict[str, tf.Tensor]] = []
-        self._logged_at = time.monotonic()
+        self._published_updates = 0  # `updates` at the last epoch
         self._clock: float | None = None  # when `seconds` was last brought up to date
+        self._rng = np.random.default_rng(context.seed)
+        self._sums: dict[str, tf.Tensor] = {}  # of metrics since the last log line
+        self._count = 0  # updates since then
+        self._logged_at = time.monotonic()
 
     # -- what a subclass provides ----------------------------------------------
 
@@ -75,18 +87,20 @@ class Learner(abc.ABC):
 
     @abc.abstractmethod
     def train_step(self, batch: Batch) -> dict[str, tf.Tensor]:
-        """One update on a batch of tensors; returns the metrics."""
+        """One update on a batch of tensors; a tf.function; returns the metrics."""
 
     @abc.abstractmethod
     def start(self) -> bool:
-        """What precedes the first epoch of a fresh run; False: asked to stop."""
+        """What precedes the first epoch of a fresh run; False: it is over before."""
 
-    @abc.abstractmethod
-    def begin_epoch(self) -> None:
+    def begin_epoch(self) -> None:  # noqa: B027
         """What happens at an epoch beside saving and publishing."""
 
     def publish(self) -> None:  # noqa: B027
         """Publishes what others need beside the state itself."""
+
+    def after_restore(self) -> None:  # noqa: B027
+        """What a resumed learner does before it goes on."""
 
     def counters(self) -> dict[str, int]:
         """Further counters, for the state and as columns of the log."""
@@ -100,12 +114,14 @@ class Learner(abc.ABC):
     def run(self) -> None:
         """Learns until the limit of the run, or until asked to stop; then saves."""
         self.restore()
+        self._trace()
+        self.row["ready"] = True
         if self.epoch == 0 and not self.start():
             self.save_state()
             return
-        due_backup = Every(self.settings.backup_every_n, self.updates)
-        new_epoch = Every(self.settings.epoch_every_n, self.updates)
         log = Every(self.settings.log_every_n, self.updates)
+        new_epoch = Every(self.settings.epoch_every_n, self.updates)
+        due_backup = Every(self.settings.backup_every_n, self.updates)
         self._logged_at = time.monotonic()
         while self._wait_for_turn():
             self.learn()
@@ -114,37 +130,60 @@ class Learner(abc.ABC):
             if log(self.updates):
                 self.log()
             if new_epoch(self.updates):
-                self.check_metrics()
                 self.begin_epoch()
                 self.publish_epoch()
             if due_backup(self.updates):
                 self.backup()
-        self.check_metrics()
-        if self.context.stop():
+        if self.context.stop() or self.updates == self._published_updates:
             self.save_state()
         else:
             # The limit is reached: what was learned last is what gets evaluated.
             self.publish_epoch()
 
+    def _trace(self) -> None:
+        """Builds the graph of `train_step` now, so that learning starts at speed."""
+        obs = tf.TensorSpec([self.settings.batch_size, self.context.run.obs_dim])
+        action = tf.TensorSpec([self.settings.batch_size, self.context.run.action_dim])
+        scalar = tf.TensorSpec([self.settings.batch_size])
+        self.train_step.get_concrete_function(
+            Batch(
+                obs=obs, action=action, reward=scalar, next_obs=obs, terminated=scalar
+            )
+        )
+
     def learn(self) -> None:
-        """One update on a fresh batch."""
+        """One update on a fresh batch of the newest `replay_size` transitions."""
         batch = self.replay.sample(
             self.settings.batch_size, self.settings.replay_size, self._rng
         )
-        tensors = Batch(*(tf.convert_to_tensor(part) for part in batch))
-        self._recent.append(self.train_step(tensors))
+        metrics = self.train_step(
+            Batch(*(tf.convert_to_tensor(part) for part in batch))
+        )
+        for name, value in metrics.items():
+            self._sums[name] = self._sums[name] + value if self._count else value
+        self._count += 1
 
-    def _wait_for_turn(self) -> bool:
-        """Waits until the next update may be done; False: the run is over."""
+    def wait(self, condition: Callable[[], bool]) -> bool:
+        """Waits for a condition; False: the run was stopped, or its limit reached."""
         over = False
 
-        def ready() -> bool:
+        def decided() -> bool:
             nonlocal over
+            self.tick()
             over = self.context.stop() or self._limit_reached()
-            return over or self._may_update()
+            return over or condition()
 
-        wait_until(ready)
+        wait_until(decided)
         return not over
+
+    def wait_for_frames(self) -> bool:
+        """Waits for more than `frames_before_learning` frames; False as in `wait`."""
+        return self.wait(
+            lambda: self.replay.frames > self.settings.frames_before_learning
+        )
+
+    def _wait_for_turn(self) -> bool:
+        return self.wait(self._may_update)
 
     def _may_update(self) -> bool:
         """Update u needs more than frames_before_learning + frames_per_update u."""
@@ -162,34 +201,22 @@ class Learner(abc.ABC):
             return False
         return self.settings.frames_per_update is False or not self._may_update()
 
-    def wait_for_frames(self) -> bool:
-        """Waits for the first frames; False: asked to stop, or none will come."""
-        enough = self.settings.frames_before_learning
-        wait_until(
-            lambda: (
-                self.context.stop()
-                or self._limit_reached()
-                or self.replay.frames > enough
-            )
-        )
-        return self.replay.frames > enough and not self.context.stop()
+    # -- clock and log ---------------------------------------------------------
+
+    def start_clock(self) -> None:
+        """Learning starts now (SPEC section 9: `hours`)."""
+        self._clock = time.monotonic()
 
     def tick(self) -> None:
         """Brings clock and status board up to date."""
         now = time.monotonic()
         if self._clock is not None:
             self.seconds += now - self._clock
-        self._clock = now
+            self._clock = now
         self.row["updates"] = self.updates
         self.row["epoch"] = self.epoch
         self.row["hours"] = self.seconds / 3600
         self.row["heartbeat"] = now
-
-    def start_clock(self) -> None:
-        """Learning starts now (SPEC section 9: `hours`)."""
-        self._clock = time.monotonic()
-
-    # -- log -------------------------------------------------------------------
 
     def check_metrics(self) -> dict[str, float]:
         """Means since the last log line.
@@ -197,26 +224,24 @@ class Learner(abc.ABC):
         Raises:
             RunError: one is not finite: learning has diverged.
         """
-        means = {
-            name: float(np.mean([metrics[name] for metrics in self._recent]))
-            for name in (self._recent[0] if self._recent else ())
-        }
+        means = {name: float(total) / self._count for name, total in self._sums.items()}
         for name, value in means.items():
             if not math.isfinite(value):
-                raise RunError(
-                    f"{self.name}: {name} is {value} after {self.updates} updates; "
-                    "the run stops. The last good state is "
-                    f"{self.folders.state(self.name)}"
-                )
+                raise self._diverged(f"{name} is {value}")
         return means
+
+    def _diverged(self, what: object) -> RunError:
+        return RunError(
+            f"{self.name}: {what} after {self.updates} updates; the run stops. The "
+            f"last good state is {self.folders.state(self.name)}"
+        )
 
     def log(self) -> None:
         """Appends a line of means over the updates since the last one."""
-        means, count = self.check_metrics(), len(self._recent)
-        self._recent = []
+        means = self.check_metrics()
         now = time.monotonic()
-        rate = count / max(now - self._logged_at, 1e-9)
-        self._logged_at = now
+        rate = self._count / max(now - self._logged_at, 1e-9)
+        self._sums, self._count, self._logged_at = {}, 0, now
         values = {
             "hours": f"{self.seconds / 3600:.6f}",
             "epoch": self.epoch,
@@ -224,7 +249,7 @@ class Learner(abc.ABC):
             "frames": self.replay.frames,
             "updates_per_s": f"{rate:.2f}",
             **self.counters(),
-            **{name: f"{value:.6g}" for name, value in means.items()},
+            **{name: f"{means[name]:.6g}" for name in self.metric_names},
         }
         append_row(self.folders.learner_log(self.name), values)
         self.row["updates_per_s"] = rate
@@ -237,49 +262,45 @@ class Learner(abc.ABC):
         """The counters that a state or a policy is published with."""
         return {
             "updates": self.updates,
+            "published_updates": self._published_updates,
             "epoch": self.epoch,
             "frames": self.replay.frames,
             "hours": self.seconds / 3600,
             **self.counters(),
         }
 
-    def _tensors(self) -> dict[str, np.ndarray]:
-        return {name: v.numpy() for name, v in self.variables().items()}
+    def publish_epoch(self) -> None:
+        """Ends an epoch: the state first, then what others take up from it."""
+        self.epoch += 1
+        self._published_updates = self.updates
+        self.save_state()
+        self.publish()
 
     def save_state(self) -> None:
         """Publishes the full state; the one before it stays beside it.
 
         Raises:
-            RunError: the state is not finite; the last good one stays.
+            RunError: losses or state are not finite; the last good one stays.
         """
-        self.replay.sync()
-        try:
-            checkpoint.publish(
-                self.folders.state(self.name),
-                self._tensors(),
-                self.metadata(),
-                keep_previous=True,
-            )
-        except checkpoint.NonFiniteError as error:
-            raise RunError(
-                f"{self.name}: {error} after {self.updates} updates; the run stops. "
-                f"The last good state is {self.folders.state(self.name)}"
-            ) from None
-
-    def publish_epoch(self) -> None:
-        """Ends an epoch: the state first, then what others take up from it."""
-        self.epoch += 1
         self.tick()
-        self.save_state()
-        self.publish()
+        self.check_metrics()
+        self.replay.sync()
+        self._write_state(self.folders.state(self.name), keep_previous=True)
 
     def backup(self) -> None:
         """Keeps the state under the number of its updates (SPEC section 9)."""
-        checkpoint.publish(
-            self.folders.numbered_state(self.name, self.updates),
-            self._tensors(),
-            self.metadata(),
+        self._write_state(
+            self.folders.numbered_state(self.name, self.updates), keep_previous=False
         )
+
+    def _write_state(self, path: Path, keep_previous: bool) -> None:
+        tensors = {name: v.numpy() for name, v in self.variables().items()}
+        try:
+            checkpoint.publish(
+                path, tensors, self.metadata(), keep_previous=keep_previous
+            )
+        except NonFiniteError as error:
+            raise self._diverged(error) from None
 
     def restore(self) -> None:
         """Goes on from the newest state, if there is one."""
@@ -288,12 +309,35 @@ class Learner(abc.ABC):
             return
         state = take_up(path, self.variables())
         self.updates = int(state.metadata["updates"])
+        self._published_updates = int(state.metadata["published_updates"])
         self.epoch = int(state.metadata["epoch"])
         self.seconds = float(state.metadata["hours"]) * 3600
         self.restore_counters(state.metadata)
         if self.epoch:
             self.start_clock()
         self.tick()
+        self._trim_log()
+        if self.updates and self.updates % self.settings.backup_every_n == 0:
+            self.backup()  # it may have been killed before it came to that
+        self.after_restore()
+
+    def _trim_log(self) -> None:
+        """Cuts log lines of updates that a killed learner did after its last state."""
+        path = self.folders.learner_log(self.name)
+        if not path.exists():
+            return
+        now = {"updates": self.updates, **self.counters()}
+        with open(path, newline="") as file:
+            rows = list(csv.DictReader(file))
+        kept = [
+            row
+            for row in rows
+            if None not in row.values()  # a torn line
+            and all(int(row[name]) <= count for name, count in now.items())
+        ]
+        if len(kept) < len(rows):
+            lines = [",".join(rows[0]), *(",".join(row.values()) for row in kept)]
+            atomic_write(path, "".join(line + "\n" for line in lines).encode())
 
 
 def take_up(path: Path, variables: Mapping[str, tf.Variable]) -> Checkpoint:
@@ -305,6 +349,16 @@ def take_up(path: Path, variables: Mapping[str, tf.Variable]) -> Checkpoint:
     state, warning = checkpoint.load_newest(path)
     if warning:
         print(warning)
+    assign(path, state, variables)
+    return state
+
+
+def assign(path: Path, state: Checkpoint, variables: Mapping[str, tf.Variable]) -> None:
+    """Assigns those tensors of a state that have a variable of the same name.
+
+    Raises:
+        CheckpointError: one is missing or has another shape.
+    """
     tensors = {n: t for n, t in state.tensors.items() if n in variables}
     checkpoint.check_tensors(
         path,
@@ -313,12 +367,3 @@ def take_up(path: Path, variables: Mapping[str, tf.Variable]) -> Checkpoint:
     )
     for name, variable in variables.items():
         variable.assign(tensors[name])
-    return state
-
-
-def thread_count(context: Context, threads: int | None) -> int | None:
-    """A learner's threads: the key's, or on `cpu` its share of the cores."""
-    if threads is not None or not context.run.cpu_learners:
-        return threads
-    learners = 2 if context.run.config.has_model else 1
-    return max(1, len(os.sched_getaffinity(0)) // learners)

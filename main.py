@@ -6,6 +6,7 @@ interactors and evaluators, and watches them until the run's limit or Ctrl-C.
 
 # No TensorFlow and no learner at the top: every child process imports this file again.
 import argparse
+import errno
 import multiprocessing
 import os
 import signal
@@ -13,7 +14,6 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from util import UserError
@@ -28,9 +28,13 @@ if TYPE_CHECKING:
     from experiment import Folders, Run
     from supervisor import Child, Outcome
 
+IMPORT_PATIENCE = 60.0  # seconds, beside step_timeout, to import and make it
 ONE_THREAD = dict.fromkeys(
     ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"
 )
+
+
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EIO)
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -93,15 +97,23 @@ def measure_environment(loaded: "LoadedConfig") -> "EnvSpec":
     """
     import envwrap
 
+    env = loaded.config.env
     pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
     try:
-        return pool.submit(envwrap.measure, loaded.config.env).result()
+        patience = env.step_timeout + IMPORT_PATIENCE
+        return pool.submit(envwrap.measure, env).result(patience)
     except BrokenProcessPool:
         raise UserError(
-            f"making the environment {loaded.config.env.name} ended its process; "
-            "make it once by itself to see why"
+            f"making the environment {env.name} ended its process; make it once by "
+            "itself to see why"
+        ) from None
+    except TimeoutError:
+        raise UserError(
+            f"making the environment {env.name} took over {patience:g} s"
         ) from None
     finally:
+        for worker in multiprocessing.active_children():
+            worker.kill()
         pool.shutdown(wait=False, cancel_futures=True)
 
 
@@ -160,15 +172,16 @@ def launch(arguments: argparse.Namespace) -> int:
     )
     folders = experiment.Folders.of(config, name)
     mode = _mode(arguments)
+    experiment.finish_rewind(folders)
     experiment.check_mode(folders, loaded.merged, mode)
     sizes = measure_environment(loaded)
 
     console = Console(highlight=False)
     with experiment.claimed(folders):
         experiment.check_mode(folders, loaded.merged, mode)
-        record = experiment.read_run(folders) if mode == "resume" else None
-        if record and _is_finished(record, loaded):
-            console.print(f"{folders.root} is finished: nothing is left to do")
+        if arguments.resume and _is_finished(folders, loaded):
+            line = f"{folders.root} is finished: nothing is left to do"
+            console.print(line, soft_wrap=True)
             return 0
         notes = [*loaded.notes, assignment.note]
         notes += _prepare(arguments, loaded, folders, mode)
@@ -188,6 +201,7 @@ def launch(arguments: argparse.Namespace) -> int:
             name: "cpu" if run.cpu_learners else getattr(assignment, name)
             for name in experiment.learner_names(config)
         }
+        record["finished"] = None
         record["starts"].append(
             experiment.start_record(config, run.launch, used, mode == "resume")
         )
@@ -202,10 +216,17 @@ def _mode(arguments: argparse.Namespace) -> str:
     return "overwrite" if arguments.overwrite else "fresh"
 
 
-def _is_finished(record: dict, loaded: "LoadedConfig") -> bool:
-    """Whether the run reached its limit, and the limit has not been raised since."""
-    limits = {key: loaded.merged[key] for key in ("total_frames", "total_hours")}
-    return bool(record["finished"]) and record["finished"]["limits"] == limits
+def _is_finished(folders: "Folders", loaded: "LoadedConfig") -> bool:
+    """Whether the run ended at a limit, and none of today's is above where it ended."""
+    import experiment
+
+    reached = experiment.read_run(folders)["finished"]
+    if not reached:
+        return False
+    frames, hours = loaded.config.total_frames, loaded.config.total_hours
+    return (frames is not None and reached["frames"] >= frames) or (
+        hours is not None and reached["hours"] >= hours
+    )
 
 
 def _prepare(
@@ -250,10 +271,8 @@ def _supervise(
     if outcome.finished:
         record["finished"] = {
             "time": experiment.now(),
-            "limits": {
-                "total_frames": run.config.total_frames,
-                "total_hours": run.config.total_hours,
-            },
+            "frames": supervisor.progress.frames,
+            "hours": supervisor.progress.hours,
             "random_score": supervisor.progress.random_score(),
         }
         experiment.write_json(run.folders.run, record)
@@ -276,6 +295,9 @@ def _report(
             f"{sum(scores) / len(scores):.1f} on average"
             + (f"; a random policy scores {random:.1f}" if random is not None else "")
         )
+    for learner in progress.learners():
+        if outcome.finished and not learner.updates:
+            display.note(f"{learner.name} did no update before the limit was reached")
     ending = "finished" if outcome.finished else "stopped; --resume goes on with it"
     display.note(f"{ending}: {progress.frames:,} frames")
     display.note(f"scores: {run.folders.scores}")
@@ -283,14 +305,20 @@ def _report(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns the exit code (SPEC section 12)."""
-    # Until the supervisor takes over, SIGTERM does what Ctrl-C does.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # Until the supervisor takes over, these do what Ctrl-C does.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
     parsed = parse_arguments(arguments)
     try:
         return launch(parsed)
     except UserError as error:
-        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+        print(f"main.py: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise  # a bug of ours
+        print(f"main.py: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("stopped before the start", file=sys.stderr)
         return 0

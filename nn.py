@@ -137,9 +137,12 @@ class FeedForward:
         small, larger = divmod(batch_size, len(nets))
         sizes = [small + (k < larger) for k in range(len(nets))]
         parts = tf.split(tf.gather(x, shares.order), sizes)
+        out_dim = self.biases[-1].shape[-1]
         outputs = [
-            tf.reshape(_apply(net, tf.reshape(p, [-1, in_dim])), [size, *middle, -1])
-            for net, p, size in zip(nets, parts, sizes, strict=True)
+            tf.reshape(
+                _apply(net, tf.reshape(part, [-1, in_dim])), [size, *middle, out_dim]
+            )
+            for net, part, size in zip(nets, parts, sizes, strict=True)
         ]
         return tf.gather(
             tf.concat(outputs, 0), tf.math.invert_permutation(shares.order)

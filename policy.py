@@ -23,21 +23,31 @@ class Policy:
         Raises:
             CheckpointError: the net is not one from observations to actions.
         """
-        tensors = checkpoint.tensors
+        tensors, metadata = checkpoint.tensors, checkpoint.metadata
         layers = sum(name.startswith("policy/w") for name in tensors)
-        self._layers = [
-            (tensors[f"policy/w{i}"], tensors[f"policy/b{i}"]) for i in range(layers)
-        ]
-        widths = [w.shape for w, _ in self._layers]
-        if not widths or (widths[0][0], widths[-1][1]) != (obs_dim, action_dim):
-            raise CheckpointError(
-                f"the policy maps {widths[0][0] if widths else 'nothing'} observations "
-                f"to {widths[-1][1] if widths else 'no'} actions; the environment has "
-                f"{obs_dim} and {action_dim}"
-            )
-        self.epoch = int(checkpoint.metadata["epoch"])
-        self.frames = int(checkpoint.metadata["frames"])
-        self.hours = float(checkpoint.metadata["hours"])
+        try:
+            self._layers = [
+                (tensors[f"policy/w{i}"], tensors[f"policy/b{i}"])
+                for i in range(layers)
+            ]
+            self.epoch = int(metadata["epoch"])
+            self.frames = int(metadata["frames"])
+            self.hours = float(metadata["hours"])
+        except KeyError as error:
+            raise CheckpointError(f"the policy has no {error}") from None
+        width = obs_dim
+        for w, b in self._layers:
+            if w.ndim != 2 or w.shape[0] != width or b.shape != w.shape[1:]:
+                break
+            width = w.shape[1]
+        else:
+            if layers and width == action_dim:
+                return
+        shapes = ", ".join(str(list(w.shape)) for w, _ in self._layers) or "none"
+        raise CheckpointError(
+            f"the policy's layers ({shapes}) do not lead from the environment's "
+            f"{obs_dim} observations to its {action_dim} actions"
+        )
 
     def _pre_tanh(self, obs: np.ndarray) -> np.ndarray:
         x = np.asarray(obs, np.float32)

@@ -1,9 +1,12 @@
 """The child's side of a process: signals, output, priority, and how it ends."""
 
+import ctypes
+import errno
 import faulthandler
 import importlib
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -12,6 +15,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import wait
 from types import FrameType
 
+from checkpoint import CheckpointError
 from experiment import Run, derive_seed, present
 from status import Board
 from util import UserError
@@ -20,7 +24,8 @@ from util import UserError
 STOPPED = 0
 FAILED = 1
 MISTAKE = 2  # a user's mistake that only the child could see
-DIVERGED = 3  # a restart would only meet the same again
+HOPELESS = 3  # a restart would only meet the same again
+PR_SET_PDEATHSIG = 1
 
 
 class RunError(UserError):
@@ -72,7 +77,7 @@ def child_main(
     `main` is "module:function", so that the launcher need not import what its
     children import; the function takes a Context.
     Ends the process with STOPPED, FAILED (after a traceback in its output file) or
-    MISTAKE or DIVERGED (after one line). Ends it at once when the launcher is gone.
+    MISTAKE or HOPELESS (after one line). Ends it at once when the launcher is gone.
     """
     _redirect_output(run, name)
     faulthandler.enable()
@@ -86,10 +91,19 @@ def child_main(
             main_function = getattr(importlib.import_module(module), function)
             seed = derive_seed(run.config, name, run.launch, restart)
             board = Board.open(run.folders.board)
+            board[name]["pid"] = os.getpid()
             main_function(Context(run, name, seed, board, stop))
         except UserError as error:
             print(error, file=sys.stderr)
-            code = DIVERGED if isinstance(error, RunError) else MISTAKE
+            hopeless = isinstance(error, (RunError, CheckpointError))
+            code = HOPELESS if hopeless else MISTAKE
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                print(_full_disk(run, error), file=sys.stderr)
+                code = HOPELESS
+            else:
+                traceback.print_exc()
+                code = FAILED
         except BaseException:
             traceback.print_exc()
             code = FAILED
@@ -107,9 +121,23 @@ def _redirect_output(run: Run, name: str) -> None:
     os.close(descriptor)
 
 
+def _full_disk(run: Run, error: OSError) -> str:
+    path = error.filename or run.folders.root
+    free = shutil.disk_usage(run.folders.root).free
+    return (
+        f"{path}: {error.strerror} ({free:,} bytes are free); the run stops. Free some "
+        "space and --resume"
+    )
+
+
 def _end_with_parent() -> None:
-    """Ends this process when the launcher dies, however it died: no orphans."""
+    """Ends this process when the launcher dies, however it died: no orphans.
+
+    The kernel does it, also to a process that is stopped or hangs in a library; the
+    thread is for a launcher that died before the kernel was asked.
+    """
     parent = multiprocessing.parent_process()
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
     def watch() -> None:
         wait([parent.sentinel])

@@ -337,6 +337,13 @@ class Config(Section):
                     f"must be above {section}.frames_before_learning ({first}), "
                     f"not {self.total_frames}",
                 )
+        step = self.agent_config.batch_size
+        if self.replay_capacity < 2 * step:
+            raise broken_rule(
+                ("policy_config.replay_size", "agent_config.batch_size"),
+                f"must be at least twice agent_config.batch_size ({step}), "
+                f"not {self.policy_config.replay_size}",
+            )
         if self.save_model_path == self.log_path:
             raise broken_rule(
                 ("save_model_path", "log_path"),

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from schema import Config
+from util import atomic_write
 
 LAUNCHER = "launcher"
 VALUERL = "valuerl"
@@ -25,11 +26,13 @@ METRICS = 8
 ROW = np.dtype(
     [
         ("name", "S32"),
+        ("pid", "i8"),
         ("heartbeat", "f8"),  # seconds of the system's monotonic clock
         (
             "phase",
             "i8",
         ),  # launcher: RUNNING or FINAL_EPISODES; evaluators: of `pending`
+        ("ready", "i8"),  # learners: 1 once built and restored
         ("updates", "i8"),  # learners: updates done, without pretraining
         ("pretrained", "i8"),  # world-model learner: pretraining updates done
         ("epoch", "i8"),  # learners: own epoch; evaluators: that of their policy
@@ -40,6 +43,7 @@ ROW = np.dtype(
         ("episodes", "i8"),  # evaluators: recorded for the policy of `epoch`
         ("final_episodes", "i8"),  # evaluators: recorded at the end of the run
         ("random_score", "f8"),  # evaluators: of random actions, at the end of the run
+        ("pending_count", "i8"),  # evaluators: episodes once `pending` is appended
         ("offset", "i8"),  # evaluators: where `pending` is being appended, or -1
         ("pending", "S128"),  # evaluators: the csv row that is being appended
     ],
@@ -53,6 +57,7 @@ EVALUATOR_FIELDS = (
     "phase",
     "episodes",
     "final_episodes",
+    "pending_count",
     "offset",
     "pending",
 )
@@ -89,7 +94,7 @@ class Board:
             if name in earlier and name.startswith("evaluator"):
                 for field in EVALUATOR_FIELDS:
                     row[field] = earlier[name][field]
-        fresh.tofile(path)
+        atomic_write(path, fresh.tobytes())
         return cls.open(path)
 
     @classmethod

@@ -20,6 +20,8 @@ from status import FINAL_EPISODES, LAUNCHER, VALUERL, WORLDMODEL, Board
 TICK = 0.25  # seconds between looks at the children
 STARTUP_GRACE = 60.0  # seconds more than step_timeout for imports and environments
 STOP_PATIENCE = 12.0  # seconds that children get to save and end
+ONE_REQUEST = 0.5  # seconds in which several signals are one: some tools send two
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 ACTOR_RESTARTS, RESTART_WINDOW = 5, 600.0  # times, in seconds
 LEARNER_RESTARTS = 1
 ACTOR_NICE = 10
@@ -102,29 +104,32 @@ class Supervisor:
         self._board = Board.open(run.folders.board)
         self._replay = ReplayBuffer.open(run.folders.replay)
         self.progress = Progress(run, self._board, self._replay)
-        self._signals = 0
+        self._asked_at: float | None = None  # when the first signal came
+        self._at_once = False  # a second one came
         self._spawn = multiprocessing.get_context("spawn")
 
     def run(self) -> Outcome:
         """Starts the children and returns when all have ended."""
         handlers = {
-            number: signal.signal(number, self._count_signal)
-            for number in (signal.SIGINT, signal.SIGTERM)
+            number: signal.signal(number, self._on_signal) for number in STOP_SIGNALS
         }
+        outcome = Outcome(1)
         try:
             for child in self._children:
                 self._start(child)
             outcome = self._watch()
-            return self._end(outcome)
-        finally:
-            for child in self._children:
-                if child.alive:
-                    child.process.kill()
+        finally:  # after an exception too, what was learned is saved
+            outcome = self._end(outcome)
             for number, handler in handlers.items():
                 signal.signal(number, handler)
+        return outcome
 
-    def _count_signal(self, number: int, frame: FrameType | None) -> None:
-        self._signals += 1
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if self._asked_at is None:
+            self._asked_at = now
+        elif now - self._asked_at > ONE_REQUEST:
+            self._at_once = True
 
     def _start(self, child: Child) -> None:
         path = self._run.folders.process_output(child.name)
@@ -151,7 +156,7 @@ class Supervisor:
     def _watch(self) -> Outcome:
         """Returns why the run is to end."""
         while True:
-            if self._signals:
+            if self._asked_at is not None:
                 return Outcome(0)
             self._kill_hung()
             for child in self._children:
@@ -206,9 +211,9 @@ class Supervisor:
             return None
         output = self._output(child)
         if code == process.MISTAKE:
-            return Outcome(2, error=output)
-        if code == process.DIVERGED:
-            return Outcome(1, error=output)
+            return Outcome(2, error=output.splitlines()[-1])
+        if code == process.HOPELESS:
+            return Outcome(1, error=output.splitlines()[-1])
         now = time.monotonic()
         child.died.append(now)
         how = f"ended with exit code {code}"
@@ -247,19 +252,17 @@ class Supervisor:
         """Asks the children to save and end; kills those that do not in time."""
         if not outcome.finished:
             self._display.note("stopping: saving what was learned")
-        asked_at_once = self._signals > 1
         for child in self._children:
             if child.alive:
                 child.process.terminate()
         deadline = time.monotonic() + STOP_PATIENCE
         while alive := [child for child in self._children if child.alive]:
-            if self._signals > 1 or time.monotonic() > deadline:
+            if self._at_once or time.monotonic() > deadline:
                 break
             wait([child.process.sentinel for child in alive], TICK)
         for child in alive:
             child.process.kill()
             child.process.join()
-        asked_at_once = asked_at_once or self._signals > 1
         killed = [child.name for child in alive if child.is_learner]
         if killed:
             self._display.note(
@@ -268,6 +271,4 @@ class Supervisor:
             )
         self._display.show(self.progress, last=True)
         self._display.close()
-        if asked_at_once and not outcome.code:
-            return Outcome(1)
-        return outcome
+        return Outcome(1) if self._at_once and not outcome.code else outcome

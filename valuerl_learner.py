@@ -7,11 +7,10 @@ import tensorflow as tf
 import checkpoint
 import nn
 from checkpoint import CheckpointError
-from learner import Learner, require_device, take_up, thread_count, use_threads
+from learner import Learner, assign, prepare_tensorflow
 from process import Context
 from replay import Batch
 from status import VALUERL, WORLDMODEL
-from util import wait_until
 from valuerl import ValueRL
 from worldmodel import WorldModel
 
@@ -45,7 +44,7 @@ class ValueRLLearner(Learner):
         self.policy_optimizer = nn.Adam(self.valuerl.policy.variables, rate)
         self.q_optimizer = nn.Adam(self.valuerl.q.variables, rate)
         self.models = 0  # published world models taken up
-        self._model_stamp: object = None
+        self._seen_stamp: object = None  # of the world model's file
 
     def variables(self) -> Mapping[str, tf.Variable]:
         """Nets as "policy/w0", "q/w0", "target_q/w0", optimisers as "q_adam/m0"."""
@@ -69,14 +68,14 @@ class ValueRLLearner(Learner):
         if not self.wait_for_frames():
             return False
         self.start_clock()
-        wait_until(lambda: self.context.stop() or self._load_model())
-        if self.context.stop():
+        if self.world_model is not None and not self.wait(self._load_model):
             return False
         self.valuerl.copy_target()
         self.publish_epoch()
         return True
 
     def begin_epoch(self) -> None:
+        """The target Q becomes a copy of Q; the newest world model is loaded."""
         self.valuerl.copy_target()
         self._load_model()
 
@@ -90,29 +89,28 @@ class ValueRLLearner(Learner):
         )
 
     def backup(self) -> None:
-        """Also copies the replay buffer, once its ring has overwritten a prefix."""
+        """Where it is asked for, also copies the replay buffer."""
         super().backup()
         folder = self.folders.numbered_replay(self.updates)
-        wrapped = self.replay.frames > self.replay.capacity
-        if wrapped and self.config.keep_all_replay_buffers and not folder.exists():
+        if self.config.keep_all_replay_buffers and not folder.exists():
             self.replay.copy_to(folder)
 
     def _load_model(self) -> bool:
-        """Takes up the newest world model; False while none has been published.
+        """Takes up the newest world model; whether there was a new one.
 
         A state saved during pretraining (epoch 0) is not a published one.
         """
         path = self.folders.state(WORLDMODEL)
-        if self.world_model is None:
-            return True
         stamp = checkpoint.stamp(path)
-        if stamp is None or stamp == self._model_stamp:
-            return stamp is not None and self.models > 0
-        if int(checkpoint.read_metadata(path)["epoch"]) == 0:
-            self._model_stamp = stamp
+        if self.world_model is None or stamp in (None, self._seen_stamp):
             return False
-        take_up(path, self.world_model.named_variables())
-        self._model_stamp = stamp
+        self._seen_stamp = stamp
+        state, warning = checkpoint.load_newest(path)
+        if warning:
+            print(warning)
+        if int(state.metadata["epoch"]) == 0:
+            return False
+        assign(path, state, self.world_model.named_variables())
         self.models += 1
         self.row["models"] = self.models
         return True
@@ -121,10 +119,24 @@ class ValueRLLearner(Learner):
         return {"models": self.models}
 
     def restore_counters(self, metadata: Mapping[str, object]) -> None:
-        """Also takes up the newest world model, and publishes a policy that is due."""
         self.models = int(metadata["models"])
-        self._load_model()
-        if self.epoch and self._published_epoch() < self.epoch:
+        self.row["models"] = self.models
+
+    def after_restore(self) -> None:
+        """Takes up the newest world model, and publishes a policy that is due.
+
+        Raises:
+            CheckpointError: there is no world model, but this learner has learned
+                with one.
+        """
+        if self.epoch == 0:
+            return
+        if self.world_model is not None and not self._load_model():
+            raise CheckpointError(
+                f"{self.folders.state(WORLDMODEL)}: there is no published world model "
+                "to go on with"
+            )
+        if self._published_epoch() < self.epoch:
             self.publish()  # ended between the state and the policy of an epoch
 
     def _published_epoch(self) -> int:
@@ -137,6 +149,5 @@ class ValueRLLearner(Learner):
 
 def main(context: Context) -> None:
     """The process's main function."""
-    use_threads(thread_count(context, context.run.config.policy_config.threads))
-    require_device(context)
+    prepare_tensorflow(context, context.run.config.policy_config.threads)
     ValueRLLearner(context).run()

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import tensorflow as tf
 
 import nn
-from learner import Learner, require_device, thread_count, use_threads
+from learner import Learner, prepare_tensorflow
 from process import Context
 from replay import Batch
 from status import WORLDMODEL
@@ -68,13 +68,9 @@ class WorldmodelLearner(Learner):
             if log(self.pretrained):
                 self.log()
             if save(self.pretrained):
-                self.check_metrics()
                 self.save_state()  # epoch 0: the value learner does not take it up
         self.publish_epoch()
         return True
-
-    def begin_epoch(self) -> None:
-        """The state that is saved at each epoch is what the value learner takes up."""
 
     def counters(self) -> dict[str, int]:
         return {"pretrained": self.pretrained}
@@ -86,6 +82,5 @@ class WorldmodelLearner(Learner):
 
 def main(context: Context) -> None:
     """The process's main function."""
-    use_threads(thread_count(context, context.run.config.world_model_config.threads))
-    require_device(context)
+    prepare_tensorflow(context, context.run.config.world_model_config.threads)
     WorldmodelLearner(context).run()

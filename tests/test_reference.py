@@ -68,6 +68,14 @@ def test_agrees_with_the_2018_release(check, name):
             assert {f"grad/{net}", f"after5/{net} (absolute)"} < compared
 
 
+def test_nan_does_not_pass(check, monkeypatch):
+    """Not even in a block behind the first: Python's `max` passes over it there."""
+    monkeypatch.setattr(valuerl, "REACH_EPSILON", 0.0)  # 0 / 0 in starts j > 0
+    results = check.Case(FOLDER / "mve.npz").results()
+    failed = {r.quantity for r in results if not r.passed}
+    assert "target_means" in failed
+
+
 # The command line
 
 
@@ -271,14 +279,18 @@ def no_reach_epsilon(patch):
     patch.setattr(valuerl, "REACH_EPSILON", 0.0)
 
 
-def sample_variance(patch):
-    def weights(candidates, epsilon):
-        count = candidates.shape[-1]
-        variance = tf.math.reduce_variance(candidates, -1) * count / (count - 1)
-        inverse = 1 / (variance + epsilon)
-        return inverse / tf.reduce_sum(inverse, -1, keepdims=True)
+def steve_weights_with(weight):
+    """Weights proportional to `weight` of the variances."""
 
-    patch.setattr(valuerl, "steve_weights", weights)
+    def put_in(patch):
+        def weights(candidates, epsilon):
+            variance = tf.math.reduce_variance(candidates, -1)
+            inverse = weight(variance, candidates.shape[-1])
+            return inverse / tf.reduce_sum(inverse, -1, keepdims=True)
+
+        patch.setattr(valuerl, "steve_weights", weights)
+
+    return put_in
 
 
 def ridge_too_large(patch):
@@ -346,6 +358,16 @@ def rollout_from_obs(patch):
 
     def imagine(self, batch, choice):
         return original(self, batch._replace(next_obs=batch.obs), choice)
+
+    patch.setattr(ValueRL, "imagine", imagine)
+
+
+def real_termination_ignored(patch):
+    original = ValueRL.imagine
+
+    def imagine(self, batch, choice):
+        batch = batch._replace(terminated=tf.zeros_like(batch.terminated))
+        return original(self, batch, choice)
 
     patch.setattr(ValueRL, "imagine", imagine)
 
@@ -494,3 +516,79 @@ def usage_never_reported(patch):
 def greedy_action_without_tanh(patch):
     original = ValueRL.action
     patch.setattr(ValueRL, "action", lambda self, obs: tf.atanh(original(self, obs)))
+
+
+# fault, a case that shows it, the quantity that must be out of tolerance
+FAULTS = [
+    (optimizer(epsilon=1e-7), "ddpg", "after5/policy (absolute)"),
+    (optimizer(beta2=0.99), "mve", "after5/transition (absolute)"),
+    (bias_corrected_epsilon, "ddpg_ensemble", "after5/policy (absolute)"),
+    (bias_corrected_epsilon, "mve", "after5/transition (absolute)"),
+    (no_bias_correction, "ddpg", "after5/q (absolute)"),
+    (greedy_action_without_tanh, "ddpg", "action_greedy"),
+    (pre_tanh_loss_dropped, "ddpg", "policy_reg_loss"),
+    (pre_tanh_loss_dropped, "ddpg", "grad/policy"),
+    (pre_tanh_loss_after_tanh, "ddpg", "policy_reg_loss"),
+    (policy_loss_sign, "ddpg", "policy_loss"),
+    (policy_loss_sign, "ddpg", "grad/policy"),
+    (policy_loss_of_one_member, "ddpg_ensemble", "policy_loss"),
+    (q_loss_without_half, "ddpg", "q_loss"),
+    (weight_penalty_dropped, "mve", "reg_loss"),
+    (weight_penalty_dropped, "mve", "grad/transition"),
+    (weight_penalty_without_biases, "mve", "reg_loss"),
+    (weight_penalty_of_the_drawn_members, "steve_sampled_members", "reg_loss"),
+    (transition_loss_averaged_over_observations, "mve", "transition_loss"),
+    (next_observation_predicted_whole, "mve", "transition_loss"),
+    (predicted_next_obs_for_termination_and_reward, "mve", "termination_loss"),
+    (predicted_next_obs_for_termination_and_reward, "mve", "reward_loss"),
+    (shares_in_blocks, "ddpg_ensemble", "q_loss"),
+    (shares_in_blocks, "steve_h1", "reward_loss"),
+    (rows_left_in_the_members_order, "ddpg_ensemble", "q_loss"),
+    (candidates_with(reward_scale=lambda _: 1.0), "steve_reward_scale", "target_means"),
+    (candidates_with(discount=lambda _: 1.0), "ddpg", "q_loss"),
+    (bootstrap_one_step_late, "mve", "target_means"),
+    (reward_after_termination, "mve", "target_means"),
+    (real_termination_ignored, "ddpg", "q_loss"),
+    (real_termination_ignored, "mve", "target_means"),
+    (rollout_from_obs, "mve", "target_means"),
+    (reward_of_the_state_before, "mve", "target_means"),
+    (termination_by_other_members, "steve_h1", "target_means"),
+    (target_of_q, "ddpg", "q_loss"),
+    (target_of_q, "mve", "target_means"),
+    (all_q_members_in_targets, "steve_sampled_members", "target_means"),
+    (gradient_through_the_target, "ddpg", "grad/policy"),
+    (gradient_through_the_target, "mve", "grad/policy"),
+    (policy_moves_before_the_q_gradient, "ddpg", "after5/q (absolute)"),
+    (no_reach_epsilon, "mve_tdk", "q_loss"),
+    (tdk_without_start_weights, "mve_tdk", "q_loss"),
+    (tdk_weights_one_step_late, "mve_tdk", "q_loss"),
+    (tdk_weights_averaged_over_the_batch, "mve_tdk", "q_loss"),
+    (tdk_mean_over_the_weights, "mve_tdk", "q_loss"),
+    (tdk_rollout_q_averaged_over_steps, "ensemble_mve_tdk", "rollout_q"),
+    (tdk_rollout_q_of_the_first_member, "ensemble_mve_tdk", "rollout_q"),
+    (expansion_key(mean_k_return=False), "mve_mean", "q_loss"),
+    (expansion_key(lambda_return=0.3), "mve_lambda25", "q_loss"),
+    (lambda_tail_not_collected, "mve_lambda25", "q_loss"),
+    (expansion_key(covariances=False), "steve_cov", "q_loss"),
+    (expansion_key(steve_reweight=False), "steve_h1", "q_loss"),
+    (steve_weights_with(lambda v, _: 1 / tf.sqrt(v)), "steve_h1", "q_loss"),
+    (steve_weights_with(lambda v, _: 1 / (v + 1e-3)), "steve_h1", "q_loss"),
+    (ridge_too_large, "steve_cov", "weights (residual)"),
+    (covariances_averaged, "steve_cov", "weights (residual)"),
+    (usage_never_reported, "steve_h1", "model_use"),
+]
+
+
+def named(fault, case, quantity):
+    function = fault.__qualname__.split(".")[0]
+    return pytest.param(fault, case, quantity, id=f"{function}-{case}-{quantity}")
+
+
+@pytest.mark.parametrize(
+    ("fault", "name", "quantity"), [named(*entry) for entry in FAULTS]
+)
+def test_a_fault_is_caught(check, monkeypatch, fault, name, quantity):
+    fault(monkeypatch)
+    results = check.Case(FOLDER / f"{name}.npz").results()
+    # Stops at the quantity: what comes after it costs more than it tells.
+    assert any(r.quantity == quantity and not r.passed for r in results)

@@ -1,0 +1,62 @@
+"""What several tests of the processes need: small configurations, runs, policies."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import support_env
+
+import checkpoint
+from experiment import Folders, Run
+from schema import Config
+
+PATIENCE = 30  # seconds until a test gives another process up
+
+
+def make_config(root: Path, model: bool = False, **keys) -> Config:
+    """A configuration of the counting environment; `keys` go over it.
+
+    A section replaces only the values that it names; "env" also has those of the
+    environment's own `length` and `ending`.
+    """
+    env = {
+        "name": support_env.NAME,
+        "module": "support_env",
+        "max_frames": 100,
+        "make_kwargs": {},
+    }
+    given = dict(keys.pop("env", {}))
+    for key in ("length", "ending"):
+        if key in given:
+            env["make_kwargs"][key] = given.pop(key)
+    content = {"env": env | given, "output_root": str(root), **keys}
+    if model:
+        content.setdefault("model_config", {})
+    return Config.model_validate(content)
+
+
+def make_run(config: Config, name: str = "experiment", launch: int = 0) -> Run:
+    """A run of the counting environment, its folders made."""
+    folders = Folders.of(config, name)
+    folders.checkpoints.mkdir(parents=True, exist_ok=True)
+    (folders.log / "processes").mkdir(parents=True, exist_ok=True)
+    return Run(
+        config,
+        folders,
+        support_env.OBS_DIM,
+        support_env.ACTION_DIM,
+        launch,
+        cpu_learners=True,
+    )
+
+
+def publish_policy(
+    path: Path, action: float, epoch: int = 1, frames: int = 0, hours: float = 0.0
+) -> None:
+    """Publishes a policy that takes one action in [-1, 1] everywhere."""
+    tensors = {
+        "policy/w0": np.zeros((support_env.OBS_DIM, 1), np.float32),
+        "policy/b0": np.array([math.atanh(action)], np.float32),
+    }
+    metadata = {"epoch": epoch, "frames": frames, "hours": hours}
+    checkpoint.publish(path, tensors, metadata)

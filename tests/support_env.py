@@ -1,0 +1,64 @@
+"""An environment that counts, for tests that ask where every transition went.
+
+Named in `env.module`, so that child processes register it too.
+"""
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+NAME = "Counting-v0"
+OBS_DIM, ACTION_DIM = 3, 1
+
+# What all environments of this process did; a test empties them.
+steps: list[tuple[int, int, int]] = []  # what each step observed
+finished_scores: list[float] = []
+
+
+class CountingEnv(gymnasium.Env):
+    """Observes (its number, the episode's number, steps in it), exact in float32.
+
+    Its number is drawn at the first seeded reset. The reward is the action, so that a
+    transition shows which action led to it and a score shows who acted.
+
+    Args:
+        length: steps of an episode.
+        ending: "termination", "truncation" or "both": how it ends.
+    """
+
+    def __init__(self, length: int = 5, ending: str = "termination") -> None:
+        self.observation_space = spaces.Box(-np.inf, np.inf, (OBS_DIM,), np.float32)
+        self.action_space = spaces.Box(-1.0, 1.0, (ACTION_DIM,), np.float32)
+        self.length = length
+        self.ending = ending
+        self.number = 0
+        self.episode = -1
+        self.step_number = 0
+        self.score = 0.0
+
+    def _observed(self) -> np.ndarray:
+        return np.array([self.number, self.episode, self.step_number], np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        if seed is not None:
+            self.number = int(self.np_random.integers(1, 2**24))
+        self.episode += 1
+        self.step_number = 0
+        self.score = 0.0
+        return self._observed(), {}
+
+    def step(self, action):
+        self.step_number += 1
+        reward = float(action[0])
+        self.score += reward
+        over = self.step_number >= self.length
+        if over:
+            finished_scores.append(self.score)
+        steps.append((self.number, self.episode, self.step_number))
+        terminated = over and self.ending in ("termination", "both")
+        truncated = over and self.ending in ("truncation", "both")
+        return self._observed(), reward, terminated, truncated, {}
+
+
+gymnasium.register(NAME, CountingEnv)

@@ -1,0 +1,388 @@
+"""Bounded runs of the whole system, as a user starts it."""
+
+import csv
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from status import Board
+
+PROJECT = Path(__file__).resolve().parents[1]
+QUICKSTART = "config/quickstart.json"
+DEADLINE = 120.0  # seconds that anything awaited here gets
+
+# A run of two seconds of learning; the rest is TensorFlow's start.
+TINY = [
+    "total_frames=240",
+    "final_episodes=1",
+    "env.max_frames=100",
+    "policy_config.hidden_dim=8",
+    "policy_config.batch_size=16",
+    "policy_config.frames_before_learning=40",
+    "policy_config.log_every_n=50",
+    "policy_config.epoch_every_n=50",
+    "agent_config.full_random_n=80",
+]
+TINY_MODEL = [
+    "model_config.transition_hidden_dim=8",
+    "model_config.aux_hidden_dim=8",
+    "model_config.transition_layers=2",
+    "model_config.batch_size=16",
+    "model_config.frames_before_learning=40",
+    "model_config.log_every_n=50",
+    "model_config.epoch_every_n=50",
+    "model_config.pretrain_n=20",
+]
+DDPG = ["model_config=null", "policy_config.value_expansion=null"]
+SINGLE = ["policy_config.bayesian=null", "model_config.bayesian=null"]
+
+
+def expansion(**keys: object) -> str:
+    return "policy_config.value_expansion=" + json.dumps({"rollout_len": 2, **keys})
+
+
+ALGORITHMS = {
+    "ddpg": [*DDPG, "policy_config.bayesian=null"],
+    "ensemble_ddpg": DDPG,
+    "mve": [expansion(), *SINGLE],
+    "mve_tdk": [expansion(tdk_trick=True), *SINGLE],
+    "mean_mve": [expansion(mean_k_return=True), *SINGLE],
+    "td_lambda": [expansion(lambda_return=0.25), *SINGLE],
+    "ensemble_mve_tdk": [expansion(tdk_trick=True)],
+    "steve": [expansion(steve_reweight=True)],
+    "steve_cov": [expansion(steve_reweight=True, covariances=True)],
+}
+
+
+def command(folder: Path, *options: str, settings: tuple[str, ...] = ()) -> list[str]:
+    overrides = [f"output_root={folder}", *TINY, *settings]
+    if "model_config=null" not in settings:
+        overrides[len(TINY) + 1 : len(TINY) + 1] = TINY_MODEL
+    return [
+        *(sys.executable, "main.py", QUICKSTART, "cpu", "--name", "run"),
+        *options,
+        *("--set", *overrides),
+    ]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(PROJECT / "tests")}
+
+
+def run(*arguments: str, **keys: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(*arguments, **keys),
+        cwd=PROJECT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE,
+        check=False,
+    )
+
+
+def start(*arguments: str, **keys: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command(*arguments, **keys),
+        cwd=PROJECT,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    """Polls while the process lives; fails with its output when it ends before."""
+    deadline = time.monotonic() + DEADLINE
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline, "not reached in time"
+        time.sleep(0.05)
+
+
+def experiment(folder: Path) -> Path:
+    return folder / "InvertedPendulum-v5" / "run"
+
+
+def table(path: Path) -> list[dict[str, float]]:
+    if not path.exists():
+        return []
+    with open(path, newline="") as file:
+        return [
+            {key: float(value) for key, value in row.items()}
+            for row in csv.DictReader(file)
+        ]
+
+
+def scores(folder: Path) -> list[dict[str, float]]:
+    return table(experiment(folder) / "log" / "run.greedy.csv")
+
+
+def learner_log(folder: Path, learner: str = "valuerl") -> list[dict[str, float]]:
+    return table(experiment(folder) / "log" / f"{learner}.log")
+
+
+def board(folder: Path) -> Board:
+    return Board.open(experiment(folder) / "log" / "status.bin")
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
+def assert_inside_band(rows: list[dict[str, float]], frames_per_update: float) -> None:
+    """SPEC section 2: pacing in both directions, at every line of a learner's log."""
+    for row in rows:
+        lower = 40 + frames_per_update * (row["updates"] - 1)
+        upper = 40 + frames_per_update * row["updates"] + 2 * 4
+        assert row["frames"] > lower or row["updates"] == 0
+        assert row["frames"] <= upper
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_every_algorithm_of_the_paper_trains_and_ends_at_its_limit(algorithm, tmp_path):
+    done = run(tmp_path, settings=tuple(ALGORITHMS[algorithm]))
+    assert done.returncode == 0, done.stdout + done.stderr
+    folder = experiment(tmp_path)
+    has_model = "ddpg" not in algorithm
+
+    rows = learner_log(tmp_path)
+    assert [row["updates"] for row in rows] == list(range(50, 401, 50))
+    assert all(math.isfinite(value) for row in rows for value in row.values())
+    usage = [row["model_usage"] for row in rows]
+    assert any(usage) == ("steve" in algorithm)
+    assert_inside_band(rows, 0.5)
+    assert (folder / "log" / "worldmodel.log").exists() == has_model
+    if has_model:
+        model_rows = learner_log(tmp_path, "worldmodel")
+        assert_inside_band(model_rows, 0.5)
+        assert [row["updates"] for row in model_rows][-1] == 400
+        assert rows[-1]["models"] >= 2  # a newer model was taken up
+
+    recorded = scores(tmp_path)
+    assert list(recorded[0]) == ["hours", "epochs", "frames", "score"]
+    assert recorded[0]["epochs"] >= 1
+    assert [row["epochs"] for row in recorded].count(recorded[-1]["epochs"]) >= 2
+    for key in ("hours", "epochs", "frames"):
+        in_order = sorted(row[key] for row in recorded)
+        assert [row[key] for row in recorded] == in_order
+    assert recorded[-1]["frames"] == 240
+    assert json.loads((folder / "log" / "hps.json").read_text())["total_frames"] == 240
+    record = json.loads((folder / "log" / "run.json").read_text())
+    assert record["finished"] and len(record["starts"]) == 1
+    assert len(set(record["starts"][0]["seeds"].values())) == 6 if has_model else 5
+    assert "a random policy scores" in done.stdout
+    assert str(folder / "log" / "run.greedy.csv") in done.stdout
+
+    again = run(tmp_path, "--resume", settings=tuple(ALGORITHMS[algorithm]))
+    assert again.returncode == 0
+    assert "is finished: nothing is left to do" in again.stdout
+    assert len(scores(tmp_path)) == len(recorded)
+
+
+def test_without_pacing_nobody_waits(tmp_path):
+    unpaced = ["policy_config.frames_per_update=false"]
+    unpaced += ["model_config.frames_per_update=false", "model_config.pretrain_n=false"]
+    unpaced += ["policy_config.log_every_n=1", "total_frames=20000"]
+    done = run(tmp_path, settings=tuple(unpaced))
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = learner_log(tmp_path)
+    # Far outside the band of any pacing of this configuration.
+    assert any(row["frames"] > 48 + 0.5 * row["updates"] for row in rows)
+    assert rows[-1]["frames"] >= 20000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["config/none.json", "cpu"], "config/none.json"),
+        ([QUICKSTART, "7"], "GPU 7 does not exist"),
+        ([QUICKSTART, "gpu"], 'GPU_ID must be a whole number or "cpu"'),
+        ([QUICKSTART], "required: GPU_ID"),
+        ([QUICKSTART, "cpu", "--resume"], "nothing to resume"),
+        ([QUICKSTART, "cpu", "--resume", "--overwrite"], "not allowed with"),
+        ([QUICKSTART, "cpu", "--frames", "0"], "--frames"),
+        ([QUICKSTART, "cpu", "--name", "../x"], "../x"),
+        ([QUICKSTART, "cpu", "--set", "policy_config.batchsize=1"], "batch_size"),
+        ([QUICKSTART, "cpu", "--set", "env.name=Nowhere-v1"], "Nowhere-v1"),
+        ([QUICKSTART, "cpu", "--set", "env.action_dim=9"], "action_dim"),
+        ([QUICKSTART, "cpu", "--set", "env.name=CartPole-v1"], "CartPole-v1"),
+    ],
+)
+def test_a_mistake_is_one_line_and_leaves_nothing_on_the_disk(
+    arguments, said, tmp_path
+):
+    output = tmp_path / "output"
+    if "--set" not in arguments:
+        arguments = [*arguments, "--set"]
+    done = subprocess.run(
+        [sys.executable, "main.py", *arguments, f"output_root={output}"],
+        cwd=PROJECT,
+        env={**environment(), "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("main.py: ")
+    assert done.stderr.count("\n") == 1
+    assert said in done.stderr
+    assert not output.exists()
+
+
+def test_an_unwritable_output_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    done = run(tmp_path / "file")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "cannot write to" in done.stderr
+
+
+def test_interrupted_refused_resumed_and_restarted(tmp_path):
+    """Ctrl-C saves; a resume goes on; another launch or configuration is refused."""
+    endless = ("total_frames=null",)
+    first = start(tmp_path, settings=endless)
+    wait_for(lambda: len(scores(tmp_path)) >= 4, first)
+
+    second = run(tmp_path, "--resume", settings=endless)
+    assert second.returncode == 2
+    assert "in use by another launch" in second.stderr
+    assert second.stderr.count("\n") == 1
+
+    interactor = int(board(tmp_path)["interactor0"]["pid"])
+    os.kill(interactor, signal.SIGKILL)
+    wait_for(lambda: board(tmp_path)["interactor0"]["pid"] != interactor, first)
+    before = len(scores(tmp_path))
+    wait_for(lambda: len(scores(tmp_path)) > before + 2, first)
+
+    first.send_signal(signal.SIGINT)
+    output, _ = first.communicate(timeout=DEADLINE)
+    assert first.returncode == 0, output
+    assert "interactor0 died by SIGKILL and is restarted" in output
+    assert "Traceback" not in output
+    stopped = scores(tmp_path)
+    updates = learner_log(tmp_path)[-1]["updates"]
+
+    fresh = run(tmp_path, settings=endless)
+    assert fresh.returncode == 2
+    assert "--resume goes on" in fresh.stderr
+    other = run(
+        tmp_path, "--resume", settings=(*endless, "policy_config.learning_rate=0.1")
+    )
+    assert other.returncode == 2
+    assert "policy_config.learning_rate" in other.stderr
+
+    limit = int(stopped[-1]["frames"]) + 200
+    resumed = run(tmp_path, "--resume", settings=(f"total_frames={limit}",))
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    gone_on = scores(tmp_path)
+    assert gone_on[: len(stopped)] == stopped
+    assert gone_on[-1]["frames"] >= limit
+    for key in ("hours", "epochs", "frames"):
+        assert gone_on[len(stopped)][key] >= stopped[-1][key]
+    rows = [row["updates"] for row in learner_log(tmp_path)]
+    assert rows == sorted(set(rows)), "an update was logged twice"
+    assert rows[-1] > updates
+    # Each policy is evaluated once by each evaluator, also across the resume.
+    counts = [row["epochs"] for row in gone_on if row["epochs"] < gone_on[-1]["epochs"]]
+    assert max(counts.count(epoch) for epoch in set(counts)) <= 2
+
+    overwritten = run(tmp_path, "--overwrite")
+    assert overwritten.returncode == 0, overwritten.stderr
+    kept = experiment(tmp_path).with_name("run.old1") / "log" / "run.greedy.csv"
+    assert table(kept) == gone_on
+
+
+def test_killed_launcher_leaves_no_orphan_and_the_run_goes_on(tmp_path):
+    endless = ("total_frames=null",)
+    launcher = start(tmp_path, settings=endless)
+    wait_for(lambda: len(scores(tmp_path)) >= 4, launcher)
+    names = ["valuerl", "worldmodel", "interactor0", "evaluator0", "evaluator1"]
+    pids = [int(board(tmp_path)[name]["pid"]) for name in names]
+    assert all(is_alive(pid) for pid in pids)
+    launcher.kill()
+    launcher.communicate()
+    deadline = time.monotonic() + 5
+    while any(is_alive(pid) for pid in pids):
+        assert time.monotonic() < deadline, "an orphan is left"
+        time.sleep(0.05)
+
+    before = scores(tmp_path)
+    limit = int(before[-1]["frames"]) + 200
+    resumed = run(tmp_path, "--resume", settings=(f"total_frames={limit}",))
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    after = scores(tmp_path)
+    assert after[: len(before)] == before
+    assert after[-1]["frames"] >= limit
+
+
+def test_killed_learner_is_restarted_once_and_then_ends_the_run(tmp_path):
+    launcher = start(tmp_path, settings=("total_frames=null",))
+    for times in (1, 2):
+        wait_for(lambda: len(scores(tmp_path)) >= 4, launcher)
+        pid = int(board(tmp_path)["valuerl"]["pid"])
+        os.kill(pid, signal.SIGKILL)
+        if times == 1:
+            wait_for(lambda: board(tmp_path)["valuerl"]["pid"] != pid, launcher)
+            count = len(scores(tmp_path))
+            wait_for(lambda: len(scores(tmp_path)) > count, launcher)
+    output, _ = launcher.communicate(timeout=DEADLINE)
+    assert launcher.returncode == 1
+    assert "valuerl died by SIGKILL and is restarted" in output
+    assert "valuerl died by SIGKILL after 1 restarts; the run stops" in output
+
+
+def test_a_run_that_diverges_stops_and_keeps_the_last_good_state(tmp_path):
+    done = run(tmp_path, settings=(*DDPG, "policy_config.learning_rate=1e30"))
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "the run stops. The last good state is" in done.stderr
+    state = experiment(tmp_path) / "checkpoints" / "valuerl.safetensors"
+    assert str(state) in done.stderr
+    from checkpoint import load
+
+    assert all(np.isfinite(t).all() for t in load(state).tensors.values())
+
+
+def test_a_fresh_start_from_a_numbered_checkpoint(tmp_path):
+    settings = ("policy_config.backup_every_n=100", "model_config.backup_every_n=100")
+    assert run(tmp_path, settings=settings).returncode == 0
+    folder = experiment(tmp_path)
+    for learner in ("valuerl", "worldmodel"):
+        for updates in (100, 200, 300, 400):
+            assert (
+                folder / "checkpoints" / f"{learner}-{updates}.safetensors"
+            ).exists()
+    finished = scores(tmp_path)
+
+    missing = run(tmp_path, "--resume-from", "150", settings=settings)
+    assert missing.returncode == 2
+    assert "there are: 100, 200, 300, 400" in missing.stderr
+    assert scores(tmp_path) == finished
+
+    done = run(tmp_path, "--resume-from", "200", settings=settings)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert table(folder.with_name("run.old1") / "log" / "run.greedy.csv") == finished
+    rows = learner_log(tmp_path)
+    assert [row["updates"] for row in rows] == list(range(50, 401, 50))
+    again = scores(tmp_path)
+    epoch = [row["epochs"] for row in rows if row["updates"] == 200][0]
+    early = [row for row in finished if row["epochs"] <= epoch]
+    assert again[: len(early)] == early
+    assert again[-1]["frames"] == 240

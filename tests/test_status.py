@@ -1,0 +1,210 @@
+"""The status board: its rows, who sees what, what a later launch takes over."""
+
+import math
+import multiprocessing
+
+import numpy as np
+import pytest
+from support import PATIENCE, make_config
+
+import status
+from status import FINAL_EPISODES, Board, process_names
+
+SPAWN = multiprocessing.get_context("spawn")
+COUNTS = {"agent_config": {"count": 2}, "evaluator_config": {"count": 3}}
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "status.bin"
+
+
+# Rows
+
+
+def test_there_is_a_row_for_each_process(tmp_path):
+    assert process_names(make_config(tmp_path, **COUNTS)) == [
+        "launcher",
+        "valuerl",
+        "interactor0",
+        "interactor1",
+        "evaluator0",
+        "evaluator1",
+        "evaluator2",
+    ]
+
+
+def test_with_a_model_there_is_a_row_for_its_learner(tmp_path):
+    config = make_config(tmp_path, model=True, evaluator_config={"count": 0})
+    assert process_names(config) == [
+        "launcher",
+        "valuerl",
+        "worldmodel",
+        "interactor0",
+    ]
+
+
+def test_a_fresh_board_starts_from_nothing(path, tmp_path):
+    config = make_config(tmp_path, model=True, **COUNTS)
+    board = Board.create(path, config)
+    for name in process_names(config):
+        row = board[name]
+        for field in ("heartbeat", "phase", "updates", "epoch", "hours", "episodes"):
+            assert row[field] == 0, (name, field)
+        assert not row["metrics"].any()
+        assert row["offset"] == -1  # no row is being appended
+        assert math.isnan(row["random_score"])
+
+
+@pytest.mark.parametrize("name", ["worldmodel", "evaluator3", "interactor", ""])
+def test_a_process_that_is_not_in_the_run_is_a_key_error(path, tmp_path, name):
+    board = Board.create(path, make_config(tmp_path, **COUNTS))
+    with pytest.raises(KeyError):
+        board[name]
+
+
+def test_every_name_fits_its_row(path, tmp_path):
+    counts = {"agent_config": {"count": 101}, "evaluator_config": {"count": 11}}
+    config = make_config(tmp_path, model=True, **counts)
+    board = Board.create(path, config)
+    for i, name in enumerate(process_names(config)):
+        board[name]["updates"] = i
+    values = [int(Board.open(path)[name]["updates"]) for name in process_names(config)]
+    assert values == list(range(115))
+
+
+def test_all_entries_but_the_texts_are_aligned_words():
+    # Half of an aligned 8-byte word is never seen.
+    for name in status.ROW.names:
+        dtype, offset = status.ROW.fields[name][:2]
+        if dtype.kind != "S":
+            assert dtype.base.itemsize == 8, name
+            assert offset % 8 == 0, name
+    assert status.ROW.itemsize % 8 == 0
+
+
+# Who sees what
+
+
+def test_what_is_written_is_seen_through_another_board(path, tmp_path):
+    board = Board.create(path, make_config(tmp_path, **COUNTS))
+    other = Board.open(path)
+    row, seen = board["valuerl"], other["valuerl"]
+    row["updates"] = 7
+    row["hours"] = 0.5
+    row["metrics"][2] = 1.5
+    assert (seen["updates"], seen["hours"], seen["metrics"][2]) == (7, 0.5, 1.5)
+    row["updates"] += 1
+    assert seen["updates"] == 8
+    other["launcher"]["phase"] = FINAL_EPISODES
+    assert board["launcher"]["phase"] == FINAL_EPISODES
+
+
+def test_a_row_is_nobody_elses(path, tmp_path):
+    config = make_config(tmp_path, **COUNTS)
+    board = Board.create(path, config)
+    before = path.read_bytes()
+    row = board["interactor1"]
+    for field in status.ROW.names:
+        if field != "name":
+            row[field] = b"x" * 128 if field == "pending" else 99
+    after = path.read_bytes()
+    size = status.ROW.itemsize
+    changed = [
+        name
+        for i, name in enumerate(process_names(config))
+        if before[i * size : (i + 1) * size] != after[i * size : (i + 1) * size]
+    ]
+    assert changed == ["interactor1"]
+
+
+def answer(path):
+    """Another process: waits for 5 updates, then shows 6."""
+    board = Board.open(path)
+    while board["valuerl"]["updates"] != 5:
+        pass
+    board["interactor0"]["updates"] = 6
+
+
+def test_what_is_written_is_seen_by_another_process(path, tmp_path):
+    board = Board.create(path, make_config(tmp_path))
+    process = SPAWN.Process(target=answer, args=(path,), daemon=True)
+    process.start()
+    board["valuerl"]["updates"] = 5
+    process.join(PATIENCE)
+    assert process.exitcode == 0
+    assert board["interactor0"]["updates"] == 6
+    assert board["valuerl"]["updates"] == 5
+
+
+# A later launch
+
+
+def fill_evaluator(row, number):
+    row["epoch"], row["phase"] = 10 + number, 1
+    row["episodes"], row["final_episodes"] = 20 + number, 30 + number
+    row["offset"], row["pending"] = 40 + number, b"line %d\n" % number
+    row["random_score"], row["heartbeat"] = 1.0, 1e6
+
+
+@pytest.mark.parametrize("model", [False, True])
+@pytest.mark.parametrize(("interactors", "evaluators"), [(1, 1), (2, 3), (4, 5)])
+def test_evaluators_counts_go_on_when_process_counts_change(
+    path, tmp_path, model, interactors, evaluators
+):
+    earlier = Board.create(path, make_config(tmp_path, **COUNTS))
+    for number in range(3):
+        fill_evaluator(earlier[f"evaluator{number}"], number)
+    counts = {
+        "agent_config": {"count": interactors},
+        "evaluator_config": {"count": evaluators},
+    }
+    board = Board.create(path, make_config(tmp_path, model, **counts))
+    for number in range(min(3, evaluators)):
+        row = board[f"evaluator{number}"]
+        assert (row["epoch"], row["phase"]) == (10 + number, 1)
+        assert row["episodes"] == 20 + number
+        assert row["final_episodes"] == 30 + number
+        assert row["offset"] == 40 + number
+        assert row["pending"] == b"line %d\n" % number
+        assert row["heartbeat"] == 0
+    for number in range(3, evaluators):
+        row = board[f"evaluator{number}"]
+        assert (row["epoch"], row["episodes"], row["offset"]) == (0, 0, -1)
+
+
+def test_a_later_launch_takes_nothing_else_over(path, tmp_path):
+    config = make_config(tmp_path, model=True)
+    earlier = Board.create(path, config)
+    earlier["launcher"]["phase"] = FINAL_EPISODES
+    for name in ("valuerl", "worldmodel", "interactor0"):
+        for field in ("updates", "epoch", "heartbeat", "hours"):
+            earlier[name][field] = 9
+    earlier["evaluator0"]["random_score"] = 3.0
+    board = Board.create(path, config)
+    assert board["launcher"]["phase"] == status.RUNNING
+    for name in ("valuerl", "worldmodel", "interactor0"):
+        for field in ("updates", "epoch", "heartbeat", "hours"):
+            assert board[name][field] == 0
+    assert math.isnan(board["evaluator0"]["random_score"])
+
+
+@pytest.mark.parametrize("size", [0, 1, 1000, status.ROW.itemsize, 100_003])
+def test_a_file_of_another_layout_is_replaced(path, tmp_path, size):
+    path.write_bytes(np.random.default_rng(0).bytes(size))
+    config = make_config(tmp_path, **COUNTS)
+    board = Board.create(path, config)
+    assert path.stat().st_size == len(process_names(config)) * status.ROW.itemsize
+    assert board["evaluator0"]["episodes"] == 0
+    assert board["evaluator0"]["offset"] == -1
+    assert board["valuerl"]["updates"] == 0
+
+
+@pytest.mark.parametrize("size", [-8, 8])
+def test_rows_in_a_file_of_the_wrong_size_are_not_trusted(path, tmp_path, size):
+    config = make_config(tmp_path)
+    fill_evaluator(Board.create(path, config)["evaluator0"], 0)
+    content = path.read_bytes()
+    path.write_bytes(content[:size] if size < 0 else content + bytes(size))
+    row = Board.create(path, config)["evaluator0"]
+    assert (row["epoch"], row["episodes"], row["offset"]) == (0, 0, -1)

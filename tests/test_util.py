@@ -1,0 +1,265 @@
+"""util: atomic files, waiting, intervals, csv rows."""
+
+import errno
+import os
+import stat
+
+import pytest
+
+import util
+from util import Every, append_row, atomic_write, wait_until
+
+OLD, NEW = b"the old content", b"the new content, which is longer"
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """The names of the system calls that atomic_write makes, in order."""
+    made = []
+
+    def watch(name):
+        original = getattr(os, name)
+
+        def recorded(target, *rest):
+            kind = name
+            if name == "fsync":
+                mode = os.fstat(target).st_mode
+                kind = "fsync folder" if stat.S_ISDIR(mode) else "fsync file"
+            made.append(kind)
+            return original(target, *rest)
+
+        monkeypatch.setattr(os, name, recorded)
+
+    watch("fsync")
+    watch("replace")
+    return made
+
+
+def failing(*_):
+    raise OSError(errno.ENOSPC, "no space left")
+
+
+# Atomic files
+
+
+@pytest.mark.parametrize("before", [None, OLD])
+def test_a_file_is_written_and_nothing_else_stays(tmp_path, before):
+    path = tmp_path / "file.json"
+    if before:
+        path.write_bytes(before)
+    atomic_write(path, NEW)
+    assert path.read_bytes() == NEW
+    assert os.listdir(tmp_path) == ["file.json"]
+
+
+def test_the_file_is_on_the_disk_before_its_name_and_the_name_before_the_return(
+    tmp_path, calls
+):
+    atomic_write(tmp_path / "file.json", NEW)
+    assert calls == ["fsync file", "replace", "fsync folder"]
+
+
+def test_the_whole_content_is_there_when_the_file_is_synced(tmp_path, monkeypatch):
+    sizes = []
+    sync = os.fsync
+    monkeypatch.setattr(
+        os, "fsync", lambda fd: (sizes.append(os.fstat(fd).st_size), sync(fd))
+    )
+    atomic_write(tmp_path / "file.json", NEW)
+    assert sizes[0] == len(NEW)
+
+
+def test_the_temporary_is_hidden_and_in_the_same_folder(tmp_path, monkeypatch):
+    renamed = []
+    replace = os.replace
+    monkeypatch.setattr(
+        os, "replace", lambda *names: (renamed.append(names), replace(*names))
+    )
+    path = tmp_path / "file.json"
+    atomic_write(path, NEW)
+    ((temporary, target),) = renamed
+    assert target == path
+    assert temporary.parent == tmp_path
+    assert temporary.name.startswith(".")
+    assert temporary.name.endswith(".tmp")  # as a launch looks for what was left
+
+
+@pytest.mark.parametrize("before", [None, OLD])
+@pytest.mark.parametrize("call", ["write", "fsync", "replace"])
+def test_a_failure_leaves_the_old_content_and_no_temporary(
+    tmp_path, monkeypatch, call, before
+):
+    path = tmp_path / "file.json"
+    if before:
+        path.write_bytes(before)
+    if call == "write":
+        # A device that is always full, in place of the temporary.
+        original = open
+        monkeypatch.setattr(
+            util, "open", lambda name, mode: full_disk(original, name), raising=False
+        )
+    else:
+        monkeypatch.setattr(os, call, failing)
+    with pytest.raises(OSError, match=r"(?i)no space left"):
+        atomic_write(path, NEW)
+    assert os.listdir(tmp_path) == (["file.json"] if before else [])
+    if before:
+        assert path.read_bytes() == OLD
+
+
+def full_disk(original, name):
+    """A file that takes three bytes and then fails."""
+    original(name, "wb").close()
+    file = original(name, "r+b")
+
+    class Full:
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            file.close()
+
+        def write(self, content):
+            file.write(content[:3])
+            file.flush()
+            failing()
+
+    return Full()
+
+
+def test_every_instant_shows_the_old_content_or_the_new(tmp_path, monkeypatch):
+    path = tmp_path / "file.json"
+    path.write_bytes(OLD)
+    seen = []
+    for name in ("fsync", "replace"):
+        original = getattr(os, name)
+
+        def looking(*arguments, original=original):
+            seen.append(path.read_bytes())
+            result = original(*arguments)
+            seen.append(path.read_bytes())
+            return result
+
+        monkeypatch.setattr(os, name, looking)
+    atomic_write(path, NEW)
+    assert seen == [OLD, OLD, OLD, NEW, NEW, NEW]
+
+
+@pytest.mark.parametrize("before", [None, OLD])
+def test_the_file_has_the_permissions_of_any_new_file(tmp_path, before):
+    path = tmp_path / "file.json"
+    if before:
+        path.write_bytes(before)
+    mask = os.umask(0o027)
+    try:
+        atomic_write(path, NEW)
+    finally:
+        os.umask(mask)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+
+
+def test_a_folder_that_does_not_exist_is_an_error(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        atomic_write(tmp_path / "none" / "file.json", NEW)
+
+
+# Rows of a csv
+
+
+def test_column_names_come_once_before_the_first_row(tmp_path):
+    path = tmp_path / "learner.log"
+    append_row(path, {"hours": "0.5", "updates": 10})
+    append_row(path, {"hours": "0.75", "updates": 20})
+    assert path.read_text() == "hours,updates\n0.5,10\n0.75,20\n"
+
+
+def test_an_empty_file_gets_column_names(tmp_path):
+    path = tmp_path / "learner.log"
+    path.touch()
+    append_row(path, {"updates": 1})
+    assert path.read_text() == "updates\n1\n"
+
+
+def test_a_later_launch_appends_to_the_same_columns(tmp_path):
+    path = tmp_path / "learner.log"
+    path.write_text("hours,updates\n0.5,10\n")
+    append_row(path, {"hours": 1, "updates": 20})
+    assert path.read_text() == "hours,updates\n0.5,10\n1,20\n"
+
+
+# Waiting
+
+
+@pytest.fixture
+def naps(monkeypatch):
+    """The intervals that were asked for; no time passes."""
+    taken = []
+    monkeypatch.setattr(util.time, "sleep", taken.append)
+    return taken
+
+
+def true_after(calls):
+    """A condition that holds from call number `calls` + 1 on."""
+    answers = iter([False] * calls)
+    return lambda: next(answers, True)
+
+
+def test_a_condition_that_holds_costs_no_sleep(naps):
+    wait_until(true_after(0))
+    assert naps == []
+
+
+def test_intervals_double_up_to_the_longest(naps):
+    wait_until(true_after(9))
+    milliseconds = [1, 2, 4, 8, 16, 32, 50, 50, 50]
+    assert naps == pytest.approx([ms / 1000 for ms in milliseconds])
+
+
+def test_intervals_can_be_chosen(naps):
+    wait_until(true_after(4), shortest=1.0, longest=3.0)
+    assert naps == [1.0, 2.0, 3.0, 3.0]
+
+
+def test_the_condition_is_asked_no_more_once_it_holds(naps):
+    asked = []
+    wait_until(lambda: asked.append(None) or len(asked) == 3)
+    assert len(asked) == 3
+    assert len(naps) == 2
+
+
+# Intervals
+
+
+def hits(every, counts):
+    return [count for count in counts if every(count)]
+
+
+def test_every_hits_each_multiple_once():
+    assert hits(Every(3), range(12)) == [3, 6, 9]
+    every = Every(3)
+    assert [every(count) for count in (3, 3, 4, 6, 6)] == [
+        True,
+        False,
+        False,
+        True,
+        False,
+    ]
+
+
+def test_a_jump_over_several_multiples_hits_once():
+    # Next after 10 is 12, not 6 or 9.
+    assert hits(Every(3), [1, 10, 11, 12, 20, 21]) == [10, 12, 20, 21]
+
+
+def test_multiples_up_to_the_start_count_as_seen():
+    assert hits(Every(500, start=1000), [1000, 1001, 1499, 1500]) == [1500]
+    assert hits(Every(500, start=999), [999, 1000, 1001]) == [1000]
+    assert hits(Every(500, start=1001), [1001, 1400, 1500]) == [1500]
+
+
+def test_the_count_0_is_no_hit():
+    assert not Every(5)(0)
+
+
+def test_intervals_below_1_work():
+    assert hits(Every(0.25), [0.1, 0.25, 0.3, 0.6, 0.7, 0.75]) == [0.25, 0.6, 0.75]
