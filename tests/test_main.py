@@ -183,8 +183,9 @@ def test_every_algorithm_of_the_paper_trains_and_ends_at_its_limit(algorithm, tm
     assert recorded[-1]["frames"] == 240
     assert json.loads((folder / "log" / "hps.json").read_text())["total_frames"] == 240
     record = json.loads((folder / "log" / "run.json").read_text())
-    assert record["finished"] and len(record["starts"]) == 1
-    assert len(set(record["starts"][0]["seeds"].values())) == 6 if has_model else 5
+    assert record["finished"]["frames"] == 240
+    assert len(record["starts"]) == 1
+    assert len(set(record["starts"][0]["seeds"].values())) == (6 if has_model else 5)
     assert "a random policy scores" in done.stdout
     assert str(folder / "log" / "run.greedy.csv") in done.stdout
 
@@ -197,13 +198,12 @@ def test_every_algorithm_of_the_paper_trains_and_ends_at_its_limit(algorithm, tm
 def test_without_pacing_nobody_waits(tmp_path):
     unpaced = ["policy_config.frames_per_update=false"]
     unpaced += ["model_config.frames_per_update=false", "model_config.pretrain_n=false"]
-    unpaced += ["policy_config.log_every_n=1", "total_frames=20000"]
+    unpaced += ["policy_config.log_every_n=1", "total_frames=3000"]
     done = run(tmp_path, settings=tuple(unpaced))
     assert done.returncode == 0, done.stdout + done.stderr
     rows = learner_log(tmp_path)
-    # Far outside the band of any pacing of this configuration.
-    assert any(row["frames"] > 48 + 0.5 * row["updates"] for row in rows)
-    assert rows[-1]["frames"] >= 20000
+    # Outside the band that frames_per_update 0.5 would keep.
+    assert rows[-1]["frames"] > 48 + 0.5 * rows[-1]["updates"]
 
 
 @pytest.mark.parametrize(
@@ -334,14 +334,13 @@ def test_killed_launcher_leaves_no_orphan_and_the_run_goes_on(tmp_path):
 
 def test_killed_learner_is_restarted_once_and_then_ends_the_run(tmp_path):
     launcher = start(tmp_path, settings=("total_frames=null",))
-    for times in (1, 2):
-        wait_for(lambda: len(scores(tmp_path)) >= 4, launcher)
-        pid = int(board(tmp_path)["valuerl"]["pid"])
-        os.kill(pid, signal.SIGKILL)
-        if times == 1:
-            wait_for(lambda: board(tmp_path)["valuerl"]["pid"] != pid, launcher)
-            count = len(scores(tmp_path))
-            wait_for(lambda: len(scores(tmp_path)) > count, launcher)
+    wait_for(lambda: len(scores(tmp_path)) >= 4, launcher)
+    first = int(board(tmp_path)["valuerl"]["pid"])
+    os.kill(first, signal.SIGKILL)
+    wait_for(lambda: board(tmp_path)["valuerl"]["pid"] != first, launcher)
+    count = len(scores(tmp_path))
+    wait_for(lambda: len(scores(tmp_path)) > count, launcher)
+    os.kill(int(board(tmp_path)["valuerl"]["pid"]), signal.SIGKILL)
     output, _ = launcher.communicate(timeout=DEADLINE)
     assert launcher.returncode == 1
     assert "valuerl died by SIGKILL and is restarted" in output
@@ -382,7 +381,7 @@ def test_a_fresh_start_from_a_numbered_checkpoint(tmp_path):
     rows = learner_log(tmp_path)
     assert [row["updates"] for row in rows] == list(range(50, 401, 50))
     again = scores(tmp_path)
-    epoch = [row["epochs"] for row in rows if row["updates"] == 200][0]
+    epoch = next(row["epoch"] for row in rows if row["updates"] == 200)
     early = [row for row in finished if row["epochs"] <= epoch]
     assert again[: len(early)] == early
     assert again[-1]["frames"] == 240
