@@ -305,11 +305,9 @@ class ScoreFile:
             if file.seek(0, os.SEEK_END) == 0:
                 file.write(CSV_HEADER)
             if row["epoch"] != policy.epoch:
-                row["epoch"], row["episodes"], row["final_episodes"] = (
-                    policy.epoch,
-                    0,
-                    0,
-                )
+                # In this order: a kill on the way must not leave old counts behind.
+                row["episodes"] = row["final_episodes"] = 0
+                row["epoch"] = policy.epoch
             row["pending"], row["phase"] = line, final
             row["pending_count"] = row[_counter(final)] + 1
             row["offset"] = file.tell()

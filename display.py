@@ -96,12 +96,17 @@ class Progress:
     def phase(self) -> str:
         if self._board[LAUNCHER]["phase"] == FINAL_EPISODES:
             return "final evaluation"
-        if not self._board[VALUERL]["epoch"]:
-            wanted = self._run.config.policy_config.frames_before_learning
-            if self.frames <= wanted:
-                return f"collecting the first {wanted:,} frames"
+        if self._board[VALUERL]["epoch"]:
+            return "learning"
+        config = self._run.config
+        first = config.policy_config.frames_before_learning
+        if config.world_model_config is not None:
+            first = max(first, config.world_model_config.frames_before_learning)
+        if self.frames <= first:
+            return f"collecting the first {first:,} frames"
+        if config.has_model and not self._board[WORLDMODEL]["epoch"]:
             return "pretraining the world model"
-        return "learning"
+        return "preparing to learn"
 
     def learners(self) -> list[LearnerProgress]:
         names = [VALUERL, WORLDMODEL] if self._run.config.has_model else [VALUERL]

@@ -284,13 +284,12 @@ def _copy_replay(folders: Folders, staging: Folders, updates: int, frames: int) 
             replay.copy_to(staging.replay)
         return
     with ReplayBuffer.open(folders.replay) as replay:
-        try:
-            replay.copy_to(staging.replay, frames)
-        except ValueError:
+        if replay.oldest > max(0, frames - replay.capacity):
             raise UserError(
                 f"{folders.replay}: the transitions of {updates} updates have been "
                 "overwritten since (keep_all_replay_buffers would have kept a copy)"
-            ) from None
+            )
+        replay.copy_to(staging.replay, frames)
 
 
 def numbered_checkpoints(folders: Folders, config: Config) -> list[int]:
@@ -308,7 +307,7 @@ def numbered_checkpoints(folders: Folders, config: Config) -> list[int]:
 
 def _copy_rows(source: Path, target: Path, column: str, last: int) -> None:
     """Copies a csv up to the row in which `column` passes `last`."""
-    if not source.exists():
+    if not source.exists() or source.stat().st_size == 0:
         return
     header, *rows = source.read_text().splitlines(keepends=True)
     position = header.strip().split(",").index(column)
@@ -345,6 +344,12 @@ def open_output(
             leftover.unlink()
         if (folders.replay / DATA_NAME).exists():
             with ReplayBuffer.open(folders.replay, writable=True) as replay:
+                if (replay.obs_dim, replay.action_dim) != (obs_dim, action_dim):
+                    raise UserError(
+                        f"{folders.replay} holds transitions of {replay.obs_dim} "
+                        f"observations and {replay.action_dim} actions, the "
+                        f"environment has {obs_dim} and {action_dim}"
+                    )
                 lost = replay.recover()
                 if lost:
                     notes.append(

@@ -25,6 +25,7 @@ from actors import (
     step_all,
 )
 from envwrap import make_env
+from experiment import learner_names
 from process import Context
 from replay import ReplayBuffer
 from status import FINAL_EPISODES, LAUNCHER, VALUERL, WORLDMODEL, Board
@@ -33,8 +34,15 @@ SPAWN = multiprocessing.get_context("spawn")
 IDLE = 20  # questions without a step after which a process counts as waiting
 
 
+def ask_on(condition):
+    """`wait_until` without its sleeps."""
+    while not condition():
+        pass
+
+
 @pytest.fixture(autouse=True)
-def _nothing_was_done_yet():
+def _nothing_was_done_yet_and_nobody_sleeps(monkeypatch):
+    monkeypatch.setattr(actors, "wait_until", ask_on)
     support_env.steps.clear()
     support_env.finished_scores.clear()
 
@@ -71,8 +79,12 @@ class Script:
 
 
 def new_run(tmp_path, model=False, **keys):
+    """A run whose learners are ready and in their first epoch."""
     run = make_run(make_config(tmp_path, model, **keys))
-    return run, Board.create(run.folders.board, run.config)
+    board = Board.create(run.folders.board, run.config)
+    for learner in learner_names(run.config):
+        board[learner]["ready"] = board[learner]["epoch"] = 1
+    return run, board
 
 
 def context_of(run, board, name, stop=None, seed=0):
@@ -82,12 +94,14 @@ def context_of(run, board, name, stop=None, seed=0):
 # Pacing
 
 
-def limit_of(tmp_path, updates=0, model_updates=0, **keys):
+def limit_of(tmp_path, updates=0, model_updates=0, ready=1, epoch=1, **keys):
     config = make_config(tmp_path, "model_config" in keys, **keys)
     board = Board.create(tmp_path / "status.bin", config)
     board[VALUERL]["updates"] = updates
     if config.has_model:
         board[WORLDMODEL]["updates"] = model_updates
+    for learner in learner_names(config):
+        board[learner]["ready"], board[learner]["epoch"] = ready, epoch
     return frame_limit(config, board)
 
 
@@ -159,6 +173,33 @@ def test_a_learner_with_false_does_not_pace(tmp_path, value_pace, model_pace, li
 
 def test_false_for_the_only_learner_leaves_frames_unlimited(tmp_path):
     assert limit_of(tmp_path, policy_config=paced(False)) == math.inf
+
+
+@pytest.mark.parametrize("model", [False, True])
+def test_a_learner_with_false_is_waited_for_until_its_process_is_ready(tmp_path, model):
+    keys = {"policy_config": paced(False), "agent_config": EIGHT}
+    if model:
+        keys["model_config"] = paced(False)
+    assert limit_of(tmp_path, ready=0, **keys) == 116  # 100 + 2 * 8
+    assert limit_of(tmp_path, ready=0, epoch=0, **keys) == 116
+    assert limit_of(tmp_path, ready=1, **keys) == math.inf
+
+
+@pytest.mark.parametrize("pace", [False, 0.25])
+@pytest.mark.parametrize(("value", "world"), [(100, 50), (50, 100)])
+def test_before_the_first_epoch_the_later_start_counts_for_the_value_learner(
+    tmp_path, pace, value, world
+):
+    keys = {
+        "policy_config": paced(pace, before=value),
+        "model_config": paced(False, before=world),
+        "agent_config": EIGHT,
+    }
+    # The world model may be ready: it trains on, and waits for nobody.
+    before = limit_of(tmp_path, epoch=0, **keys)
+    after = limit_of(tmp_path, epoch=1, **keys)
+    assert before == (math.inf if pace is False else 116)
+    assert after == (math.inf if pace is False else value + 16)
 
 
 @pytest.mark.parametrize("pretrained", [0, 5000])
@@ -419,6 +460,7 @@ def killed_over(row, csv, score, content, final=False):
     """Sets up what an evaluator with one recorded episode leaves when it is killed."""
     row["epoch"], row["episodes"], row["final_episodes"] = 1, 1, 0
     row["pending"], row["phase"] = line_of(policy_of(), score), final
+    row["pending_count"] = 1 if final else 2
     row["offset"] = len(BEFORE)
     csv.write_bytes(content)
 
@@ -448,6 +490,85 @@ def test_killed_after_the_write_the_episode_counts_once(csv, row, final, counts)
         assert (int(row["episodes"]), int(row["final_episodes"])) == counts
         assert row["offset"] == -1
     assert csv.read_bytes() == content
+
+
+class Killed(BaseException):
+    """Ends a process where it stands, as SIGKILL does."""
+
+
+class MortalRow:
+    """A row of the board that takes so many values and then kills who writes it."""
+
+    def __init__(self, row, lives):
+        self._row = row
+        self._lives = lives
+
+    def __getitem__(self, field):
+        return self._row[field]
+
+    def __setitem__(self, field, value):
+        if self._lives == 0:
+            raise Killed
+        self._lives -= 1
+        self._row[field] = value
+
+
+@pytest.mark.parametrize("final", [False, True])
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_killed_between_any_two_values_each_row_counts_once(
+    tmp_path, row, epoch, final
+):
+    counter = "final_episodes" if final else "episodes"
+    for lives in range(20):
+        csv = tmp_path / f"{lives}.csv"
+        row["epoch"] = 0
+        ScoreFile(csv, row).record(policy_of(1), 1.0, final)
+        survived = True
+        try:
+            ScoreFile(csv, MortalRow(row, lives)).record(policy_of(epoch), 2.0, final)
+        except Killed:
+            survived = False
+        ScoreFile(csv, row).settle()
+        lines = csv.read_text().splitlines()[1:]
+        recorded = [line for line in lines if line.split(",")[1] == str(row["epoch"])]
+        if row["epoch"] == epoch:  # else the older policy's counts are of no use
+            assert row[counter] == len(recorded), lives
+        assert row["offset"] == -1
+        if survived:
+            break
+    assert survived
+    assert lives > 3
+
+
+def test_a_row_that_the_disk_has_no_room_for_is_an_error(csv, row, monkeypatch):
+    ScoreFile(csv, row).record(policy_of(), 1.0, False)
+    opened = open
+
+    class Full:
+        """A file that takes ten bytes of what it is given."""
+
+        def __init__(self, *arguments, **keys):
+            self._file = opened(*arguments, **keys)
+
+        def __getattr__(self, name):
+            return getattr(self._file, name)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            self._file.close()
+
+        def write(self, content):
+            return self._file.write(content[:10])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(actors, "open", Full, raising=False)
+        with pytest.raises(OSError, match="No space left"):
+            ScoreFile(csv, row).record(policy_of(), 2.0, False)
+    ScoreFile(csv, row).settle()
+    assert csv.read_bytes() == BEFORE
+    assert row["episodes"] == 1
 
 
 def test_rows_that_others_appended_meanwhile_do_not_matter(csv, row):
@@ -618,12 +739,6 @@ def publishing(run, actions):
     return publish_next
 
 
-@pytest.fixture
-def _no_naps(monkeypatch):
-    monkeypatch.setattr("util.time.sleep", lambda seconds: None)
-
-
-@pytest.mark.usefixtures("_no_naps")
 @pytest.mark.parametrize("batch_size", [1, 2, 5])
 @pytest.mark.parametrize("episodes", [1, 3])
 def test_each_policy_gets_its_episodes_then_a_newer_one_is_awaited(
@@ -646,7 +761,6 @@ def test_each_policy_gets_its_episodes_then_a_newer_one_is_awaited(
     assert board["evaluator0"]["heartbeat"] > 0
 
 
-@pytest.mark.usefixtures("_no_naps")
 def test_nothing_is_recorded_before_the_first_policy(tmp_path):
     run, board = evaluating(tmp_path)
     stop = Script(on_idle=lambda: True)
@@ -656,7 +770,6 @@ def test_nothing_is_recorded_before_the_first_policy(tmp_path):
     assert support_env.steps == []
 
 
-@pytest.mark.usefixtures("_no_naps")
 def test_a_policy_that_was_evaluated_before_a_restart_is_not_evaluated_again(tmp_path):
     run, board = evaluating(tmp_path, episodes_per_policy=3)
     publish_policy(run.folders.policy, 0.5, epoch=7)
@@ -667,7 +780,6 @@ def test_a_policy_that_was_evaluated_before_a_restart_is_not_evaluated_again(tmp
     assert epochs_of(run) == [7]  # the third of three
 
 
-@pytest.mark.usefixtures("_no_naps")
 def test_a_restarted_evaluator_settles_what_its_predecessor_left(tmp_path):
     run, board = evaluating(tmp_path, episodes_per_policy=2)
     publish_policy(run.folders.policy, 0.5, epoch=1)
@@ -678,7 +790,6 @@ def test_a_restarted_evaluator_settles_what_its_predecessor_left(tmp_path):
     assert [row[3] for row in rows_of(run)] == [1.0, 2.0]
 
 
-@pytest.mark.usefixtures("_no_naps")
 def test_with_0_episodes_per_policy_it_never_waits(tmp_path):
     run, board = evaluating(tmp_path, episodes_per_policy=0, batch_size=2)
     publish_policy(run.folders.policy, 0.5, epoch=1)
@@ -690,7 +801,6 @@ def test_with_0_episodes_per_policy_it_never_waits(tmp_path):
     assert epochs_of(run) == [1] * 20
 
 
-@pytest.mark.usefixtures("_no_naps")
 @pytest.mark.parametrize("episodes", [0, 3])
 def test_one_policy_is_held_for_a_whole_episode(tmp_path, episodes):
     run, board = evaluating(tmp_path, episodes_per_policy=episodes)
@@ -713,7 +823,6 @@ def test_one_policy_is_held_for_a_whole_episode(tmp_path, episodes):
     np.testing.assert_allclose([row[3] for row in rows], expected, atol=1e-5)
 
 
-@pytest.mark.usefixtures("_no_naps")
 def test_side_by_side_each_environment_runs_whole_episodes(tmp_path, monkeypatch):
     run, board = evaluating(tmp_path, episodes_per_policy=3, batch_size=3)
     publish_policy(run.folders.policy, 0.5, epoch=1)
@@ -731,7 +840,6 @@ def test_side_by_side_each_environment_runs_whole_episodes(tmp_path, monkeypatch
     assert len(support_env.steps) == 2 + 4 + 6
 
 
-@pytest.mark.usefixtures("_no_naps")
 @pytest.mark.parametrize("ending", ["termination", "truncation", "both"])
 def test_a_cut_ends_an_episode_as_a_termination_does(tmp_path, ending):
     env = {"length": LENGTH, "ending": ending}
@@ -741,7 +849,6 @@ def test_a_cut_ends_an_episode_as_a_termination_does(tmp_path, ending):
     assert [row[3] for row in rows_of(run)] == pytest.approx([2.0], abs=1e-5)
 
 
-@pytest.mark.usefixtures("_no_naps")
 def test_a_score_is_the_plain_sum_of_rewards(tmp_path):
     env = {"length": LENGTH, "reward_scale": 10.0}
     run, board = new_run(tmp_path, env=env, evaluator_config={"count": 1})
@@ -750,7 +857,6 @@ def test_a_score_is_the_plain_sum_of_rewards(tmp_path):
     assert [row[3] for row in rows_of(run)] == pytest.approx([2.0], abs=1e-5)
 
 
-@pytest.mark.usefixtures("_no_naps")
 def test_an_episode_that_is_interrupted_is_not_recorded(tmp_path):
     run, board = evaluating(tmp_path)
     publish_policy(run.folders.policy, 0.5, epoch=1)
@@ -763,7 +869,6 @@ def test_an_episode_that_is_interrupted_is_not_recorded(tmp_path):
 # The final episodes
 
 
-@pytest.mark.usefixtures("_no_naps")
 @pytest.mark.parametrize("per_policy", [0, 1, 3])
 @pytest.mark.parametrize("batch_size", [1, 2, 4])
 def test_the_final_phase_ends_with_its_episodes_and_a_score_of_random_actions(
@@ -787,7 +892,6 @@ def test_the_final_phase_ends_with_its_episodes_and_a_score_of_random_actions(
     assert board["evaluator0"]["random_score"] == pytest.approx((a + b + c) / 3)
 
 
-@pytest.mark.usefixtures("_no_naps")
 def test_final_episodes_come_on_top_of_those_of_the_last_policy(tmp_path):
     run, board = evaluating(tmp_path, episodes_per_policy=2, final_episodes=3)
     publish_policy(run.folders.policy, 0.5, epoch=4)
@@ -802,7 +906,6 @@ def test_final_episodes_come_on_top_of_those_of_the_last_policy(tmp_path):
     assert epochs_of(run) == [4] * 5
 
 
-@pytest.mark.usefixtures("_no_naps")
 def test_final_episodes_are_not_repeated_after_a_restart(tmp_path):
     run, board = evaluating(tmp_path, final_episodes=3)
     publish_policy(run.folders.policy, 0.5, epoch=4)
@@ -813,7 +916,6 @@ def test_final_episodes_are_not_repeated_after_a_restart(tmp_path):
     assert epochs_of(run) == [4]
 
 
-@pytest.mark.usefixtures("_no_naps")
 def test_a_run_without_final_episodes_has_no_random_score(tmp_path):
     run, board = evaluating(tmp_path, final_episodes=0)
     publish_policy(run.folders.policy, 0.5, epoch=1)
@@ -823,7 +925,6 @@ def test_a_run_without_final_episodes_has_no_random_score(tmp_path):
     assert math.isnan(board["evaluator0"]["random_score"])
 
 
-@pytest.mark.usefixtures("_no_naps")
 def test_random_episodes_that_are_interrupted_give_no_score(tmp_path):
     run, board = evaluating(tmp_path, final_episodes=2)
     publish_policy(run.folders.policy, 0.5, epoch=1)
@@ -897,7 +998,6 @@ def test_interactors_of_other_seeds_see_other_environments(tmp_path):
     assert len(np.unique(actions)) == replay.frames
 
 
-@pytest.mark.usefixtures("_no_naps")
 @pytest.mark.parametrize("model", [False, True])
 def test_frames_stay_within_the_band_and_use_it_up(tmp_path, model):
     pace = {"frames_before_learning": 20, "frames_per_update": 0.5}
@@ -929,7 +1029,6 @@ def test_frames_stay_within_the_band_and_use_it_up(tmp_path, model):
     check_chains(replay, 5, terminates=True)
 
 
-@pytest.mark.usefixtures("_no_naps")
 def test_the_slower_of_two_learners_holds_the_interactor_back(tmp_path):
     pace = {"frames_before_learning": 20, "frames_per_update": 0.5}
     run, board, replay = interacting(
@@ -945,7 +1044,6 @@ def test_the_slower_of_two_learners_holds_the_interactor_back(tmp_path):
     assert replay.frames == 28
 
 
-@pytest.mark.usefixtures("_no_naps")
 @pytest.mark.parametrize(("total", "frames"), [(1, 4), (40, 40), (41, 44), (43, 44)])
 def test_no_frames_come_after_total_frames(tmp_path, total, frames):
     # Steps of 4: one that begins below the total is finished, none begins there.
@@ -960,7 +1058,6 @@ def test_no_frames_come_after_total_frames(tmp_path, total, frames):
     assert len(support_env.steps) == frames
 
 
-@pytest.mark.usefixtures("_no_naps")
 def test_a_step_whose_room_another_interactor_took_is_stored_when_there_is_some(
     tmp_path, monkeypatch
 ):
@@ -1001,7 +1098,6 @@ def greedy_share(batch):
     return float(np.isclose(batch.action[:, 0], GREEDY, atol=1e-6).mean())
 
 
-@pytest.mark.usefixtures("_no_naps")
 @pytest.mark.parametrize("full_random", [0, 40])
 def test_actions_are_random_while_there_is_no_policy(tmp_path, full_random):
     run, board, replay = interacting(
@@ -1023,7 +1119,6 @@ def test_actions_are_random_while_there_is_no_policy(tmp_path, full_random):
     assert greedy_share(replay.read(120, 80)) == 1
 
 
-@pytest.mark.usefixtures("_no_naps")
 def test_actions_are_random_for_the_first_frames_in_spite_of_a_policy(tmp_path):
     run, board, replay = interacting(
         tmp_path,
@@ -1037,7 +1132,6 @@ def test_actions_are_random_for_the_first_frames_in_spite_of_a_policy(tmp_path):
     assert greedy_share(replay.read(100, 100)) == 1
 
 
-@pytest.mark.usefixtures("_no_naps")
 def test_actions_explore_with_the_configured_chance(tmp_path):
     run, board, replay = interacting(
         tmp_path,
@@ -1051,7 +1145,6 @@ def test_actions_explore_with_the_configured_chance(tmp_path):
     assert greedy_share(replay.read(0, 2000)) == pytest.approx(0.7, abs=0.05)
 
 
-@pytest.mark.usefixtures("_no_naps")
 @pytest.mark.parametrize(("reload_every", "taken_up"), [(1, 44), (5, 60)])
 def test_a_new_policy_is_looked_for_every_so_many_vector_steps(
     tmp_path, reload_every, taken_up

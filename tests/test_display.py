@@ -169,6 +169,18 @@ def test_a_line_counts_when_it_is_whole_wherever_it_was_torn(scores):
     assert len(expected) == 2
 
 
+def test_a_torn_line_that_is_cut_and_replaced_leaves_no_trace(scores):
+    path, follower = scores
+    append(path, HEADER + "0.1,3,300,-12.123456789")
+    follower.refresh()
+    path.write_text(HEADER)  # as the next evaluator does
+    follower.refresh()
+    for epoch in (3, 4):
+        append(path, f"0.1,{epoch},300,2.5\n")
+        follower.refresh()
+    assert list(follower.rows) == [(3, 2.5), (4, 2.5)]
+
+
 def test_only_the_last_scores_are_kept(scores):
     path, follower = scores
     rows = "".join(f"0.1,{epoch},100,{epoch / 2}\n" for epoch in range(1, 31))
@@ -189,12 +201,15 @@ def test_a_follower_that_starts_late_reads_what_is_there(tmp_path):
 
 
 def test_phases_of_a_run_with_a_model(tmp_path):
-    shown = Shown(tmp_path, model=True, policy_config={"frames_before_learning": 1000})
+    first = {"frames_before_learning": 1000}
+    shown = Shown(tmp_path, model=True, policy_config=first, model_config=first)
     assert shown.progress.phase == "collecting the first 1,000 frames"
     shown.add_frames(1000)
     assert shown.progress.phase == "collecting the first 1,000 frames"
     shown.add_frames(8)
     assert shown.progress.phase == "pretraining the world model"
+    shown.board[WORLDMODEL]["epoch"] = 1
+    assert shown.progress.phase == "preparing to learn"
     shown.board[VALUERL]["epoch"] = 1
     assert shown.progress.phase == "learning"
     shown.board[LAUNCHER]["phase"] = FINAL_EPISODES
@@ -456,3 +471,24 @@ def test_on_a_terminal_the_table_is_refreshed_in_place(tmp_path, seconds):
     assert "interactor0 died" in output
     assert "5,000,000" in output
     display_.close()  # once more is harmless
+
+
+class Gone(io.StringIO):
+    """A terminal, or a pipe, whose other end is closed."""
+
+    def write(self, text):
+        raise BrokenPipeError
+
+    flush = write
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_display_that_nobody_reads_any_more_does_no_harm(tmp_path, seconds, terminal):
+    shown = busy(tmp_path)
+    display_ = Display(Console(file=Gone(), force_terminal=terminal), "experiment")
+    for _ in range(3):
+        display_.note("a note")
+        display_.show(shown.progress)
+        seconds.now += 20
+    display_.show(shown.progress, last=True)
+    display_.close()

@@ -24,6 +24,7 @@ from experiment import (
     check_mode,
     claimed,
     derive_seed,
+    finish_rewind,
     has_output,
     numbered_checkpoints,
     open_output,
@@ -199,12 +200,25 @@ def test_limits_log_intervals_and_process_counts_may_change(folders):
     check_mode(folders, changed, "resume")
 
 
-def test_a_configuration_that_cannot_be_read_is_named(folders):
+@pytest.mark.parametrize("content", ['{"seed": ', "[]", "null", "\xff"])
+def test_a_configuration_that_cannot_be_read_is_named(folders, content):
     with_output(folders)
-    folders.hyperparameters.write_text('{"seed": ')
+    folders.hyperparameters.write_bytes(content.encode("latin-1"))
     message = mode_error(folders, MERGED, "resume")
     assert str(folders.hyperparameters) in message
     assert "JSON" in message
+
+
+def test_output_without_a_configuration_is_output_too(folders):
+    open_folder = folders.log / "processes"
+    open_folder.mkdir(parents=True)
+    assert not has_output(folders)  # empty folders are nobody's work
+    (open_folder / "valuerl.txt").touch()
+    assert has_output(folders)
+    assert "--overwrite" in mode_error(folders, MERGED, "fresh")
+    message = mode_error(folders, MERGED, "resume")
+    assert str(folders.hyperparameters) in message
+    assert "missing" in message
 
 
 # Claims
@@ -402,7 +416,7 @@ def former_run(folders, capacity=1000, learners=("valuerl", "worldmodel")):
     rows = [(e / 10, e, 10 * e, -e) for e in (1, 1, 4, 5, 5, 6, 9, 12)]
     write_rows(folders.scores, ("hours", "epochs", "frames", "score"), rows)
     write_json(folders.hyperparameters, MERGED)
-    write_json(folders.run, {"experiment": "first", "starts": [{}], "finished": None})
+    write_json(folders.run, {"experiment": "first", "starts": [{}], "finished": {}})
 
 
 def tree(root):
@@ -441,10 +455,12 @@ def test_going_back_restores_states_replay_and_rows(config, folders):
     # 30 frames for the value learner, 32 for the world model.
     assert rewards_in(folders.replay) == list(range(32))
     epochs = [row[1] for row in rows_of(folders.scores)]
-    assert epochs == ["epochs", "1", "1", "4", "5", "5"]
-    assert rows_of(folders.scores)[-1] == ["0.5", "5", "50", "-5"]
+    # The policy of epoch 5 is published, and evaluated, anew.
+    assert epochs == ["epochs", "1", "1", "4"]
+    assert rows_of(folders.scores)[-1] == ["0.4", "4", "40", "-4"]
     assert json.loads(folders.hyperparameters.read_text()) == MERGED
     assert read_run(folders)["starts"] == [{}]
+    assert read_run(folders)["finished"] is None
     assert numbered_checkpoints(folders, config) == [100]
     assert not folders.policy.exists()  # that of a later epoch
 
@@ -557,6 +573,49 @@ def test_what_an_interrupted_attempt_left_is_no_obstacle(config, folders, monkey
     assert numbered_checkpoints(folders, config) == [100]
 
 
+def test_torn_lines_and_rows_of_later_times_are_left_behind(config, folders):
+    former_run(folders)
+    with open(folders.scores, "a") as file:
+        file.write("0.1")
+    rewind(folders, config, 200)
+    assert [row[1] for row in rows_of(folders.scores)][-1] == "6"
+
+
+@pytest.mark.parametrize("killed_at", [1, 2])
+def test_going_back_that_was_killed_between_its_renamings_is_finished(
+    config, folders, monkeypatch, killed_at
+):
+    former_run(folders)
+    renamings = []
+    rename = Path.rename
+
+    def rename_or_die(path, target):
+        renamings.append(path)
+        if len(renamings) == killed_at:
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", rename_or_die)
+        with pytest.raises(KeyboardInterrupt):
+            rewind(folders, config, 100)
+    finish_rewind(folders)
+    # Before the first renaming nothing has happened, after it all has.
+    frames = 90 if killed_at == 1 else 32
+    assert rewards_in(folders.replay) == list(range(frames))
+    finish_rewind(folders)
+    assert rewards_in(folders.replay) == list(range(frames))
+
+
+def test_where_nothing_was_interrupted_there_is_nothing_to_finish(config, folders):
+    finish_rewind(folders)
+    assert not folders.root.exists()
+    former_run(folders)
+    before = tree(folders.root)
+    finish_rewind(folders)
+    assert tree(folders.root) == before
+
+
 # Opening
 
 
@@ -632,13 +691,18 @@ def test_a_damaged_state_is_reported_where_an_earlier_one_is_good(config, folder
         open_output(folders, config, *SIZES)
 
 
-def test_what_killed_writers_left_in_the_checkpoints_is_removed(config, folders):
+def test_what_killed_writers_left_is_removed(config, folders):
     open_output(folders, config, *SIZES)
     save_state(folders, "valuerl", 1, 1, 1, numbered=False)
-    leftover = folders.checkpoints / ".valuerl.safetensors.123.tmp"
-    leftover.touch()
+    leftovers = [
+        folders.checkpoints / ".valuerl.safetensors.123.tmp",
+        folders.log / ".run.json.123.tmp",
+        folders.replay / ".replay.bin.123.tmp",
+    ]
+    for leftover in leftovers:
+        leftover.touch()
     open_output(folders, config, *SIZES)
-    assert not leftover.exists()
+    assert not any(leftover.exists() for leftover in leftovers)
     assert folders.state("valuerl").exists()
 
 

@@ -49,7 +49,15 @@ def test_a_fresh_board_starts_from_nothing(path, tmp_path):
     board = Board.create(path, config)
     for name in process_names(config):
         row = board[name]
-        for field in ("heartbeat", "phase", "updates", "epoch", "hours", "episodes"):
+        for field in (
+            "pid",
+            "ready",
+            "heartbeat",
+            "phase",
+            "updates",
+            "epoch",
+            "episodes",
+        ):
             assert row[field] == 0, (name, field)
         assert not row["metrics"].any()
         assert row["offset"] == -1  # no row is being appended
@@ -144,7 +152,8 @@ def fill_evaluator(row, number):
     row["epoch"], row["phase"] = 10 + number, 1
     row["episodes"], row["final_episodes"] = 20 + number, 30 + number
     row["offset"], row["pending"] = 40 + number, b"line %d\n" % number
-    row["random_score"], row["heartbeat"] = 1.0, 1e6
+    row["pending_count"] = 50 + number
+    row["random_score"], row["heartbeat"], row["pid"] = 1.0, 1e6, 99
 
 
 @pytest.mark.parametrize("model", [False, True])
@@ -167,7 +176,8 @@ def test_evaluators_counts_go_on_when_process_counts_change(
         assert row["final_episodes"] == 30 + number
         assert row["offset"] == 40 + number
         assert row["pending"] == b"line %d\n" % number
-        assert row["heartbeat"] == 0
+        assert row["pending_count"] == 50 + number
+        assert row["heartbeat"] == row["pid"] == 0
     for number in range(3, evaluators):
         row = board[f"evaluator{number}"]
         assert (row["epoch"], row["episodes"], row["offset"]) == (0, 0, -1)
@@ -178,13 +188,13 @@ def test_a_later_launch_takes_nothing_else_over(path, tmp_path):
     earlier = Board.create(path, config)
     earlier["launcher"]["phase"] = FINAL_EPISODES
     for name in ("valuerl", "worldmodel", "interactor0"):
-        for field in ("updates", "epoch", "heartbeat", "hours"):
+        for field in ("updates", "epoch", "heartbeat", "hours", "ready"):
             earlier[name][field] = 9
     earlier["evaluator0"]["random_score"] = 3.0
     board = Board.create(path, config)
     assert board["launcher"]["phase"] == status.RUNNING
     for name in ("valuerl", "worldmodel", "interactor0"):
-        for field in ("updates", "epoch", "heartbeat", "hours"):
+        for field in ("updates", "epoch", "heartbeat", "hours", "ready"):
             assert board[name][field] == 0
     assert math.isnan(board["evaluator0"]["random_score"])
 
