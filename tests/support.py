@@ -1,6 +1,8 @@
 """What several tests of the processes need: small configurations, runs, policies."""
 
 import math
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +10,9 @@ import support_env
 
 import checkpoint
 from experiment import Folders, Run
+from replay import Batch, ReplayBuffer
 from schema import Config
+from status import Board
 
 PATIENCE = 30  # seconds until a test gives another process up
 
@@ -48,6 +52,34 @@ def make_run(config: Config, name: str = "experiment", launch: int = 0) -> Run:
         launch,
         cpu_learners=True,
     )
+
+
+def open_run(
+    root: Path, model: bool = False, **keys
+) -> tuple[Run, Board, ReplayBuffer]:
+    """A run with a fresh status board and an empty replay buffer to append to."""
+    run = make_run(make_config(root, model, **keys))
+    board = Board.create(run.folders.board, run.config)
+    replay = ReplayBuffer.create(
+        run.folders.replay, run.obs_dim, run.action_dim, run.config.replay_capacity
+    )
+    return run, board, replay
+
+
+def append_frames(replay: ReplayBuffer, count: int) -> None:
+    """Appends transitions whose reward is the number of their frame."""
+    number = np.arange(replay.frames, replay.frames + count, dtype=np.float32)
+    obs = np.tile(number[:, None], (1, support_env.OBS_DIM))
+    action = np.zeros((count, support_env.ACTION_DIM), np.float32)
+    replay.append(Batch(obs, action, number, obs + 1, np.zeros(count, np.float32)))
+
+
+def poll(condition: Callable[[], bool], what: str) -> None:
+    """Waits until `condition()` holds; fails, saying what was awaited, when it lasts."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, f"awaited in vain: {what}"
+        time.sleep(0.01)
 
 
 def publish_policy(

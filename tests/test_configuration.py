@@ -273,13 +273,20 @@ def test_config_is_frozen(tree):
 
 @pytest.mark.parametrize(
     ("policy", "model", "capacity"),
-    [(10, None, 10), (10, {"replay_size": 20}, 20), (30, {"replay_size": 20}, 30)],
+    [(20, None, 20), (10, {"replay_size": 20}, 20), (30, {"replay_size": 20}, 30)],
 )
 def test_replay_capacity_is_the_larger_replay_size(tree, policy, model, capacity):
     tree.write(a=minimal(policy_config={"replay_size": policy}, model_config=model))
     config = tree.load().config
     assert config.replay_capacity == capacity
     assert config.has_model == (model is not None)
+
+
+def test_a_replay_buffer_smaller_than_two_vector_steps_is_refused(tree):
+    tree.write(a=minimal(policy_config={"replay_size": 15}))
+    message = tree.refusal()
+    assert "policy_config.replay_size must be at least twice" in message
+    assert "agent_config.batch_size (8), not 15" in message
 
 
 def test_environment_folders_are_single_and_distinct(tree):
