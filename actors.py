@@ -162,7 +162,8 @@ def step_all(
     rewards, next_obs, terminated, going_on = [], [], [], []
     for env, one_action in zip(envs, action, strict=True):
         after, reward, ended, cut, _ = env.step(one_action)
-        next_obs.append(after)
+        # A copy: an environment may write its next episode into the same array.
+        next_obs.append(np.array(after, np.float32))
         rewards.append(reward)
         terminated.append(ended)
         going_on.append(env.reset()[0] if ended or cut else after)
@@ -171,7 +172,7 @@ def step_all(
         obs=obs.astype(np.float32),
         action=action,
         reward=np.asarray(rewards, np.float32),
-        next_obs=np.asarray(next_obs, np.float32),
+        next_obs=np.stack(next_obs),
         terminated=np.asarray(terminated, np.float32),
     )
     return batch, np.stack(going_on)
