@@ -26,11 +26,10 @@ from util import UserError
 if TYPE_CHECKING:
     from schema import Environment
 
-# The MuJoCo ids that gym registered with mujoco-py and gymnasium no longer makes.
+# The MuJoCo ids that gym 0.26 makes with mujoco-py and gymnasium no longer makes.
 MUJOCO_PY_ID = re.compile(
     r"(Ant|HalfCheetah|Hopper|Humanoid|Swimmer|Walker2d)-v[23]"
-    r"|(HumanoidStandup|InvertedDoublePendulum|InvertedPendulum|Pusher|Reacher"
-    r"|Striker|Thrower)-v2"
+    r"|(HumanoidStandup|InvertedDoublePendulum|InvertedPendulum|Pusher|Reacher)-v2"
 )
 # From this many dimensions on a box of floats is an image, and no net here sees images.
 IMAGE_DIMENSIONS = 3
@@ -255,6 +254,11 @@ class GymAdapter(gymnasium.Env):
         self.metadata = dict(env.metadata)
         self.render_mode = getattr(env, "render_mode", None)
 
+    @property
+    def unwrapped(self) -> Any:
+        """The simulation inside gym's wrappers, with `sim`, `set_state` and `dt`."""
+        return self._env.unwrapped
+
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
@@ -274,7 +278,8 @@ class GymAdapter(gymnasium.Env):
 
 
 def _translated_box(space: Any) -> spaces.Box:
-    return spaces.Box(space.low, space.high, space.shape, space.dtype.type)
+    # In float64, as mujoco-py computes: gym's float32 boxes would round the actions.
+    return spaces.Box(space.low, space.high, space.shape, np.float64)
 
 
 def _check_observation_space(space: spaces.Space, name: str) -> None:

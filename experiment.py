@@ -324,10 +324,13 @@ def learner_names(config: Config) -> list[str]:
     return [VALUERL, WORLDMODEL] if config.has_model else [VALUERL]
 
 
-def open_output(
-    folders: Folders, config: Config, obs_dim: int, action_dim: int
-) -> list[str]:
+def open_output(run: Run, merged: dict[str, Any]) -> list[str]:
     """Creates what is missing, checks and mends what is there; needs `claimed`.
+
+    Args:
+        run: whose folder it is.
+        merged: its configuration, for hps.json: written first, since without it
+            nothing else could be resumed.
 
     Returns:
         Lines for the user: damaged transitions or states that were passed over.
@@ -337,18 +340,20 @@ def open_output(
             learner has no good state left.
     """
     notes = []
+    folders, config = run.folders, run.config
     try:
         for folder in (folders.checkpoints, folders.log / "processes"):
             folder.mkdir(parents=True, exist_ok=True)
+        write_json(folders.hyperparameters, merged)
         for leftover in folders.root.rglob(".*.tmp"):  # of writers that were killed
             leftover.unlink()
         if (folders.replay / DATA_NAME).exists():
             with ReplayBuffer.open(folders.replay, writable=True) as replay:
-                if (replay.obs_dim, replay.action_dim) != (obs_dim, action_dim):
+                if (replay.obs_dim, replay.action_dim) != (run.obs_dim, run.action_dim):
                     raise UserError(
                         f"{folders.replay} holds transitions of {replay.obs_dim} "
                         f"observations and {replay.action_dim} actions, the "
-                        f"environment has {obs_dim} and {action_dim}"
+                        f"environment has {run.obs_dim} and {run.action_dim}"
                     )
                 lost = replay.recover()
                 if lost:
@@ -358,7 +363,7 @@ def open_output(
                     )
         else:
             ReplayBuffer.create(
-                folders.replay, obs_dim, action_dim, config.replay_capacity
+                folders.replay, run.obs_dim, run.action_dim, config.replay_capacity
             ).close()
         for name in learner_names(config):
             if folders.state(name).exists():

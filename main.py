@@ -16,17 +16,22 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from rich.console import Console
+
+import configuration
+import devices
+import experiment
+from configuration import LoadedConfig
+from devices import NO_GPU, VARIABLE, Assignment
+from display import Display, Progress
+from experiment import Folders, Run
+from schema import Environment
+from status import VALUERL, WORLDMODEL, process_names
+from supervisor import Child, Outcome, Supervisor
 from util import UserError
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
-    from configuration import LoadedConfig
-    from devices import Assignment
-    from display import Display, Progress
     from envwrap import EnvSpec
-    from experiment import Folders, Run
-    from supervisor import Child, Outcome
 
 IMPORT_PATIENCE = 60.0  # seconds, beside step_timeout, to import and make it
 ONE_THREAD = dict.fromkeys(
@@ -89,19 +94,22 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def measure_environment(loaded: "LoadedConfig") -> "EnvSpec":
+def _measure(env: Environment) -> "EnvSpec":
+    import envwrap  # here: the launcher itself needs no simulator
+
+    return envwrap.measure(env)
+
+
+def measure_environment(env: Environment) -> "EnvSpec":
     """Makes the environment once, in a process of its own, and reads its sizes.
 
     Raises:
         UserError: it cannot be made, or does not fit the configuration.
     """
-    import envwrap
-
-    env = loaded.config.env
     pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
     try:
         patience = env.step_timeout + IMPORT_PATIENCE
-        return pool.submit(envwrap.measure, env).result(patience)
+        return pool.submit(_measure, env).result(patience)
     except BrokenProcessPool:
         raise UserError(
             f"making the environment {env.name} ended its process; make it once by "
@@ -117,12 +125,8 @@ def measure_environment(loaded: "LoadedConfig") -> "EnvSpec":
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def plan_children(run: "Run", valuerl_gpu: str, worldmodel_gpu: str) -> "list[Child]":
+def plan_children(run: Run, valuerl_gpu: str, worldmodel_gpu: str) -> list[Child]:
     """All processes of a run, with the environment variables that they start with."""
-    from devices import NO_GPU, VARIABLE
-    from status import VALUERL, WORLDMODEL, process_names
-    from supervisor import Child
-
     gpus = {VALUERL: valuerl_gpu, WORLDMODEL: worldmodel_gpu}
     mains = {
         VALUERL: "valuerl_learner:main",
@@ -153,12 +157,6 @@ def launch(arguments: argparse.Namespace) -> int:
     Raises:
         UserError: a mistake; nothing has been written if it shows before the start.
     """
-    from rich.console import Console
-
-    import configuration
-    import devices
-    import experiment
-
     loaded = configuration.load(
         arguments.config,
         overrides=arguments.set,
@@ -166,48 +164,52 @@ def launch(arguments: argparse.Namespace) -> int:
         hours=arguments.hours,
     )
     name = configuration.experiment_name(arguments.config, arguments.name)
-    config = loaded.config
+    folders = Folders.of(loaded.config, name)
     assignment = devices.assign(
-        arguments.gpu_id, devices.visible_gpus(os.environ), config.has_model
+        arguments.gpu_id, devices.visible_gpus(os.environ), loaded.config.has_model
     )
-    folders = experiment.Folders.of(config, name)
     mode = _mode(arguments)
     experiment.finish_rewind(folders)
     experiment.check_mode(folders, loaded.merged, mode)
-    sizes = measure_environment(loaded)
+    sizes = measure_environment(loaded.config.env)
 
-    console = Console(highlight=False)
+    display = Display(Console(highlight=False), name)
     with experiment.claimed(folders):
         experiment.check_mode(folders, loaded.merged, mode)
         if arguments.resume and _is_finished(folders, loaded):
-            line = f"{folders.root} is finished: nothing is left to do"
-            console.print(line, soft_wrap=True)
+            display.note(f"{folders.root} is finished: nothing is left to do")
             return 0
-        notes = [*loaded.notes, assignment.note]
-        notes += _prepare(arguments, loaded, folders, mode)
+        notes = _prepare(arguments, loaded, folders, mode)
         record = experiment.read_run(folders)
-        notes += experiment.open_output(
-            folders, config, sizes.obs_dim, sizes.action_dim
-        )
-        run = experiment.Run(
-            config=config,
+        run = Run(
+            config=loaded.config,
             folders=folders,
             obs_dim=sizes.obs_dim,
             action_dim=sizes.action_dim,
             launch=len(record["starts"]),
             cpu_learners=arguments.gpu_id == "cpu",
         )
-        used = {
-            name: "cpu" if run.cpu_learners else getattr(assignment, name)
-            for name in experiment.learner_names(config)
-        }
-        record["finished"] = None
-        record["starts"].append(
-            experiment.start_record(config, run.launch, used, mode == "resume")
-        )
-        experiment.write_json(folders.hyperparameters, loaded.merged)
-        experiment.write_json(folders.run, record)
-        return _supervise(run, assignment, console, notes, record)
+        notes += experiment.open_output(run, loaded.merged)
+        _record_start(run, record, assignment, mode == "resume")
+        for note in (*loaded.notes, assignment.note, *notes):
+            if note:
+                display.note(note)
+        return _supervise(run, record, assignment, display)
+
+
+def _record_start(
+    run: Run, record: dict[str, Any], assignment: Assignment, resumed: bool
+) -> None:
+    """Adds this start to run.json."""
+    used = {
+        name: "cpu" if run.cpu_learners else getattr(assignment, name)
+        for name in experiment.learner_names(run.config)
+    }
+    record["finished"] = None
+    record["starts"].append(
+        experiment.start_record(run.config, run.launch, used, resumed)
+    )
+    experiment.write_json(run.folders.run, record)
 
 
 def _mode(arguments: argparse.Namespace) -> str:
@@ -216,10 +218,8 @@ def _mode(arguments: argparse.Namespace) -> str:
     return "overwrite" if arguments.overwrite else "fresh"
 
 
-def _is_finished(folders: "Folders", loaded: "LoadedConfig") -> bool:
+def _is_finished(folders: Folders, loaded: LoadedConfig) -> bool:
     """Whether the run ended at a limit, and none of today's is above where it ended."""
-    import experiment
-
     reached = experiment.read_run(folders)["finished"]
     if not reached:
         return False
@@ -231,13 +231,11 @@ def _is_finished(folders: "Folders", loaded: "LoadedConfig") -> bool:
 
 def _prepare(
     arguments: argparse.Namespace,
-    loaded: "LoadedConfig",
-    folders: "Folders",
+    loaded: LoadedConfig,
+    folders: Folders,
     mode: str,
 ) -> list[str]:
     """Puts earlier output aside where that was asked for; returns notes."""
-    import experiment
-
     if mode == "overwrite" and experiment.has_output(folders):
         return [f"the earlier output is now {experiment.put_aside(folders)}"]
     if arguments.resume_from is None:
@@ -249,21 +247,9 @@ def _prepare(
 
 
 def _supervise(
-    run: "Run",
-    assignment: "Assignment",
-    console: "Console",
-    notes: list[str | None],
-    record: dict[str, Any],
+    run: Run, record: dict[str, Any], assignment: Assignment, display: Display
 ) -> int:
     """Runs the processes and says how it ended."""
-    import experiment
-    from display import Display
-    from supervisor import Supervisor
-
-    display = Display(console, run.folders.experiment)
-    for note in notes:
-        if note:
-            display.note(note)
     display.note(f"results go to {run.folders.root}")
     children = plan_children(run, assignment.valuerl, assignment.worldmodel)
     supervisor = Supervisor(run, children, display)
@@ -280,9 +266,7 @@ def _supervise(
     return outcome.code
 
 
-def _report(
-    outcome: "Outcome", run: "Run", progress: "Progress", display: "Display"
-) -> None:
+def _report(outcome: Outcome, run: Run, progress: Progress, display: Display) -> None:
     """The last lines: what came out and where it is, or what went wrong."""
     if outcome.error:
         print(outcome.error, file=sys.stderr)

@@ -75,7 +75,7 @@ def append_frames(replay: ReplayBuffer, count: int) -> None:
 
 
 def poll(condition: Callable[[], bool], what: str) -> None:
-    """Waits until `condition()` holds; fails, saying what was awaited, when it lasts."""
+    """Waits until `condition()` holds; when it lasts, fails and says what for."""
     deadline = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < deadline, f"awaited in vain: {what}"

@@ -1,5 +1,6 @@
 """envwrap and classic_envs: spaces, clocks, errors, and the paper's physics."""
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -250,6 +251,7 @@ def test_the_papers_environments_have_no_clock_but_max_frames(name):
         ("RoboschoolHumanoidFlagrun-v2", {}, "known: RoboschoolHumanoidFlagrun-v1"),
         ("Ant-v1", {}, "nearest known: Ant-v"),
         ("Hopper-v9", {}, "nearest known: Hopper-v"),
+        ("Striker-v2", {}, "no such environment"),
         ("nobody/Hopper-v1", {}, "nearest known"),
         ("no_such_module:Hopper-v1", {}, "no_such_module"),
         ("CartPole-v1", {}, "only continuous actions"),
@@ -367,18 +369,24 @@ def test_no_learning_library_and_no_simulator_is_imported_before_use():
 class FakeGymSpace:
     """What gym's Box offers; no class of gymnasium."""
 
-    def __init__(self, bound: float, size: int) -> None:
-        self.shape, self.dtype = (size,), np.dtype(np.float64)
-        self.low, self.high = np.full(size, -bound), np.full(size, bound)
+    def __init__(self, bound: float, size: int, dtype: type) -> None:
+        self.shape, self.dtype = (size,), np.dtype(dtype)
+        self.low, self.high = np.full((2, size), [[-bound], [bound]], dtype)
 
 
 class FakeGymEnv:
+    """What gym's wrappers around a simulation offer.
+
+    As gym 0.26.2 does, it observes float64 and has actions of float32.
+    """
+
     metadata: dict = {"render_modes": []}  # noqa: RUF012
 
     def __init__(self, identifier, **kwargs):
         self.identifier, self.kwargs = identifier, kwargs
-        self.observation_space = FakeGymSpace(np.inf, 4)
-        self.action_space = FakeGymSpace(0.4, 2)
+        self.observation_space = FakeGymSpace(np.inf, 4, np.float64)
+        self.action_space = FakeGymSpace(0.4, 2, np.float32)
+        self.unwrapped = object()
         self.calls = []
 
     def reset(self, *, seed=None, options=None):
@@ -413,12 +421,50 @@ def test_mujoco_py_ids_go_to_gym_where_it_is_installed(monkeypatch):
     env = made("Hopper-v2", max_frames=2, make_kwargs={"extra": 1})
     assert envs[0].identifier == "Hopper-v2"
     assert envs[0].kwargs["extra"] == 1
+    assert env.unwrapped is envs[0].unwrapped
     np.testing.assert_array_equal(env.reset(seed=3)[0], np.arange(4.0))
     obs, reward, terminated, truncated, _ = env.step(np.array([1.0, -0.1]))
     assert (obs.tolist(), reward, terminated, truncated) == ([1] * 4, 2.5, True, False)
     assert (type(reward), type(terminated)) == (float, bool)
     env.close()
-    assert envs[0].calls == [("reset", 3), ("step", [0.4, -0.1]), "close"]
+    # 0.4 is the bound of a float32 box; -0.1 is within and must arrive unrounded.
+    bound = float(np.float32(0.4))
+    assert envs[0].calls == [("reset", 3), ("step", [bound, -0.1]), "close"]
+
+
+with_mujoco_py = pytest.mark.skipif(
+    importlib.util.find_spec("mujoco_py") is None,
+    reason="needs gym and mujoco-py (README, the old engine)",
+)
+
+
+@with_mujoco_py
+@pytest.mark.parametrize("version", ["v2", "v3"])
+@pytest.mark.parametrize("name", classic_envs.MUJOCO)
+def test_real_mujoco_py_repeats_its_recorded_episodes(name, version):
+    stem = name.removesuffix("-v1")
+    recording = check_environments.load(RECORDINGS / f"{stem.lower()}.npz")
+    env = made(f"{stem}-{version}", obs_dims=[PAPER_SIZES[name][0]])
+    for first, row in check_environments.episode_rows(recording["episode"]):
+        if first:
+            env.reset()  # the engine's warm start too begins anew
+            env.unwrapped.set_state(recording["qpos"][row], recording["qvel"][row])
+        obs, reward, *ends, _ = env.step(recording["action"][row])
+        np.testing.assert_allclose(obs, recording["next_obs"][row], rtol=0, atol=1e-10)
+        assert reward == pytest.approx(recording["reward"][row], abs=1e-12)
+        assert ends == [recording["terminated"][row], False]
+    env.close()
+
+
+@with_mujoco_py
+def test_real_mujoco_pys_episodes_are_cut_and_a_cut_is_no_termination():
+    for max_frames, frame in ((7, 7), (1100, 1000)):  # 1000: gym's own clock
+        env = made("Swimmer-v2", max_frames=max_frames)
+        env.reset(seed=0)
+        for step in range(1, frame + 1):
+            _, _, terminated, truncated, _ = env.step(np.zeros(2))
+            assert (terminated, truncated) == (False, step == frame)
+        env.close()
 
 
 # MuJoCo as the paper had it

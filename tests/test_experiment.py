@@ -21,6 +21,7 @@ import experiment
 from checkpoint import CheckpointError
 from experiment import (
     Folders,
+    Run,
     check_mode,
     claimed,
     derive_seed,
@@ -43,6 +44,12 @@ from util import UserError
 ROOT = Path(__file__).resolve().parents[1]
 SPAWN = multiprocessing.get_context("spawn")
 SIZES = (support_env.OBS_DIM, support_env.ACTION_DIM)
+
+
+def open_now(folders, config):
+    """`open_output` as a launch calls it."""
+    run = Run(config, folders, *SIZES, launch=0, cpu_learners=True)
+    return open_output(run, config.model_dump(mode="json", by_alias=True))
 
 
 @pytest.fixture
@@ -505,7 +512,7 @@ def test_a_run_without_scores_or_logs_yet_can_go_back(config, folders):
 def test_a_run_that_went_back_opens_and_goes_on_appending(config, folders):
     former_run(folders)
     rewind(folders, config, 100)
-    assert open_output(folders, config, *SIZES) == []
+    assert open_now(folders, config) == []
     with ReplayBuffer.open(folders.replay, writable=True) as replay:
         assert replay.append(transitions(8, 500))
         assert replay.frames == 40
@@ -621,7 +628,7 @@ def test_where_nothing_was_interrupted_there_is_nothing_to_finish(config, folder
 
 def test_a_fresh_output_has_folders_an_empty_replay_and_a_board(config, folders):
     with claimed(folders):
-        assert open_output(folders, config, *SIZES) == []
+        assert open_now(folders, config) == []
     with ReplayBuffer.open(folders.replay) as replay:
         assert (replay.obs_dim, replay.action_dim) == SIZES
         assert replay.frames == 0
@@ -632,14 +639,14 @@ def test_a_fresh_output_has_folders_an_empty_replay_and_a_board(config, folders)
 
 
 def test_opened_again_everything_is_still_there(config, folders):
-    open_output(folders, config, *SIZES)
+    open_now(folders, config)
     with ReplayBuffer.open(folders.replay, writable=True) as replay:
         replay.append(transitions(20))
     board = Board.open(folders.board)
     board["valuerl"]["updates"] = 7
     row = board["evaluator0"]
     row["epoch"], row["episodes"] = 3, 2
-    assert open_output(folders, config, *SIZES) == []
+    assert open_now(folders, config) == []
     assert rewards_in(folders.replay) == list(range(20))
     row = Board.open(folders.board)["evaluator0"]
     assert (row["epoch"], row["episodes"]) == (3, 2)
@@ -656,43 +663,43 @@ def damage_replay(folders, frame):
 
 
 def test_a_damaged_tail_of_the_replay_is_dropped_and_reported(config, folders):
-    open_output(folders, config, *SIZES)
+    open_now(folders, config)
     with ReplayBuffer.open(folders.replay, writable=True) as replay:
         replay.append(transitions(20))
     damage_replay(folders, 17)
-    (note,) = open_output(folders, config, *SIZES)
+    (note,) = open_now(folders, config)
     assert "3 damaged transitions" in note
     assert "\n" not in note
     assert rewards_in(folders.replay) == list(range(17))
-    assert open_output(folders, config, *SIZES) == []
+    assert open_now(folders, config) == []
 
 
 def test_a_replay_that_is_none_is_an_error(config, folders):
-    open_output(folders, config, *SIZES)
+    open_now(folders, config)
     (folders.replay / "replay.bin").write_bytes(b"something else")
     with pytest.raises(UserError, match=re.escape(str(folders.replay))) as caught:
-        open_output(folders, config, *SIZES)
+        open_now(folders, config)
     one_line(caught)
 
 
 def test_a_damaged_state_is_reported_where_an_earlier_one_is_good(config, folders):
-    open_output(folders, config, *SIZES)
+    open_now(folders, config)
     path = folders.state("valuerl")
     for updates in (1, 2):
         metadata = {"updates": updates}
         tensors = {"w": np.ones(3, np.float32)}
         checkpoint.publish(path, tensors, metadata, keep_previous=True)
-    assert open_output(folders, config, *SIZES) == []
+    assert open_now(folders, config) == []
     path.write_bytes(path.read_bytes()[:-1])
-    (note,) = open_output(folders, config, *SIZES)
+    (note,) = open_now(folders, config)
     assert str(path) in note
     checkpoint.previous_path(path).unlink()
     with pytest.raises(CheckpointError):
-        open_output(folders, config, *SIZES)
+        open_now(folders, config)
 
 
 def test_what_killed_writers_left_is_removed(config, folders):
-    open_output(folders, config, *SIZES)
+    open_now(folders, config)
     save_state(folders, "valuerl", 1, 1, 1, numbered=False)
     leftovers = [
         folders.checkpoints / ".valuerl.safetensors.123.tmp",
@@ -701,7 +708,7 @@ def test_what_killed_writers_left_is_removed(config, folders):
     ]
     for leftover in leftovers:
         leftover.touch()
-    open_output(folders, config, *SIZES)
+    open_now(folders, config)
     assert not any(leftover.exists() for leftover in leftovers)
     assert folders.state("valuerl").exists()
 
@@ -710,7 +717,7 @@ def test_output_that_cannot_be_written_is_an_error(config, folders):
     folders.root.parent.mkdir(parents=True)
     folders.root.touch()  # a file where the folder should be
     with pytest.raises(UserError, match=re.escape(str(folders.root))) as caught:
-        open_output(folders, config, *SIZES)
+        open_now(folders, config)
     one_line(caught)
 
 

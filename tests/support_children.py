@@ -1,0 +1,189 @@
+"""What the processes of a test's run do, as "support_children:function".
+
+A process tells the test how far it is by files in the run's log folder, named
+"PROCESS.what".
+"""
+
+import errno
+import json
+import multiprocessing
+import os
+import resource
+import signal
+import sys
+import time
+
+import process
+from checkpoint import CheckpointError
+from experiment import Run
+from process import Context, RunError
+from status import FINAL_EPISODES, LAUNCHER, process_names
+from util import UserError, atomic_write, wait_until
+
+SHOWN_VARIABLES = ("STEVE_TEST_OWN", "STEVE_TEST_SHARED", "STEVE_TEST_OUTSIDE")
+
+
+def mark(context: Context, what: str, content: object = "") -> None:
+    atomic_write(
+        context.run.folders.log / f"{context.name}.{what}", json.dumps(content).encode()
+    )
+
+
+def starts(context: Context) -> int:
+    """How often this process was started, this time included."""
+    path = context.run.folders.log / f"{context.name}.starts"
+    with open(path, "a") as file:
+        file.write("x")
+    return path.stat().st_size
+
+
+def beat_until_stopped(context: Context) -> None:
+    row = context.board[context.name]
+
+    def stopped() -> bool:
+        row["heartbeat"] = time.monotonic()
+        return context.stop()
+
+    wait_until(stopped, longest=0.01)
+
+
+# Those that end by themselves
+
+
+def end(context: Context) -> None:
+    print("nothing to do")
+
+
+def end_last(context: Context) -> None:
+    """Ends once all others than it and the launcher are ready."""
+    others = len(process_names(context.run.config)) - 2
+    wait_until(lambda: len([*context.run.folders.log.glob("*.ready")]) == others)
+
+
+def speak(context: Context) -> None:
+    """Prints by all ways there are, the last one past Python's buffers."""
+    print("by print")
+    print("by stderr", file=sys.stderr)
+    os.write(1, b"by a library\n")
+
+
+def fail(context: Context) -> None:
+    print("before the failure")
+    raise ValueError(f"failure {starts(context)}")
+
+
+def mistake(context: Context) -> None:
+    print("before the mistake")
+    raise UserError("the key is wrong")
+
+
+def hopeless(context: Context) -> None:
+    raise RunError("learning has diverged")
+
+
+def damaged(context: Context) -> None:
+    raise CheckpointError("state: is damaged")
+
+
+def full_disk(context: Context) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device", "/folder/file")
+
+
+def full_quota(context: Context) -> None:
+    raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+
+def forbidden(context: Context) -> None:
+    raise OSError(errno.EACCES, "Permission denied", "/folder/file")
+
+
+def leave(context: Context) -> None:
+    raise SystemExit(0)
+
+
+def abort(context: Context) -> None:
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    os.abort()
+
+
+# Those that are asked to end
+
+
+def obey(context: Context) -> None:
+    """Saves and ends when it is asked to."""
+    mark(context, "ready")
+    beat_until_stopped(context)
+    mark(context, "saved")
+
+
+def obey_slowly(context: Context) -> None:
+    """As `obey`, but saving takes a while."""
+    mark(context, "ready")
+    beat_until_stopped(context)
+    mark(context, "asked")
+    until = time.monotonic() + 0.5
+    wait_until(lambda: time.monotonic() > until)
+    mark(context, "saved")
+
+
+def ignore(context: Context) -> None:
+    """Does not end when it is asked to."""
+    mark(context, "ready")
+    beat_until_stopped(context)
+    mark(context, "asked")
+    signal.pause()
+
+
+def describe(context: Context) -> None:
+    """As `obey`; tells what it was started with."""
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    facts = {
+        "nice": os.nice(0),
+        "environ": {name: os.environ.get(name) for name in SHOWN_VARIABLES},
+        "blocked": sorted(int(number) for number in blocked),
+        "pid": os.getpid(),
+        "seed": context.seed,
+    }
+    mark(context, "ready", facts)
+    beat_until_stopped(context)
+    mark(context, "saved")
+
+
+def hang_once(context: Context) -> None:
+    """Hangs at its first start, deaf to SIGTERM; then as `obey`."""
+    if starts(context) == 1:
+        context.board[context.name]["heartbeat"] = time.monotonic()
+        mark(context, "hung")
+        while True:
+            signal.pause()
+    obey(context)
+
+
+def finish(context: Context) -> None:
+    """Is done once the run is in its final phase."""
+    launcher = context.board[LAUNCHER]
+    mark(context, "ready")
+    wait_until(lambda: launcher["phase"] == FINAL_EPISODES or context.stop())
+    mark(context, "finished", not context.stop())
+
+
+# A launcher that gets killed
+
+
+def launch(run: Run, target: str) -> None:
+    """Starts a child by a function of this module and waits for ever."""
+    child = multiprocessing.get_context("spawn").Process(
+        target=globals()[target],
+        args=("support_children:ignore", run, "interactor0", 0, 0),
+    )
+    child.start()
+    signal.pause()
+
+
+child_main = process.child_main
+
+
+def child_main_without_the_kernel(*arguments: object) -> None:
+    """As where the launcher died before the kernel was asked to end its child."""
+    process.PR_SET_PDEATHSIG = -1  # no such request: refused
+    process.child_main(*arguments)

@@ -1,0 +1,179 @@
+"""The child's side of a process: output, exit codes, and its end with the launcher."""
+
+import multiprocessing
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import portalocker
+import pytest
+from support import PATIENCE, open_run, poll
+
+import process
+from process import FAILED, HOPELESS, MISTAKE, STOPPED
+from status import Board
+
+SPAWN = multiprocessing.get_context("spawn")
+PROJECT = Path(__file__).resolve().parents[1]
+NAME = "interactor0"
+
+
+@pytest.fixture
+def run(tmp_path):
+    return open_run(tmp_path)[0]
+
+
+def start(run, function, nice=0):
+    """Starts a function of support_children, or "module:function", as a child."""
+    main = function if ":" in function else f"support_children:{function}"
+    child = SPAWN.Process(
+        target=process.child_main, args=(main, run, NAME, 0, nice), daemon=True
+    )
+    child.start()
+    return child
+
+
+def outcome(run, function):
+    """Exit code and output of a child that ends by itself."""
+    child = start(run, function)
+    child.join(PATIENCE)
+    assert child.exitcode is not None, "it does not end"
+    return child.exitcode, output_of(run)
+
+
+def output_of(run):
+    return run.folders.process_output(NAME).read_text()
+
+
+def test_all_output_goes_to_the_processs_file_behind_that_of_earlier_starts(
+    run, capfd, monkeypatch
+):
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
+    run.folders.process_output(NAME).write_text("of an earlier start\n")
+    code, output = outcome(run, "speak")
+    assert code == STOPPED
+    first, *lines = output.splitlines()
+    assert first == "of an earlier start"
+    assert sorted(lines) == ["by a library", "by print", "by stderr"]
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("function", "code", "line"),
+    [
+        ("mistake", MISTAKE, "the key is wrong"),
+        ("hopeless", HOPELESS, "learning has diverged"),
+        ("damaged", HOPELESS, "state: is damaged"),
+    ],
+)
+def test_what_is_no_bug_is_one_line(run, function, code, line):
+    found, output = outcome(run, function)
+    assert found == code
+    assert output.removeprefix("before the mistake\n") == f"{line}\n"
+
+
+@pytest.mark.parametrize(
+    ("function", "path", "cause"),
+    [
+        ("full_disk", "/folder/file", "No space left on device"),
+        ("full_quota", None, "Disk quota exceeded"),
+    ],
+)
+def test_a_full_disk_is_one_line_with_path_and_free_bytes(run, function, path, cause):
+    code, output = outcome(run, function)
+    assert code == HOPELESS
+    assert output.count("\n") == 1
+    assert output.startswith(f"{path or run.folders.root}: {cause} (")
+    free = int(re.search(r"\(([\d,]+) bytes are free\)", output)[1].replace(",", ""))
+    assert free == pytest.approx(shutil.disk_usage(run.folders.root).free, rel=0.5)
+
+
+@pytest.mark.parametrize(
+    ("function", "last_line"),
+    [
+        ("fail", "ValueError: failure 1"),
+        ("forbidden", "PermissionError: [Errno 13] Permission denied: '/folder/file'"),
+        ("leave", "SystemExit: 0"),
+        ("nowhere:main", "ModuleNotFoundError: No module named 'nowhere'"),
+    ],
+)
+def test_a_bug_is_a_traceback(run, function, last_line):
+    code, output = outcome(run, function)
+    assert code == FAILED
+    assert "Traceback (most recent call last)" in output
+    assert output.splitlines()[-1] == last_line
+
+
+def test_a_crash_in_a_library_leaves_where_it_was(run):
+    code, output = outcome(run, "abort")
+    assert code == -signal.SIGABRT
+    assert "in abort" in output
+
+
+def test_sigterm_becomes_a_flag_and_the_folder_is_held_meanwhile(run):
+    child = start(run, "obey", nice=3)
+    poll(lambda: (run.folders.log / f"{NAME}.ready").exists(), "its start")
+    assert Board.open(run.folders.board)[NAME]["pid"] == child.pid
+    assert os.getpriority(os.PRIO_PROCESS, child.pid) == os.nice(0) + 3
+    exclusive = portalocker.LOCK_EX | portalocker.LOCK_NB
+    lock = portalocker.Lock(
+        run.folders.lock("processes"), "a", timeout=0, flags=exclusive
+    )
+    with pytest.raises(portalocker.LockException):
+        lock.acquire()
+    child.terminate()
+    child.join(PATIENCE)
+    assert child.exitcode == STOPPED
+    assert (run.folders.log / f"{NAME}.saved").exists()
+    lock.acquire()
+    lock.release()
+
+
+def state_of(pid):
+    """The kernel's letter for the state of a process; Z where it is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return "Z"
+
+
+@pytest.mark.parametrize(
+    ("target", "stopped"),
+    [
+        ("child_main", False),
+        ("child_main", True),
+        ("child_main_without_the_kernel", False),
+    ],
+)
+def test_a_child_ends_with_its_killed_launcher(run, tmp_path, target, stopped):
+    script = (
+        "import sys, support_children as children, support\n"
+        "from pathlib import Path\n"
+        "run = support.make_run(support.make_config(Path(sys.argv[1])))\n"
+        "children.launch(run, sys.argv[2])\n"
+    )
+    paths = os.pathsep.join([str(PROJECT), str(PROJECT / "tests")])
+    launcher = subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path), target],
+        env={**os.environ, "PYTHONPATH": paths},
+    )
+    child = None
+    try:
+        poll(lambda: (run.folders.log / f"{NAME}.ready").exists(), "the child's start")
+        child = int(Board.open(run.folders.board)[NAME]["pid"])
+        if stopped:
+            os.kill(child, signal.SIGSTOP)
+            poll(lambda: state_of(child) == "T", "that the child stands still")
+        assert state_of(child) != "Z"
+        launcher.kill()
+        launcher.wait(PATIENCE)
+        poll(lambda: state_of(child) == "Z", "the child's end")
+    finally:
+        launcher.kill()
+        launcher.wait(PATIENCE)
+        if child is not None and state_of(child) != "Z":
+            os.kill(child, signal.SIGKILL)
