@@ -279,7 +279,8 @@ class GymAdapter(gymnasium.Env):
 
 def _translated_box(space: Any) -> spaces.Box:
     # In float64, as mujoco-py computes: gym's float32 boxes would round the actions.
-    return spaces.Box(space.low, space.high, space.shape, np.float64)
+    low, high = np.asarray([space.low, space.high], np.float64)
+    return spaces.Box(low, high, dtype=np.float64)
 
 
 def _check_observation_space(space: spaces.Space, name: str) -> None:

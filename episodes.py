@@ -444,7 +444,7 @@ class Recorder:
                     f"{picture.shape}; --video none leaves the video out"
                 )
             text = (
-                f"episode {number}/{self._video.episodes}   step {step}   "
+                f"episode {number}/{self._video.episodes}      step {step}      "
                 f"score {score:.1f}"
             )
             frame = captioned(picture[..., :3], text)

@@ -279,7 +279,7 @@ def finish_rewind(folders: Folders) -> None:
 def _copy_replay(folders: Folders, staging: Folders, updates: int, frames: int) -> None:
     """The copy made at that checkpoint, or the prefix of the present replay."""
     copy = folders.numbered_replay(updates)
-    if copy.exists():
+    if (copy / DATA_NAME).exists():
         with ReplayBuffer.open(copy) as replay:
             replay.copy_to(staging.replay)
         return

@@ -115,6 +115,8 @@ class Learner(abc.ABC):
         """Learns until the limit of the run, or until asked to stop; then saves."""
         self.restore()
         self._trace()
+        if self.epoch:
+            self.start_clock()
         self.row["ready"] = True
         if self.epoch == 0 and not self.start():
             self.save_state()
@@ -306,6 +308,7 @@ class Learner(abc.ABC):
         """Goes on from the newest state, if there is one."""
         path = self.folders.state(self.name)
         if not path.exists():
+            self._trim_log()
             return
         state = take_up(path, self.variables())
         self.updates = int(state.metadata["updates"])
@@ -313,8 +316,6 @@ class Learner(abc.ABC):
         self.epoch = int(state.metadata["epoch"])
         self.seconds = float(state.metadata["hours"]) * 3600
         self.restore_counters(state.metadata)
-        if self.epoch:
-            self.start_clock()
         self.tick()
         self._trim_log()
         if self.updates and self.updates % self.settings.backup_every_n == 0:
@@ -327,8 +328,11 @@ class Learner(abc.ABC):
         if not path.exists():
             return
         now = {"updates": self.updates, **self.counters()}
-        with open(path, newline="") as file:
-            rows = list(csv.DictReader(file))
+        content = path.read_text()
+        if "\n" not in content:  # a torn header
+            atomic_write(path, b"")
+            return
+        rows = list(csv.DictReader(content.splitlines()))
         kept = [
             row
             for row in rows

@@ -23,6 +23,7 @@ setup(
         "devices",
         "display",
         "envwrap",
+        "episodes",
         "experiment",
         "learner",
         "main",
@@ -37,6 +38,7 @@ setup(
         "util",
         "valuerl",
         "valuerl_learner",
+        "visualizer",
         "worldmodel",
         "worldmodel_learner",
     ],
@@ -50,6 +52,7 @@ setup(
         "pydantic>=2.14,<3",  # strict validation of configurations
         "rich>=15,<16",  # the terminal display
         "matplotlib>=3.11,<4",  # figures
+        "moviepy>=2.2,<3",  # videos of trained policies
         "nvidia-ml-py>=13",  # finds GPUs without TensorFlow
     ],
     extras_require={

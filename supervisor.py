@@ -211,9 +211,9 @@ class Supervisor:
             return None
         output = self._output(child)
         if code == process.MISTAKE:
-            return Outcome(2, error=output.splitlines()[-1])
+            return Outcome(2, error=self._last_line(child, output))
         if code == process.HOPELESS:
-            return Outcome(1, error=output.splitlines()[-1])
+            return Outcome(1, error=self._last_line(child, output))
         now = time.monotonic()
         child.died.append(now)
         how = f"ended with exit code {code}"
@@ -235,6 +235,11 @@ class Supervisor:
         self._start(child)
         return None
 
+    def _last_line(self, child: Child, output: str) -> str:
+        """The line with which a child gave up; names the child."""
+        line = (output.splitlines() or ["gave up without a word"])[-1]
+        return line if line.startswith(child.name) else f"{child.name}: {line}"
+
     def _output(self, child: Child) -> str:
         """What the child's last start printed, from its traceback on if it has one."""
         path = self._run.folders.process_output(child.name)
@@ -243,7 +248,7 @@ class Supervisor:
         with open(path, "rb") as file:
             file.seek(child.output_from)
             text = file.read().decode(errors="replace").strip()
-        start = text.rfind("Traceback (most recent call last)")
+        start = text.find("Traceback (most recent call last)")
         return text[start:] if start >= 0 else "\n".join(text.splitlines()[-20:])
 
     # -- the end -----------------------------------------------------------------

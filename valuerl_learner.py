@@ -9,7 +9,7 @@ import nn
 from checkpoint import CheckpointError
 from learner import Learner, assign, prepare_tensorflow
 from process import Context
-from replay import Batch
+from replay import DATA_NAME, Batch
 from status import VALUERL, WORLDMODEL
 from valuerl import ValueRL
 from worldmodel import WorldModel
@@ -92,7 +92,8 @@ class ValueRLLearner(Learner):
         """Where it is asked for, also copies the replay buffer."""
         super().backup()
         folder = self.folders.numbered_replay(self.updates)
-        if self.config.keep_all_replay_buffers and not folder.exists():
+        there = (folder / DATA_NAME).exists()
+        if self.config.keep_all_replay_buffers and not there:
             self.replay.copy_to(folder)
 
     def _load_model(self) -> bool:

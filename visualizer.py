@@ -105,7 +105,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--out",
         type=Path,
         metavar="DIR",
-        help="a folder that is empty or not there yet; by default "
+        help="a folder that is not there yet; by default "
         f'"{OUTPUT_NAME}" in the experiment\'s folder, with a number if that is taken',
     )
     option("--video", choices=("mp4", "gif", "none"), default="mp4")
@@ -149,7 +149,8 @@ class Trained(NamedTuple):
 
     @property
     def folder(self) -> Path:
-        return self.path.parent
+        """Where the checkpoint lies."""
+        return Path(os.path.abspath(self.path)).parent
 
 
 def newest(folder: Path, config: Config) -> Path:
@@ -204,8 +205,8 @@ def load_trained(path: Path, config: Config) -> Trained:
     beside = path.with_name(f"{VALUERL}.safetensors")
     if critic is None and beside.exists():
         critic = (beside, load(beside))
-        ahead = critic[1].metadata["updates"] != state.metadata.get("updates")
-        notes += [f"the Q-functions are from {beside.name}, saved later"] * ahead
+        if critic[1].metadata.get("updates") != state.metadata.get("updates"):
+            notes.append(f"the values are from {beside.name}, of another update")
     model = None
     if config.has_model:
         number = re.search(r"-\d+$", path.stem)
@@ -216,7 +217,8 @@ def load_trained(path: Path, config: Config) -> Trained:
             notes.append(f"there is no {name} beside {path.name}: no model is shown")
     if critic is None:
         notes.append(
-            f"there is no {beside.name} beside {path.name}: no values are shown"
+            f"there is no {beside.name} beside {path.name}: no values and no weights "
+            "are shown"
         )
     return Trained(path, _as_published(state), critic, model, notes)
 
@@ -286,11 +288,13 @@ class Nets(NamedTuple):
     Attributes:
         valuerl: None without Q-functions; with a model it gives STEVE's weights.
         world_model: None without one.
+        weighting: "STEVE" or "COV-STEVE".
         notes: lines that the user should see.
     """
 
     valuerl: "ValueRL | None"
     world_model: "WorldModel | None"
+    weighting: str
     notes: list[str]
 
 
@@ -309,15 +313,12 @@ def weighting(config: Config) -> tuple[ValueExpansion, str | None]:
         )
     if expansion.steve_reweight:
         return expansion, None
-    kind = (
-        "MVE-TDk"
-        if expansion.tdk_trick
-        else "mean-MVE"
-        if expansion.mean_k_return
-        else "TD-lambda MVE"
-        if expansion.lambda_return is not False
-        else "MVE"
-    )
+    kinds = {
+        "MVE-TDk": expansion.tdk_trick,
+        "mean-MVE": expansion.mean_k_return,
+        "TD-lambda MVE": expansion.lambda_return is not False,
+    }
+    kind = next((name for name, is_on in kinds.items() if is_on), "MVE")
     other = {"tdk_trick": False, "mean_k_return": False, "lambda_return": False}
     chosen = expansion.model_copy(update={**other, "steve_reweight": True})
     return chosen, (
@@ -340,16 +341,17 @@ def build_nets(config: Config, sizes: "EnvSpec", trained: Trained) -> Nets:
     generator = tf.random.Generator.from_seed(0)  # every weight is then replaced
     notes = []
     world_model = valuerl = None
+    expansion, other = weighting(config)
     if trained.model:
         world_model = WorldModel(
             config.world_model_config, sizes.obs_dim, sizes.action_dim, generator
         )
         _take_up(*trained.model, world_model.named_variables())
     if trained.critic:
-        expansion, note = weighting(config) if world_model else (None, None)
-        notes += [note] if note else []
+        notes += [other] if other and world_model else []
+        used = {"value_expansion": expansion if world_model else None}
         valuerl = ValueRL(
-            config.policy_config.model_copy(update={"value_expansion": expansion}),
+            config.policy_config.model_copy(update=used),
             sizes.obs_dim,
             sizes.action_dim,
             config.env.discount,
@@ -360,12 +362,13 @@ def build_nets(config: Config, sizes: "EnvSpec", trained: Trained) -> Nets:
         _take_up(*trained.critic, valuerl.named_variables())
         for name, variable in valuerl.policy.named_variables().items():
             variable.assign(trained.policy.tensors[f"policy/{name}"][None])
-        alone = not config.policy_config.bayesian
-        if world_model and alone and not config.world_model_config.bayesian:
+        nets = (world_model.transition, world_model.reward) if world_model else ()
+        if nets and all(net.ensemble_size == 1 for net in (valuerl.q, *nets)):
             notes.append(
                 "without ensembles all variances are 0: the weights are uniform"
             )
-    return Nets(valuerl, world_model, notes)
+    name = "COV-STEVE" if expansion.covariances else "STEVE"
+    return Nets(valuerl, world_model, name, notes)
 
 
 def _take_up(path: Path, state: Checkpoint, variables: dict[str, Any]) -> None:
@@ -469,14 +472,16 @@ class Histogram(NamedTuple):
     """How often each weight was seen in each of ten bins.
 
     Attributes:
-        edges: [11]; 0 .. 1, or what it takes to hold all (COV-STEVE's weights may
-            be negative or above 1). A bin holds its lower edge, the last both.
+        edges: [11]. A bin holds its lower edge, the last one both.
+        is_open: COV-STEVE's weights may be negative or above 1; then the bins are
+            between the 5% and 95% quantiles, and the outer ones hold all beyond.
         counts: [H+1, 10].
         mean: of each weight, [H+1].
         left_out: transitions whose weights are not finite.
     """
 
     edges: np.ndarray
+    is_open: bool
     counts: np.ndarray
     mean: np.ndarray
     left_out: int
@@ -486,16 +491,17 @@ def weight_histogram(weights: np.ndarray) -> Histogram:
     """The histogram over ten bins of w_0 .. w_H, [T, H+1]."""
     finite = np.isfinite(weights).all(axis=1)
     kept = weights[finite].astype(np.float64)
+    low, high = 0.0, 1.0
     rounding = 1e-5
-    low, high = kept.min(initial=0.0), kept.max(initial=1.0)
-    low = 0.0 if low > -rounding else np.floor(10 * low) / 10
-    high = 1.0 if high < 1 + rounding else np.ceil(10 * high) / 10
-    # Tenths and not multiples of 0.1's float64, so that 0.3 lies in 0.3 .. 0.4.
+    is_open = bool(((kept < low - rounding) | (kept > high + rounding)).any())
+    if is_open:
+        low, high = np.quantile(kept, (0.05, 0.95))
+    # Rounded, so that 0.3 lies in 0.3 .. 0.4.
     edges = np.round(np.linspace(low, high, BINS + 1), 10)
-    kept = np.clip(kept, low, high)
-    counts = np.stack([np.histogram(column, edges)[0] for column in kept.T])
+    inside = np.clip(kept, edges[0], edges[-1])
+    counts = np.stack([np.histogram(column, edges)[0] for column in inside.T])
     mean = kept.mean(axis=0) if len(kept) else np.full(kept.shape[1], np.nan)
-    return Histogram(edges, counts, mean, int((~finite).sum()))
+    return Histogram(edges, is_open, counts, mean, int((~finite).sum()))
 
 
 # ---- The model's error against the horizon of its rollout ---------------------------
@@ -627,8 +633,9 @@ def squares(
     Returns:
         [3, K]; the mean over further axes, the observation's entries, is taken.
     """
-    mean = predicted.mean(axis=2)
-    parts = ((mean - real) ** 2, predicted.var(axis=2), (trivial - real) ** 2)
+    with np.errstate(over="ignore", invalid="ignore"):  # a model may run away
+        mean = predicted.mean(axis=2)
+        parts = ((mean - real) ** 2, predicted.var(axis=2), (trivial - real) ** 2)
     flat = [part.reshape(*is_real.shape, -1).mean(axis=-1) for part in parts]
     return np.stack([np.where(is_real, part, 0.0).sum(axis=0) for part in flat])
 
@@ -687,6 +694,7 @@ MODEL_STYLES = {
     "spread": ("spread of the members", "#0072B2", (0, (4, 1.5))),
     "trivial": ("error without a model", "#000000", (0, (1, 1.2))),
 }
+VALUE_LABEL = "value estimate Q(s, a), \N{PLUS-MINUS SIGN} 1 sd of its members"
 PANELS_PER_ROW = 4
 LOG_SCALE_FROM = 50.0  # ratio of the largest to the smallest value
 
@@ -697,7 +705,7 @@ def _finish(axes: "Axes") -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def weights_figure(histogram: Histogram) -> "Figure":
+def weights_figure(histogram: Histogram, weighting: str) -> "Figure":
     """One panel for each weight: how often it lay in which bin."""
     from matplotlib.figure import Figure
 
@@ -719,11 +727,15 @@ def weights_figure(histogram: Histogram) -> "Figure":
         axes.axvline(histogram.mean[h], color="#D55E00", linestyle=(0, (4, 1.5)))
         axes.set_title(f"$w_{{{h}}}$, mean {histogram.mean[h]:.2f}", fontsize=10)
         axes.set_xlim(histogram.edges[0], histogram.edges[-1])
+        axes.set_xticks(histogram.edges[:: BINS // 2])
+        axes.tick_params(labelbottom=h + columns >= count)
         _finish(axes)
-    figure.supxlabel("weight (dashed: its mean)", fontsize=10)
+    beyond = "; the outer bars hold all beyond" if histogram.is_open else ""
+    figure.supxlabel(f"weight (dashed: its mean{beyond})", fontsize=10)
     figure.supylabel("share of transitions (%)", fontsize=10)
     figure.suptitle(
-        f"STEVE's weights of the candidate targets, {total:,} transitions", fontsize=11
+        f"{weighting}'s weights of the candidate targets, {total:,} transitions",
+        fontsize=11,
     )
     return figure
 
@@ -732,14 +744,16 @@ def model_error_figure(errors: ModelError, horizon: int | None) -> "Figure":
     """Three panels: errors of observation, reward and termination against k."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9.0, 3.6), layout="constrained")
+    figure = Figure(figsize=(9.0, 3.8), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.08)  # inches: keeps tick labels apart
     steps = np.arange(1, len(errors.count) + 1)
     panels = figure.subplots(1, 3)
     named = {
-        "observation": errors.observation,
-        "reward": errors.reward,
-        "termination probability": errors.termination,
+        "observation\n(without a model: as at the start)": errors.observation,
+        "reward\n(without a model: always the mean)": errors.reward,
+        "termination probability\n(without a model: share of ends)": (
+            errors.termination
+        ),
     }
     for axes, (title, each) in zip(panels, named.items(), strict=True):
         for field, (label, color, dashes) in MODEL_STYLES.items():
@@ -762,11 +776,11 @@ def model_error_figure(errors: ModelError, horizon: int | None) -> "Figure":
                 color="#555555",
                 fontsize=8,
             )
-        axes.set_title(title, fontsize=10)
+        axes.set_title(title, fontsize=9)
         axes.set_xticks(steps if len(steps) <= LONGEST_ROLLOUT else steps[4::5])
         axes.set_xlabel("imagined steps")
         _finish(axes)
-    panels[0].set_ylabel("root mean square")
+    panels[0].set_ylabel("root mean square, in its own unit")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(
         handles,
@@ -783,7 +797,11 @@ def model_error_figure(errors: ModelError, horizon: int | None) -> "Figure":
 
 
 def episode_figure(
-    judged: Judged, returns: np.ndarray, with_value: np.ndarray, title: str
+    judged: Judged,
+    returns: np.ndarray,
+    with_value: np.ndarray,
+    title: str,
+    reward_scale: float = 1.0,
 ) -> "Figure":
     """Strip chart of an episode: its weights above, values and returns below.
 
@@ -793,6 +811,7 @@ def episode_figure(
         with_value: realised, [T], and after a cut the value estimate of the last
             state; equal to `returns` where the episode terminated.
         title: of the picture.
+        reward_scale: that values and returns contain.
     """
     from matplotlib.figure import Figure
 
@@ -811,10 +830,10 @@ def episode_figure(
     axes = panels[-1]
     low, high = judged.value - judged.value_std, judged.value + judged.value_std
     axes.fill_between(steps, low, high, color="#0072B2", alpha=0.2, linewidth=0)
-    axes.plot(steps, judged.value, color="#0072B2", label="value estimate Q(s, a)")
+    axes.plot(steps, judged.value, color="#0072B2", label=VALUE_LABEL)
     if judged.target is not None:
         style = {"color": "#009E73", "linestyle": (0, (1, 1.2)), "linewidth": 1.2}
-        axes.plot(steps, judged.target, label="target", **style)
+        axes.plot(steps, judged.target, label="target with these weights", **style)
     if judged.final_value:
         style = {"color": "#E69F00", "linestyle": (0, (7, 1.5, 1.5, 1.5))}
         label = "return, after the cut Q of the last state"
@@ -827,7 +846,8 @@ def episode_figure(
         label="realised return",
     )
     axes.set_xlim(0, max(1, len(steps)))
-    axes.set_ylabel("discounted, scaled reward")
+    scaled = f" x {reward_scale:g}" if reward_scale != 1 else ""
+    axes.set_ylabel(f"discounted sum of rewards{scaled}")
     axes.set_xlabel("step")
     _finish(axes)
     handles, labels = axes.get_legend_handles_labels()
@@ -835,7 +855,7 @@ def episode_figure(
         handles,
         labels,
         loc="outside lower center",
-        ncols=4,
+        ncols=2 if len(labels) > 3 else 3,
         frameon=False,
         handlelength=3,
         fontsize=9,
@@ -936,10 +956,13 @@ def episodes_csv(episodes: Sequence[Episode]) -> bytes:
 def weights_csv(histogram: Histogram) -> bytes:
     """`low,high,w_0,..`: in how many transitions each weight lay in each bin."""
     names = [f"w_{h}" for h in range(len(histogram.counts))]
-    bins = zip(histogram.edges[:-1], histogram.edges[1:], strict=True)
+    edges = histogram.edges.copy()
+    if histogram.is_open:
+        edges[[0, -1]] = -np.inf, np.inf
+    counts = histogram.counts.T.tolist()
     rows = [
-        (*edges, *counts)
-        for edges, counts in zip(bins, histogram.counts.T.tolist(), strict=True)
+        (low, high, *row)
+        for low, high, row in zip(edges[:-1], edges[1:], counts, strict=True)
     ]
     return csv_bytes(["low", "high", *names], rows)
 
@@ -948,9 +971,12 @@ def weights_table(histogram: Histogram) -> str:
     total = max(1, int(histogram.counts[0].sum()))
     rows = [["weight", *(f"w_{h}" for h in range(len(histogram.counts)))]]
     for i in range(BINS):
-        low, high = histogram.edges[i : i + 2]
+        low, high = (f"{edge:.2f}" for edge in histogram.edges[i : i + 2])
+        label = f"{low} to {high}"
+        if histogram.is_open and i in (0, BINS - 1):
+            label = f"below {high}" if i == 0 else f"from {low}"
         shares = 100 * histogram.counts[:, i] / total
-        rows.append([f"{low:.2f}-{high:.2f}", *(f"{share:.1f}%" for share in shares)])
+        rows.append([label, *(f"{share:.1f}%" for share in shares)])
     rows.append(["mean", *(f"{mean:.3f}" for mean in histogram.mean)])
     return text_table(rows)
 
@@ -1018,16 +1044,16 @@ def show_episode(config: Config, episode: Episode, judged: Judged) -> Shown:
         f"{config.env.name}, episode 1: {episode.length} steps, {ending(episode)}, "
         f"score {episode.score:.1f}"
     )
-    figure = episode_figure(judged, returns, with_value, title)
+    figure = episode_figure(judged, returns, with_value, title, config.env.reward_scale)
     files = {"episode.csv": episode_csv(episode, judged, returns, with_value)}
     return Shown(files | _pictures("episode", figure), [])
 
 
-def show_weights(weights: np.ndarray) -> Shown:
+def show_weights(weights: np.ndarray, weighting: str) -> Shown:
     """Histogram of the weights, as table and picture."""
     histogram = weight_histogram(weights)
     lines = [
-        "\nSTEVE's weights along the episodes (model usage "
+        f"\n{weighting}'s weights along the episodes (model usage "
         f"{1 - histogram.mean[0]:.3f}):",
         weights_table(histogram),
     ]
@@ -1037,7 +1063,9 @@ def show_weights(weights: np.ndarray) -> Shown:
             "finite"
         )
     files = {"weights.csv": weights_csv(histogram)}
-    return Shown(files | _pictures("weights", weights_figure(histogram)), lines)
+    return Shown(
+        files | _pictures("weights", weights_figure(histogram, weighting)), lines
+    )
 
 
 def show_model(
@@ -1071,7 +1099,8 @@ def analyse(config: Config, nets: Nets, episodes: Sequence[Episode]) -> list[Sho
         judged = [judge(nets.valuerl, episode) for episode in episodes]
         shown.append(show_episode(config, episodes[0], judged[0]))
         if nets.world_model:
-            shown.append(show_weights(np.concatenate([j.weights for j in judged])))
+            weights = np.concatenate([each.weights for each in judged])
+            shown.append(show_weights(weights, nets.weighting))
     if nets.world_model:
         shown.append(show_model(config, nets.world_model, episodes))
     return shown
@@ -1081,15 +1110,15 @@ def choose_folder(asked: Path | None, trained: Trained, config: Config) -> Path:
     """Where the results go; nothing that is there is ever replaced.
 
     Raises:
-        UserError: the folder that was asked for is there and not empty.
+        UserError: the folder that was asked for is there.
     """
     if asked is not None:
-        if os.path.lexists(asked) and not (asked.is_dir() and not any(asked.iterdir())):
+        if os.path.lexists(asked):
             raise UserError(f"{asked} is there already: pass another --out")
-        return asked
-    checkpoints = trained.folder.resolve()
-    is_experiment = (checkpoints.parent / config.log_path).is_dir()
-    first = checkpoints.parent / OUTPUT_NAME if is_experiment else OUTPUT_ELSEWHERE
+        return Path(os.path.abspath(asked))
+    experiment = trained.folder.parent
+    is_experiment = (experiment / config.log_path).is_dir()
+    first = experiment / OUTPUT_NAME if is_experiment else OUTPUT_ELSEWHERE
     folder, number = first, 1
     while os.path.lexists(folder):
         number += 1
@@ -1109,7 +1138,7 @@ def appearing(folder: Path) -> Iterator[Path]:
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def check_gpu(gpu_id: str) -> None:
+def select_gpu(gpu_id: str) -> None:
     """Makes the GPU of that number the only visible one, before TensorFlow's import.
 
     Raises:
@@ -1126,7 +1155,7 @@ def load_nets(gpu_id: str, config: Config, sizes: "EnvSpec", trained: Trained) -
     expected = policy_shapes(config.policy_config, sizes)
     checkpoint.check_tensors(trained.path, trained.policy, expected)
     if not (trained.critic or trained.model):
-        return Nets(None, None, [])
+        return Nets(None, None, "STEVE", [])
     with open(os.devnull, "w") as nowhere, redirected(nowhere.fileno()):
         import tensorflow as tf  # its start-up notes obey no log level
 
@@ -1148,7 +1177,7 @@ def run(arguments: argparse.Namespace) -> None:
     """
     loaded = configuration.load(arguments.config, overrides=arguments.set)
     config = loaded.config
-    check_gpu(arguments.gpu_id)
+    select_gpu(arguments.gpu_id)
     if arguments.video != "none" and importlib.util.find_spec("moviepy") is None:
         raise UserError("videos need moviepy: pip install moviepy, or --video none")
     trained = load_trained(arguments.checkpoint, config)
@@ -1210,6 +1239,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"visualizer.py: {error}", file=sys.stderr)
         return 1
     except OSError as error:
+        if error.filename is None:
+            raise  # no file is at fault
         print(f"visualizer.py: {error.filename}: {error.strerror}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -1,6 +1,5 @@
 """envwrap and classic_envs: spaces, clocks, errors, and the paper's physics."""
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -432,13 +431,7 @@ def test_mujoco_py_ids_go_to_gym_where_it_is_installed(monkeypatch):
     assert envs[0].calls == [("reset", 3), ("step", [bound, -0.1]), "close"]
 
 
-with_mujoco_py = pytest.mark.skipif(
-    importlib.util.find_spec("mujoco_py") is None,
-    reason="needs gym and mujoco-py (README, the old engine)",
-)
-
-
-@with_mujoco_py
+@pytest.mark.mujoco_py
 @pytest.mark.parametrize("version", ["v2", "v3"])
 @pytest.mark.parametrize("name", classic_envs.MUJOCO)
 def test_real_mujoco_py_repeats_its_recorded_episodes(name, version):
@@ -456,7 +449,7 @@ def test_real_mujoco_py_repeats_its_recorded_episodes(name, version):
     env.close()
 
 
-@with_mujoco_py
+@pytest.mark.mujoco_py
 def test_real_mujoco_pys_episodes_are_cut_and_a_cut_is_no_termination():
     for max_frames, frame in ((7, 7), (1100, 1000)):  # 1000: gym's own clock
         env = made("Swimmer-v2", max_frames=max_frames)

@@ -68,6 +68,9 @@ class World:
 
     Attributes:
         silent: the children that show no life.
+        started: names, in the order of their starts.
+        restarts: (name, the number of the start, from 0), as the children are told.
+        killed: (name, seconds).
     """
 
     def __init__(self, board, lives, codes=None):
@@ -76,10 +79,13 @@ class World:
         self.lives = lives
         self.codes = codes or {}
         self.silent = set()
-        self.started = []  # names
-        self.killed = []  # names, seconds
+        self.started = []
+        self.restarts = []
+        self.killed = []
 
     def make(self, target, name, args):
+        _, _, _, restart, _ = args
+        self.restarts.append((name, restart))
         return FakeProcess(self, name)
 
     def wait(self, sentinels, timeout):
@@ -160,6 +166,7 @@ def test_an_actor_is_restarted_five_times_in_ten_minutes(pretend, name):
     supervisor, world, _ = pretend({name: 119.0})  # from the first end 5 * 119 s
     outcome = supervisor.run()
     assert world.started == [VALUERL] + [name] * 6
+    assert world.restarts[1:] == [(name, restart) for restart in range(6)]
     assert outcome.code == 1
     assert not outcome.finished
     assert f"{name} ended with exit code 1 after 5 restarts" in outcome.error
@@ -221,7 +228,10 @@ def test_what_a_restart_would_meet_again_ends_the_run_at_once(
 
     supervisor._display.on_show = write_more
     outcome = supervisor.run()
-    assert (outcome.code, outcome.error) == (launcher_code, "the cause")
+    assert (outcome.code, outcome.error) == (
+        launcher_code,
+        "evaluator0: the cause",
+    )
     assert world.started == [VALUERL, "evaluator0"]
 
 
@@ -530,7 +540,8 @@ def test_a_failure_beyond_the_restarts_shows_its_last_traceback_and_saves_the_re
 def test_a_childs_line_is_what_the_launcher_says(watched, function, code, line):
     supervisor, _ = watched({VALUERL: "obey", "interactor0": function})
     outcome = supervisor.run()
-    assert (outcome.code, outcome.finished, outcome.error) == (code, False, line)
+    said = f"interactor0: {line}"
+    assert (outcome.code, outcome.finished, outcome.error) == (code, False, said)
     assert [child.starts for child in supervisor._children] == [1, 1]
 
 
