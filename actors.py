@@ -18,10 +18,10 @@ import portalocker
 
 import checkpoint
 from checkpoint import CheckpointError
-from envwrap import make_env
 from policy import Policy, random_actions
 from process import Context
 from replay import Batch, ReplayBuffer
+from safeenv import SafeEnv
 from schema import Config
 from status import (
     FINAL_EPISODES,
@@ -108,10 +108,13 @@ def interact(context: Context) -> None:
     def beat() -> None:
         row["heartbeat"] = time.monotonic()
 
+    def lose() -> None:
+        row["dropped"] += 1
+
     envs, obs = [], []
     for _ in range(agent.batch_size):
-        envs.append(make_env(config.env))
-        obs.append(envs[-1].reset(seed=int(rng.integers(2**31)))[0])
+        envs.append(SafeEnv(config.env, rng, context.name, lose))
+        obs.append(envs[-1].reset())
         beat()
     obs = np.stack(obs)
     steps = 0
@@ -144,11 +147,12 @@ def interact(context: Context) -> None:
 
 
 def step_all(
-    envs: list, obs: np.ndarray, action: np.ndarray, beat: Callable[[], None]
+    envs: list[SafeEnv], obs: np.ndarray, action: np.ndarray, beat: Callable[[], None]
 ) -> tuple[Batch, np.ndarray]:
     """One step of every environment; those whose episode ended start a new one.
 
-    A cut episode is no termination: `terminated` is the environment's own.
+    A cut episode is no termination: `terminated` is the environment's own. `next_obs`
+    is the true last observation of an episode, never the first of the next one.
 
     Args:
         envs: B environments.
@@ -157,24 +161,28 @@ def step_all(
         beat: called after each environment's step, to show that the process lives.
 
     Returns:
-        (the B transitions, the observations to go on from, [B, O]).
+        (the transitions, B less those that were lost; the observations to go on from,
+        [B, O]).
     """
-    rewards, next_obs, terminated, going_on = [], [], [], []
+    taken = []
     for env, one_action in zip(envs, action, strict=True):
-        after, reward, ended, cut, _ = env.step(one_action)
-        # A copy: an environment may write its next episode into the same array.
-        next_obs.append(np.array(after, np.float32))
-        rewards.append(reward)
-        terminated.append(ended)
-        going_on.append(env.reset()[0] if ended or cut else after)
+        taken.append(env.step(one_action))
         beat()
+    kept = [i for i, step in enumerate(taken) if step is not None]
+    next_obs = np.empty((len(kept), obs.shape[1]), np.float32)
+    for row, i in enumerate(kept):
+        next_obs[row] = taken[i].obs
     batch = Batch(
-        obs=obs.astype(np.float32),
-        action=action,
-        reward=np.asarray(rewards, np.float32),
-        next_obs=np.stack(next_obs),
-        terminated=np.asarray(terminated, np.float32),
+        obs=obs[kept].astype(np.float32),
+        action=action[kept],
+        reward=np.array([taken[i].reward for i in kept], np.float32),
+        next_obs=next_obs,
+        terminated=np.array([taken[i].terminated for i in kept], np.float32),
     )
+    going_on = [
+        env.reset() if step is None or step.over else step.obs
+        for env, step in zip(envs, taken, strict=True)
+    ]
     return batch, np.stack(going_on)
 
 
@@ -201,9 +209,10 @@ class Evaluator:
         self._row = context.board[context.name]
         self._reader = PolicyReader(context)
         self._rng = np.random.default_rng(context.seed)
-        self._envs = [make_env(config.env) for _ in range(self._settings.batch_size)]
-        for env in self._envs:
-            env.reset(seed=int(self._rng.integers(2**31)))
+        self._envs = [
+            SafeEnv(config.env, self._rng, context.name, self._lose)
+            for _ in range(self._settings.batch_size)
+        ]
         self._scores = ScoreFile(context.run.folders.scores, self._row)
         self._scores.settle()
 
@@ -220,6 +229,9 @@ class Evaluator:
                 self._run_episodes(policy, missing, final)
             else:
                 wait_until(lambda: self._stopping() or self._has_work())
+
+    def _lose(self) -> None:
+        self._row["dropped"] += 1
 
     def _is_final(self) -> bool:
         return int(self._context.board[LAUNCHER]["phase"]) == FINAL_EPISODES
@@ -248,24 +260,29 @@ class Evaluator:
         NaN where the run has no final episodes, or was stopped meanwhile.
         """
         env = self._envs[0]
-        scores = []
-        for _ in range(self._final_episodes):
+        scores: list[float] = []
+        while len(scores) < self._final_episodes:
             env.reset()
-            score, over = 0.0, False
-            while not over:
+            score, step = 0.0, None
+            while step is None or not step.over:
                 if self._stopping():
                     return math.nan
                 action = random_actions(1, self._context.run.action_dim, self._rng)
-                _, reward, terminated, truncated, _ = env.step(action[0])
-                score += float(reward)
-                over = terminated or truncated
-            scores.append(score)
+                step = env.step(action[0])
+                if step is None:
+                    break
+                score += step.reward
+            else:
+                scores.append(score)
         return float(np.mean(scores)) if scores else math.nan
 
     def _run_episodes(self, policy: Policy, count: int, final: bool) -> None:
-        """One episode in each of up to `count` environments, side by side."""
+        """One episode in each of up to `count` environments, side by side.
+
+        An episode with a lost transition has no score: it is run again.
+        """
         envs = self._envs[:count]
-        obs = [env.reset()[0] for env in envs]
+        obs = [env.reset() for env in envs]
         scores = [0.0] * len(envs)
         running = list(range(len(envs)))
         while running:
@@ -273,9 +290,13 @@ class Evaluator:
                 return
             actions = policy.greedy(np.stack([obs[i] for i in running]))
             for i, action in zip(list(running), actions, strict=True):
-                obs[i], reward, terminated, truncated, _ = envs[i].step(action)
-                scores[i] += float(reward)
-                if terminated or truncated:
+                step = envs[i].step(action)
+                if step is None:
+                    running.remove(i)
+                    continue
+                obs[i] = step.obs
+                scores[i] += step.reward
+                if step.over:
                     running.remove(i)
                     self._scores.record(policy, scores[i], final)
 

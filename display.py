@@ -14,7 +14,14 @@ from rich.text import Text
 
 from experiment import Run
 from replay import ReplayBuffer
-from status import FINAL_EPISODES, LAUNCHER, VALUERL, WORLDMODEL, Board
+from status import (
+    FINAL_EPISODES,
+    LAUNCHER,
+    VALUERL,
+    WORLDMODEL,
+    Board,
+    process_names,
+)
 
 REFRESH = 0.5  # seconds, in place
 LINE_EVERY = 10.0  # seconds, as plain lines
@@ -135,6 +142,13 @@ class Progress:
         score = float(self._board["evaluator0"]["random_score"])
         return None if np.isnan(score) else score
 
+    def dropped(self) -> int:
+        """Transitions lost to failing environments, in this launch."""
+        return sum(
+            int(self._board[name]["dropped"])
+            for name in process_names(self._run.config)
+        )
+
     def seconds_left(self) -> float | None:
         """By the speed of the last half minute; None without a limit."""
         estimates = []
@@ -179,6 +193,8 @@ def plain_line(progress: Progress) -> str:
         parts.append(
             f"last scores {' '.join(f'{score:.1f}' for _, score in scores[-4:])}"
         )
+    if progress.dropped():
+        parts.append(f"dropped {progress.dropped()} transitions")
     left = progress.seconds_left()
     if left is not None:
         parts.append(f"left {clock(left)}")
@@ -208,7 +224,10 @@ def render(progress: Progress, title: str) -> Group:
     scores = progress.scores()
     shown = "  ".join(f"{score:.1f}" for _, score in scores) if scores else "none yet"
     epoch = f" (policy of epoch {scores[-1][0]} last)" if scores else ""
-    return Group(head, table, Text(f"scores{epoch}  {shown}"))
+    lines = [Text(f"scores{epoch}  {shown}")]
+    if progress.dropped():
+        lines.append(Text(f"dropped {progress.dropped()} transitions (log/processes)"))
+    return Group(head, table, *lines)
 
 
 class Display:

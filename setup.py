@@ -31,6 +31,7 @@ setup(
         "policy",
         "process",
         "replay",
+        "safeenv",
         "schema",
         "status",
         "supervisor",

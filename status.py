@@ -42,6 +42,7 @@ ROW = np.dtype(
         ("metrics", "f8", METRICS),  # learners: means of the last log interval
         ("episodes", "i8"),  # evaluators: recorded for the policy of `epoch`
         ("final_episodes", "i8"),  # evaluators: recorded at the end of the run
+        ("dropped", "i8"),  # actors: transitions lost to a failing environment
         ("random_score", "f8"),  # evaluators: of random actions, at the end of the run
         ("pending_count", "i8"),  # evaluators: episodes once `pending` is appended
         ("offset", "i8"),  # evaluators: where `pending` is being appended, or -1

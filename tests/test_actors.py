@@ -15,6 +15,7 @@ from support import PATIENCE, make_config, make_run, publish_policy
 import actors
 import checkpoint
 import process
+import safeenv
 from actors import (
     CSV_HEADER,
     PolicyReader,
@@ -28,6 +29,7 @@ from envwrap import make_env
 from experiment import learner_names
 from process import Context
 from replay import ReplayBuffer
+from safeenv import SafeEnv
 from status import FINAL_EPISODES, LAUNCHER, VALUERL, WORLDMODEL, Board
 
 SPAWN = multiprocessing.get_context("spawn")
@@ -291,8 +293,10 @@ def counting_envs(tmp_path, endings, length=3, max_frames=100):
     envs, obs = [], []
     for seed, ending in enumerate(endings):
         settings = {"length": length, "ending": ending, "max_frames": max_frames}
-        envs.append(make_env(make_config(tmp_path, env=settings).env))
-        obs.append(envs[-1].reset(seed=seed)[0])
+        config = make_config(tmp_path, env=settings).env
+        rng = np.random.default_rng(seed)
+        envs.append(SafeEnv(config, rng, "test", lambda: None))
+        obs.append(envs[-1].reset())
     return envs, np.stack(obs)
 
 
@@ -356,7 +360,7 @@ def test_next_obs_is_the_last_observation_of_an_episode_not_the_first_of_the_nex
 
 def test_each_environment_goes_its_own_way(tmp_path):
     envs, obs = counting_envs(tmp_path, ["termination", "truncation"], length=3)
-    envs[1].unwrapped.length = 2
+    envs[1]._env.unwrapped.length = 2
     numbers = obs[:, 0].tolist()
     assert numbers[0] != numbers[1]
     batches, obs = steps_of(envs, obs, 5)
@@ -833,7 +837,7 @@ def test_side_by_side_each_environment_runs_whole_episodes(tmp_path, monkeypatch
             env.model_copy(update={"make_kwargs": {"length": next(lengths)}})
         )
 
-    monkeypatch.setattr(actors, "make_env", make_next)
+    monkeypatch.setattr(safeenv, "make_env", make_next)
     evaluate(context_of(run, board, "evaluator0", Script(on_idle=lambda: True)))
     # The shortest is over first; the others go on without it.
     np.testing.assert_allclose([r[3] for r in rows_of(run)], [1, 2, 3], atol=1e-5)
