@@ -769,10 +769,11 @@ def model_error_figure(errors: ModelError, horizon: int | None) -> "Figure":
             axes.axvline(horizon, color="#888888", linewidth=0.8, zorder=0)
             axes.annotate(
                 f"H = {horizon}",
-                (horizon, 0.01),
+                (horizon, 0.99),
                 xycoords=axes.get_xaxis_transform(),
-                xytext=(3, 2),
+                xytext=(3, 0),
                 textcoords="offset points",
+                verticalalignment="top",
                 color="#555555",
                 fontsize=8,
             )

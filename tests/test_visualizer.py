@@ -446,6 +446,7 @@ def test_another_algorithm_gets_steves_weights_and_it_is_said(
     assert weights.shape == (3, (expansion or {"rollout_len": 3})["rollout_len"] + 1)
     # Not the last: behind a termination all candidates are the same.
     assert (weights.max(axis=1) > weights.min(axis=1) + 0.01)[:-1].all()
+    assert (weights > 0).all()  # MVE's would be 1 at H and else 0
     if said is None:
         assert nets.notes == []
     else:
@@ -509,6 +510,20 @@ def test_a_policys_values_are_those_beside_it(tmp_path, config):
     alone = visualizer.load_trained(path, config)
     assert alone.critic is None
     assert "no values and no weights" in alone.notes[0]
+
+
+def test_targets_follow_the_policy_that_was_asked_for(tmp_path, config):
+    publish(tmp_path, config)
+    other = tmp_path / "later"
+    publish(other, config, updates=8)
+    path = tmp_path / "policy.safetensors"
+    (other / "policy.safetensors").replace(path)
+    trained = visualizer.load_trained(path, config)
+    assert "of another update" in trained.notes[0]
+    nets = visualizer.build_nets(config, SIZES, trained)
+    obs = np.array([[0.3, -0.2]], np.float32)
+    asked = Policy(trained.policy, 2, 1).greedy(obs)
+    np.testing.assert_allclose(nets.valuerl.action(tf.constant(obs)), asked, atol=1e-6)
 
 
 def test_a_damaged_newest_state_gives_way_to_the_one_before(tmp_path, config):
