@@ -25,6 +25,8 @@ setup(
         "envwrap",
         "episodes",
         "experiment",
+        "figures",
+        "inspection",
         "learner",
         "main",
         "nn",
@@ -36,6 +38,7 @@ setup(
         "status",
         "supervisor",
         "toy_demo",
+        "trained",
         "util",
         "valuerl",
         "valuerl_learner",
@@ -54,6 +57,7 @@ setup(
         "rich>=15,<16",  # the terminal display
         "matplotlib>=3.11,<4",  # figures
         "moviepy>=2.2,<3",  # videos of trained policies
+        "pillow>=10.1,<12",  # captions in them
         "nvidia-ml-py>=13",  # finds GPUs without TensorFlow
     ],
     extras_require={

@@ -20,15 +20,18 @@ import checkpoint
 import configuration
 import devices
 import episodes
+import figures
+import inspection
 import visualizer
 from checkpoint import Checkpoint
 from envwrap import EnvSpec
 from episodes import Episode, EpisodeError
+from inspection import Predicted
 from policy import Policy
 from schema import Config, PolicyConfig
+from trained import build_nets, load_trained, policy_shapes
 from util import UserError
 from valuerl import ValueRL
-from visualizer import Predicted
 from worldmodel import WorldModel
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -228,16 +231,16 @@ def make_episode(
 def test_realised_return_by_hand():
     # G_2 = 2*3 = 6, G_1 = 2*2 + 0.5*6 = 7, G_0 = 2*1 + 0.5*7 = 5.5
     rewards = np.array([1.0, 2.0, 3.0])
-    returns = visualizer.discounted_returns(rewards, 0.5, 2.0)
+    returns = inspection.discounted_returns(rewards, 0.5, 2.0)
     assert returns.tolist() == [5.5, 7.0, 6.0]
     # With 8 after the last step: 6 + 4 = 10, 4 + 5 = 9, 2 + 4.5 = 6.5
-    returns = visualizer.discounted_returns(rewards, 0.5, 2.0, 8.0)
+    returns = inspection.discounted_returns(rewards, 0.5, 2.0, 8.0)
     assert returns.tolist() == [6.5, 9.0, 10.0]
 
 
 def test_bins_hold_their_lower_edge_and_the_last_one_both():
     weights = np.array([[0.0, 1.0], [0.3, 0.7], [0.29, 0.71], [1 + 1e-7, -1e-7]])
-    histogram = visualizer.weight_histogram(weights)
+    histogram = inspection.weight_histogram(weights)
     assert histogram.counts.tolist() == [
         [1, 0, 1, 1, 0, 0, 0, 0, 0, 1],
         [1, 0, 0, 0, 0, 0, 0, 2, 0, 1],
@@ -249,24 +252,24 @@ def test_bins_hold_their_lower_edge_and_the_last_one_both():
 
 def test_weights_that_are_not_finite_are_left_out_and_counted():
     weights = np.array([[0.5, 0.5], [np.nan, np.nan], [0.25, 0.75]])
-    histogram = visualizer.weight_histogram(weights)
+    histogram = inspection.weight_histogram(weights)
     assert histogram.left_out == 1
     assert histogram.counts.sum(axis=1).tolist() == [2, 2]
 
 
 def test_weights_beyond_one_are_held_by_the_outer_bins():
     column = np.linspace(-50.0, 50.0, 101)
-    histogram = visualizer.weight_histogram(np.stack([column, 1 - column], axis=1))
+    histogram = inspection.weight_histogram(np.stack([column, 1 - column], axis=1))
     assert histogram.is_open
     assert histogram.counts.sum(axis=1).tolist() == [101, 101]
-    low, *_, high = visualizer.weights_csv(histogram).decode().splitlines()[1:]
+    low, *_, high = figures.weights_csv(histogram).decode().splitlines()[1:]
     assert low.startswith("-inf,")
     assert high.split(",")[1] == "inf"
 
 
 def test_stretches_stay_inside_their_episode():
     first, second = make_episode(3), make_episode(2, start=10.0)
-    cut = visualizer.cut_rollouts([first, second], steps=4)
+    cut = inspection.cut_rollouts([first, second], steps=4)
     assert cut.is_real.sum(axis=1).tolist() == [3, 2, 1, 2, 1]
     np.testing.assert_array_equal(cut.obs[:3], first.obs)
     np.testing.assert_array_equal(cut.next_obs[0, :3], first.next_obs)
@@ -277,7 +280,7 @@ def test_stretches_stay_inside_their_episode():
 
 
 def test_of_too_many_states_some_are_taken_at_even_distances():
-    cut = visualizer.cut_rollouts([make_episode(101)], steps=1, most=11)
+    cut = inspection.cut_rollouts([make_episode(101)], steps=1, most=11)
     assert (cut.obs[:, 1] * 10).round().tolist() == list(range(0, 101, 10))
 
 
@@ -300,7 +303,7 @@ def identifiable(start_obs: np.ndarray, actions: np.ndarray) -> Predicted:
 
 def test_model_error_of_an_identifiable_model():
     every = [make_episode(4), make_episode(6, terminated=False)]
-    errors = visualizer.model_error(identifiable, every, steps=3)
+    errors = inspection.model_error(identifiable, every, steps=3)
     assert errors.count.tolist() == [10, 8, 6]
     # At step k the members are off by 0 and 2k in x and by 0 in the clock: the mean
     # by k in one of two entries, hence k / sqrt(2); their deviation is the same.
@@ -315,7 +318,7 @@ def test_model_error_of_an_identifiable_model():
 
 
 def test_error_without_a_model():
-    errors = visualizer.model_error(identifiable, [make_episode(3)], steps=10)
+    errors = inspection.model_error(identifiable, [make_episode(3)], steps=10)
     assert errors.count.tolist() == [3, 2, 1]  # no longer than the episode
     # x moves by 0.1, 0.2, 0.3, the clock by 0.1; squares over 2 entries.
     moved = np.sqrt((0.01 + 0.04 + 0.09 + 3 * 0.01) / 6)
@@ -328,9 +331,9 @@ def test_error_without_a_model():
 
 def test_rollouts_are_independent_of_the_size_of_the_chunks(monkeypatch):
     every = [make_episode(7), make_episode(5)]
-    whole = visualizer.model_error(identifiable, every, steps=3)
-    monkeypatch.setattr(visualizer, "ROWS_AT_ONCE", 2)
-    parts = visualizer.model_error(identifiable, every, steps=3)
+    whole = inspection.model_error(identifiable, every, steps=3)
+    monkeypatch.setattr(inspection, "ROWS_AT_ONCE", 2)
+    parts = inspection.model_error(identifiable, every, steps=3)
     for one, other in zip(whole, parts, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-9)
 
@@ -352,7 +355,7 @@ def test_predict_rolls_every_member_along_the_given_actions(tmp_path):
     rng = np.random.default_rng(0)
     start = rng.normal(size=(4, 2)).astype(np.float32)
     actions = rng.uniform(-1, 1, (4, 3, 1)).astype(np.float32)
-    made = visualizer.predict(model, start, actions)
+    made = inspection.predict(model, start, actions)
     assert made.reward.shape == (4, 3, 6)
     for m in range(3):
         obs = start.astype(np.float64)
@@ -399,7 +402,7 @@ def direct_weights(valuerl, model, episode, t: int) -> tuple[np.ndarray, float]:
 def test_weights_and_targets_agree_with_a_direct_computation(tmp_path, terminated):
     valuerl, model = build(Config.model_validate(content(tmp_path)))
     episode = make_episode(5, terminated, start=0.3)
-    judged = visualizer.judge(valuerl, episode)
+    judged = inspection.judge(valuerl, episode)
     for t in range(5):
         weights, target = direct_weights(valuerl, model, episode, t)
         np.testing.assert_allclose(judged.weights[t], weights, atol=2e-3)
@@ -409,7 +412,7 @@ def test_weights_and_targets_agree_with_a_direct_computation(tmp_path, terminate
 def test_values_are_of_the_actions_taken_and_zero_behind_a_termination(tmp_path):
     valuerl, _ = build(Config.model_validate(content(tmp_path)))
     episode = make_episode(4, terminated=False)
-    judged = visualizer.judge(valuerl, episode)
+    judged = inspection.judge(valuerl, episode)
     inputs = np.c_[episode.obs, episode.action]
     q = np.stack([forward(valuerl.q, member, inputs)[:, 0] for member in range(2)])
     np.testing.assert_allclose(judged.value, q.mean(axis=0), atol=1e-5)
@@ -418,7 +421,7 @@ def test_values_are_of_the_actions_taken_and_zero_behind_a_termination(tmp_path)
     inputs = np.r_[last, np.tanh(forward(valuerl.policy, 0, last))]
     final = np.mean([forward(valuerl.q, member, inputs) for member in range(2)])
     np.testing.assert_allclose(judged.final_value, final, atol=1e-5)
-    ended = visualizer.judge(valuerl, make_episode(4))
+    ended = inspection.judge(valuerl, make_episode(4))
     assert ended.final_value == 0
 
 
@@ -440,9 +443,9 @@ def test_another_algorithm_gets_steves_weights_and_it_is_said(
     given["policy_config"]["value_expansion"] = expansion
     config = Config.model_validate(given)
     publish(tmp_path, config)
-    trained = visualizer.load_trained(tmp_path, config)
-    nets = visualizer.build_nets(config, SIZES, trained)
-    weights = visualizer.judge(nets.valuerl, make_episode(3)).weights
+    trained = load_trained(tmp_path, config)
+    nets = build_nets(config, SIZES, trained)
+    weights = inspection.judge(nets.valuerl, make_episode(3)).weights
     assert weights.shape == (3, (expansion or {"rollout_len": 3})["rollout_len"] + 1)
     # Not the last: behind a termination all candidates are the same.
     assert (weights.max(axis=1) > weights.min(axis=1) + 0.01)[:-1].all()
@@ -458,9 +461,9 @@ def test_without_ensembles_the_weights_are_uniform_and_it_is_said(tmp_path):
     given["policy_config"]["bayesian"] = given["model_config"]["bayesian"] = None
     config = Config.model_validate(given)
     publish(tmp_path, config)
-    trained = visualizer.load_trained(tmp_path, config)
-    nets = visualizer.build_nets(config, SIZES, trained)
-    weights = visualizer.judge(nets.valuerl, make_episode(3)).weights
+    trained = load_trained(tmp_path, config)
+    nets = build_nets(config, SIZES, trained)
+    weights = inspection.judge(nets.valuerl, make_episode(3)).weights
     np.testing.assert_allclose(weights, 1 / 3, atol=1e-6)
     assert "uniform" in nets.notes[0]
 
@@ -476,11 +479,11 @@ def config(tmp_path):
 def test_a_folder_gives_its_newest_state_and_the_newest_model(tmp_path, config):
     publish(tmp_path, config, "-5", updates=5)
     publish(tmp_path, config, "-40", updates=40)
-    only_numbered = visualizer.load_trained(tmp_path, config)
+    only_numbered = load_trained(tmp_path, config)
     assert only_numbered.path.name == "valuerl-40.safetensors"
     assert only_numbered.model[0].name == "worldmodel-40.safetensors"
     publish(tmp_path, config)
-    newest = visualizer.load_trained(tmp_path, config)
+    newest = load_trained(tmp_path, config)
     assert newest.path.name == "valuerl.safetensors"
     assert newest.model[0].name == "worldmodel.safetensors"
     assert newest.notes == []
@@ -490,10 +493,10 @@ def test_a_numbered_state_has_the_model_of_its_number_or_none(tmp_path, config):
     publish(tmp_path, config)
     publish(tmp_path, config, "-5", updates=5)
     path = tmp_path / "valuerl-5.safetensors"
-    trained = visualizer.load_trained(path, config)
+    trained = load_trained(path, config)
     assert trained.model[1].metadata["updates"] == 5
     (tmp_path / "worldmodel-5.safetensors").unlink()
-    trained = visualizer.load_trained(path, config)
+    trained = load_trained(path, config)
     assert trained.model is None
     assert "no worldmodel-5.safetensors" in trained.notes[0]
 
@@ -501,13 +504,13 @@ def test_a_numbered_state_has_the_model_of_its_number_or_none(tmp_path, config):
 def test_a_policys_values_are_those_beside_it(tmp_path, config):
     publish(tmp_path, config)
     path = tmp_path / "policy.safetensors"
-    trained = visualizer.load_trained(path, config)
+    trained = load_trained(path, config)
     assert trained.critic[0].name == "valuerl.safetensors"
-    state = visualizer.load_trained(tmp_path, config)
+    state = load_trained(tmp_path, config)
     for name, tensor in trained.policy.tensors.items():
         np.testing.assert_array_equal(state.policy.tensors[name], tensor)
     (tmp_path / "valuerl.safetensors").unlink()
-    alone = visualizer.load_trained(path, config)
+    alone = load_trained(path, config)
     assert alone.critic is None
     assert "no values and no weights" in alone.notes[0]
 
@@ -518,9 +521,9 @@ def test_targets_follow_the_policy_that_was_asked_for(tmp_path, config):
     publish(other, config, updates=8)
     path = tmp_path / "policy.safetensors"
     (other / "policy.safetensors").replace(path)
-    trained = visualizer.load_trained(path, config)
+    trained = load_trained(path, config)
     assert "of another update" in trained.notes[0]
-    nets = visualizer.build_nets(config, SIZES, trained)
+    nets = build_nets(config, SIZES, trained)
     obs = np.array([[0.3, -0.2]], np.float32)
     asked = Policy(trained.policy, 2, 1).greedy(obs)
     np.testing.assert_allclose(nets.valuerl.action(tf.constant(obs)), asked, atol=1e-6)
@@ -531,26 +534,26 @@ def test_a_damaged_newest_state_gives_way_to_the_one_before(tmp_path, config):
     newest = tmp_path / "valuerl.safetensors"
     newest.rename(checkpoint.previous_path(newest))
     newest.write_bytes(b"torn")
-    trained = visualizer.load_trained(tmp_path, config)
+    trained = load_trained(tmp_path, config)
     assert "is used instead" in trained.notes[0]
 
 
 def test_a_world_model_is_no_policy(tmp_path, config):
     publish(tmp_path, config)
     with pytest.raises(UserError, match="holds no policy"):
-        visualizer.load_trained(tmp_path / "worldmodel.safetensors", config)
+        load_trained(tmp_path / "worldmodel.safetensors", config)
 
 
 def test_the_shapes_expected_of_a_policy_are_those_of_the_net(tmp_path, config):
     publish(tmp_path, config)
-    trained = visualizer.load_trained(tmp_path / "policy.safetensors", config)
+    trained = load_trained(tmp_path / "policy.safetensors", config)
     shapes = {name: tensor.shape for name, tensor in trained.policy.tensors.items()}
-    assert visualizer.policy_shapes(config.policy_config, SIZES) == shapes
+    assert policy_shapes(config.policy_config, SIZES) == shapes
 
 
 def test_one_layer_leads_straight_from_observations_to_actions():
     settings = PolicyConfig.model_validate({"layers": 1})
-    assert visualizer.policy_shapes(settings, SIZES) == {
+    assert policy_shapes(settings, SIZES) == {
         "policy/w0": (2, 1),
         "policy/b0": (1,),
     }
@@ -561,7 +564,7 @@ def test_one_layer_leads_straight_from_observations_to_actions():
 
 def test_the_default_folder_gets_a_number_when_it_is_taken(make_lab):
     lab = make_lab()
-    trained = visualizer.load_trained(lab.checkpoints, lab.config)
+    trained = load_trained(lab.checkpoints, lab.config)
     first = visualizer.choose_folder(None, trained, lab.config)
     assert first == lab.experiment / "visualizer"
     first.mkdir()
@@ -571,7 +574,7 @@ def test_the_default_folder_gets_a_number_when_it_is_taken(make_lab):
 
 def test_outside_an_experiment_the_results_go_to_the_working_folder(tmp_path, config):
     publish(tmp_path / "elsewhere", config)
-    trained = visualizer.load_trained(tmp_path / "elsewhere", config)
+    trained = load_trained(tmp_path / "elsewhere", config)
     chosen = visualizer.choose_folder(None, trained, config)
     assert chosen == Path("visualizer-output")
 
@@ -839,7 +842,7 @@ def test_an_out_that_is_there_is_refused(make_lab, capsys):
 )
 def test_a_checkpoint_that_does_not_fit_is_one_line(make_lab, capsys, change, said):
     lab = make_lab()
-    trained = visualizer.load_trained(lab.checkpoints, lab.config)
+    trained = load_trained(lab.checkpoints, lab.config)
     config = configuration.load(lab.config_file, overrides=[change]).config
     with pytest.raises(UserError) as caught:
         visualizer.load_nets("cpu", config, SIZES, trained)
