@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -28,7 +28,7 @@ from experiment import Folders, Run
 from schema import Environment
 from status import VALUERL, WORLDMODEL, process_names
 from supervisor import Child, Outcome, Supervisor
-from util import UserError
+from util import OneLineParser, UserError
 
 if TYPE_CHECKING:
     from envwrap import EnvSpec
@@ -40,13 +40,6 @@ ONE_THREAD = dict.fromkeys(
 
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EIO)
-
-
-class OneLineParser(argparse.ArgumentParser):
-    """Says what is wrong with the command line in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"main.py: {message} (main.py --help explains)\n")
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -40,11 +40,11 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from util import UserError, atomic_write
+from util import OneLineParser, UserError, atomic_write, whole_number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -526,26 +526,6 @@ def prepare_folder(folder: Path, names: Sequence[str], overwrite: bool) -> None:
 
 
 # ---- The command line ----
-
-
-class OneLineParser(argparse.ArgumentParser):
-    """Wrong arguments are one line on stderr and exit code 2, without the usage."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}\n")
-
-
-def whole_number(lowest: int, highest: int) -> Callable[[str], int]:
-    """An argparse type: an integer in lowest .. highest."""
-
-    def parse(text: str) -> int:
-        if not text.isdecimal() or not lowest <= int(text) <= highest:
-            raise argparse.ArgumentTypeError(
-                f"{text!r} is not an integer in {lowest} .. {highest}"
-            )
-        return int(text)
-
-    return parse
 
 
 def probability(text: str) -> float:

@@ -1,10 +1,12 @@
-"""What every part of the system shares: errors, atomic files, waiting, intervals."""
+"""What every part shares: errors, arguments, atomic files, waiting, intervals."""
 
+import argparse
 import math
 import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import NoReturn
 
 
 class UserError(Exception):
@@ -12,6 +14,26 @@ class UserError(Exception):
 
     The launcher prints it without a stack trace and exits with code 2.
     """
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Says what is wrong with the command line in one line; exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (--help explains)\n")
+
+
+def whole_number(lowest: int, highest: int) -> Callable[[str], int]:
+    """An argparse type: an integer in lowest .. highest."""
+
+    def parse(text: str) -> int:
+        if not text.isdecimal() or not lowest <= int(text) <= highest:
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is not an integer in {lowest} .. {highest}"
+            )
+        return int(text)
+
+    return parse
 
 
 def fsync_folder(folder: Path) -> None:

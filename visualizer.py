@@ -21,10 +21,10 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -65,7 +65,7 @@ from trained import (
     load_trained,
     policy_shapes,
 )
-from util import UserError
+from util import OneLineParser, UserError, whole_number
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -75,26 +75,6 @@ if TYPE_CHECKING:
 
 OUTPUT_NAME = "visualizer"
 OUTPUT_ELSEWHERE = Path("visualizer-output")
-
-
-class OneLineParser(argparse.ArgumentParser):
-    """Says what is wrong with the command line in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message} ({self.prog} --help explains)\n")
-
-
-def whole_number(lowest: int, highest: int) -> Callable[[str], int]:
-    """An argparse type: an integer in lowest .. highest."""
-
-    def parse(text: str) -> int:
-        if not text.isdecimal() or not lowest <= int(text) <= highest:
-            raise argparse.ArgumentTypeError(
-                f"{text!r} is not an integer in {lowest} .. {highest}"
-            )
-        return int(text)
-
-    return parse
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
