@@ -931,10 +931,8 @@ def test_neither_the_import_nor_the_help_brings_tensorflow():
     subprocess.run([sys.executable, "-c", code], cwd=PROJECT, check=True)
 
 
-@pytest.mark.slow
+@pytest.mark.gl
 def test_mujoco_is_drawn_beside_a_tensorflow_parent(make_lab):
-    if missing := episodes.choose_gl({}):
-        pytest.skip(missing)
     lab = make_lab()
     given = {
         "env": {"name": "Hopper-v1", "max_frames": 40},
