@@ -415,7 +415,6 @@ class Recorder:
     def __init__(
         self, video: Video, steps_per_second: float | None, picture: np.ndarray
     ) -> None:
-        _import_moviepy()
         from moviepy.video.io.ffmpeg_writer import FFMPEG_VideoWriter
 
         self._video = video
@@ -470,22 +469,6 @@ class Recorder:
             with VideoFileClip(str(self._film)) as clip:
                 clip.write_gif(str(self._video.path), fps=self.fps, logger=None)
             self._film.unlink()
-
-
-def _import_moviepy() -> None:
-    """Imports moviepy past a name that two programs claim.
-
-    moviepy needs tqdm, which takes any module named `envwrap` for a package of its
-    own, and fails if it is this project's; without one it does without.
-    """
-    ours = sys.modules.pop("envwrap", None)
-    sys.modules["envwrap"] = None  # reads as "no such module"
-    try:
-        importlib.import_module("moviepy")
-    finally:
-        del sys.modules["envwrap"]
-        if ours is not None:
-            sys.modules["envwrap"] = ours
 
 
 def picture_stride(steps_per_second: float, fastest: float) -> int:

@@ -58,6 +58,7 @@ setup(
         "matplotlib>=3.11,<4",  # figures
         "moviepy>=2.2,<3",  # videos of trained policies
         "pillow>=10.1,<12",  # captions in them
+        "tqdm<4.68",  # of moviepy; 4.68 takes our envwrap.py for a package of its own
         "nvidia-ml-py>=13",  # finds GPUs without TensorFlow
     ],
     extras_require={
