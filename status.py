@@ -28,10 +28,7 @@ ROW = np.dtype(
         ("name", "S32"),
         ("pid", "i8"),
         ("heartbeat", "f8"),  # seconds of the system's monotonic clock
-        (
-            "phase",
-            "i8",
-        ),  # launcher: RUNNING or FINAL_EPISODES; evaluators: of `pending`
+        ("phase", "i8"),  # launcher: one of the above; evaluators: of `pending`
         ("ready", "i8"),  # learners: 1 once built and restored
         ("updates", "i8"),  # learners: updates done, without pretraining
         ("pretrained", "i8"),  # world-model learner: pretraining updates done

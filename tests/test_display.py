@@ -492,3 +492,14 @@ def test_a_display_that_nobody_reads_any_more_does_no_harm(tmp_path, seconds, te
         seconds.now += 20
     display_.show(shown.progress, last=True)
     display_.close()
+
+
+# Transitions lost to failing environments
+
+
+def test_dropped_transitions_are_shown_only_where_there_are_some(tmp_path):
+    shown = Shown(tmp_path, model=False)
+    assert "dropped" not in plain_line(shown.progress)
+    shown.board["interactor0"]["dropped"] = 2
+    shown.board["evaluator1"]["dropped"] = 1
+    assert "dropped 3 transitions" in plain_line(shown.progress)

@@ -14,6 +14,7 @@ import tensorflow as tf
 from support import append_frames, open_run, publish_policy
 
 import checkpoint
+import display
 import learner as learner_module
 import nn
 from checkpoint import CheckpointError
@@ -1056,3 +1057,9 @@ def test_else_the_replay_buffer_is_not_copied(tmp_path):
     train(build(run, board, WatchedLearner), 4)
     assert numbered(run) == [3]
     assert not run.folders.numbered_replay(3).exists()
+
+
+@pytest.mark.parametrize("learner", [ValueRLLearner, WorldmodelLearner])
+def test_the_display_reads_each_metric_where_the_learner_puts_it(learner):
+    shown = display.SHOWN[learner.name]
+    assert shown == {name: learner.metric_names.index(name) for name in shown}
