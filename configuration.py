@@ -54,7 +54,13 @@ CHANGEABLE_ON_RESUME = frozenset(
         *(
             f"{section}.{key}"
             for section in ("policy_config", "model_config")
-            for key in ("log_every_n", "backup_every_n", "threads")
+            for key in (
+                "log_every_n",
+                "backup_every_n",
+                "threads",
+                "xla",
+                "updates_per_call",
+            )
         ),
     }
 )

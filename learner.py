@@ -3,7 +3,6 @@
 import abc
 import csv
 import math
-import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,36 +13,12 @@ import tensorflow as tf
 
 import checkpoint
 from checkpoint import Checkpoint, NonFiniteError
+from compute import GPU_UPDATES_PER_CALL, BatchSource, Updater
 from process import Context, RunError
 from replay import Batch, ReplayBuffer
-from schema import LearnerConfig
+from schema import Config, LearnerConfig
 from status import VALUERL
-from util import Every, UserError, append_row, atomic_write, wait_until
-
-
-def prepare_tensorflow(context: Context, threads: int | None) -> None:
-    """Sets TensorFlow's threads and checks its devices; before its first operation.
-
-    Args:
-        context: of the learner's process.
-        threads: the configuration's; None: on the CPU the cores are divided between
-            the learners, on a GPU TensorFlow decides.
-
-    Raises:
-        UserError: TensorFlow cannot use the GPU that the learner was given.
-    """
-    run = context.run
-    if threads is None and run.cpu_learners:
-        learners = 2 if run.config.has_model else 1
-        threads = max(1, len(os.sched_getaffinity(0)) // learners)
-    if threads is not None:
-        tf.config.threading.set_intra_op_parallelism_threads(threads)
-        tf.config.threading.set_inter_op_parallelism_threads(1)
-    if not run.cpu_learners and not tf.config.list_physical_devices("GPU"):
-        raise UserError(
-            f"{context.name}: TensorFlow does not see the GPU that it was given; "
-            "install the gpu extra (pip install -e '.[gpu]') or use cpu"
-        )
+from util import Every, append_row, atomic_write, wait_until
 
 
 class Learner(abc.ABC):
@@ -74,10 +49,19 @@ class Learner(abc.ABC):
         self.seconds = 0.0
         self._published_updates = 0  # `updates` at the last epoch
         self._clock: float | None = None  # when `seconds` was last brought up to date
-        self._rng = np.random.default_rng(context.seed)
-        self._sums: dict[str, tf.Tensor] = {}  # of metrics since the last log line
-        self._count = 0  # updates since then
         self._logged_at = time.monotonic()
+        self._updater = Updater(
+            self.train_step,
+            self.metric_names,
+            updates_per_call(self.config, settings, context.run.cpu_learners),
+            not context.run.cpu_learners if settings.xla is None else settings.xla,
+        )
+        self._batches = BatchSource(
+            ReplayBuffer.open(self.folders.replay),
+            settings.batch_size,
+            settings.replay_size,
+            np.random.default_rng(context.seed),
+        )
 
     # -- what a subclass provides ----------------------------------------------
 
@@ -87,7 +71,11 @@ class Learner(abc.ABC):
 
     @abc.abstractmethod
     def train_step(self, batch: Batch) -> dict[str, tf.Tensor]:
-        """One update on a batch of tensors; a tf.function; returns the metrics."""
+        """One update on a batch of tensors, in graph operations; returns the metrics.
+
+        What is random in it is keyed by the seed and the update's number, so that it
+        does not depend on how many updates a call has.
+        """
 
     @abc.abstractmethod
     def start(self) -> bool:
@@ -114,7 +102,7 @@ class Learner(abc.ABC):
     def run(self) -> None:
         """Learns until the limit of the run, or until asked to stop; then saves."""
         self.restore()
-        self._trace()
+        self.warm_up()
         if self.epoch:
             self.start_clock()
         self.row["ready"] = True
@@ -126,8 +114,10 @@ class Learner(abc.ABC):
         due_backup = Every(self.settings.backup_every_n, self.updates)
         self._logged_at = time.monotonic()
         while self._wait_for_turn():
-            self.learn()
-            self.updates += 1
+            room = min(e.until(self.updates) for e in (log, new_epoch, due_backup))
+            block = self.updates_per_call
+            whole = block <= room and self._may_update(block)
+            self.updates += self.learn(block if whole else 1)
             self.tick()
             if log(self.updates):
                 self.log()
@@ -142,28 +132,22 @@ class Learner(abc.ABC):
             # The limit is reached: what was learned last is what gets evaluated.
             self.publish_epoch()
 
-    def _trace(self) -> None:
-        """Builds the graph of `train_step` now, so that learning starts at speed."""
-        obs = tf.TensorSpec([self.settings.batch_size, self.context.run.obs_dim])
-        action = tf.TensorSpec([self.settings.batch_size, self.context.run.action_dim])
-        scalar = tf.TensorSpec([self.settings.batch_size])
-        self.train_step.get_concrete_function(
-            Batch(
-                obs=obs, action=action, reward=scalar, next_obs=obs, terminated=scalar
-            )
-        )
+    def warm_up(self) -> None:
+        """Builds the graph of an update now, so that learning starts at speed."""
+        size, run = self.settings.batch_size, self.context.run
+        obs, scalar = tf.zeros([size, run.obs_dim]), tf.zeros([size])
+        batch = Batch(obs, tf.zeros([size, run.action_dim]), scalar, obs, scalar)
+        self._updater.warm_up(batch, self.variables().values())
 
-    def learn(self) -> None:
-        """One update on a fresh batch of the newest `replay_size` transitions."""
-        batch = self.replay.sample(
-            self.settings.batch_size, self.settings.replay_size, self._rng
-        )
-        metrics = self.train_step(
-            Batch(*(tf.convert_to_tensor(part) for part in batch))
-        )
-        for name, value in metrics.items():
-            self._sums[name] = self._sums[name] + value if self._count else value
-        self._count += 1
+    @property
+    def updates_per_call(self) -> int:
+        """The updates of a block (`learn`)."""
+        return self._updater.block
+
+    def learn(self, count: int) -> int:
+        """So many updates, 1 or a block, on batches of the newest transitions."""
+        self._updater.run(self._batches.take(count))
+        return count
 
     def wait(self, condition: Callable[[], bool]) -> bool:
         """Waits for a condition; False: the run was stopped, or its limit reached."""
@@ -187,11 +171,15 @@ class Learner(abc.ABC):
     def _wait_for_turn(self) -> bool:
         return self.wait(self._may_update)
 
-    def _may_update(self) -> bool:
-        """Update u needs more than frames_before_learning + frames_per_update u."""
+    def _may_update(self, count: int = 1) -> bool:
+        """Whether the next `count` updates have their frames.
+
+        Update u needs more than frames_before_learning + frames_per_update u.
+        """
+        last = self.updates + count - 1
         return self.replay.frames > (
             self.settings.frames_before_learning
-            + (self.settings.frames_per_update or 0) * self.updates
+            + (self.settings.frames_per_update or 0) * last
         )
 
     def _limit_reached(self) -> bool:
@@ -226,7 +214,7 @@ class Learner(abc.ABC):
         Raises:
             RunError: one is not finite: learning has diverged.
         """
-        means = {name: float(total) / self._count for name, total in self._sums.items()}
+        means = self._updater.metric_means()
         for name, value in means.items():
             if not math.isfinite(value):
                 raise self._diverged(f"{name} is {value}")
@@ -242,8 +230,9 @@ class Learner(abc.ABC):
         """Appends a line of means over the updates since the last one."""
         means = self.check_metrics()
         now = time.monotonic()
-        rate = self._count / max(now - self._logged_at, 1e-9)
-        self._sums, self._count, self._logged_at = {}, 0, now
+        count = self._updater.reset_metrics()
+        rate = count / max(now - self._logged_at, 1e-9)
+        self._logged_at = now
         values = {
             "hours": f"{self.seconds / 3600:.6f}",
             "epoch": self.epoch,
@@ -342,6 +331,15 @@ class Learner(abc.ABC):
         if len(kept) < len(rows):
             lines = [",".join(rows[0]), *(",".join(row.values()) for row in kept)]
             atomic_write(path, "".join(line + "\n" for line in lines).encode())
+
+
+def updates_per_call(config: Config, settings: LearnerConfig, on_cpu: bool) -> int:
+    """The configuration's, or else 1 on a CPU and on a GPU what the pace allows."""
+    if settings.updates_per_call is not None:
+        return settings.updates_per_call
+    if on_cpu:
+        return 1
+    return int(min(GPU_UPDATES_PER_CALL, config.most_updates_per_call(settings)))
 
 
 def take_up(path: Path, variables: Mapping[str, tf.Variable]) -> Checkpoint:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 
@@ -20,34 +21,60 @@ class Shares(NamedTuple):
 
     Attributes:
         order: [B] int32, a permutation of the batch's rows.
-        members: [K] int32, the members that take part.
+        members: [K] int32, the members that take part; None for all, in order.
     """
 
     order: tf.Tensor
-    members: tf.Tensor
+    members: tf.Tensor | None
 
 
-def draw_members(
-    generator: tf.random.Generator, ensemble_size: int, count: int
-) -> tf.Tensor | None:
+# Named, because "automatic" would be another one under XLA, and other numbers.
+RANDOM_ALGORITHM = "philox"
+
+
+def seed_of(seed: int) -> tf.Tensor:
+    """The seed of TensorFlow's stateless draws, [2] int32, from one of 32 bits."""
+    return tf.constant([0, np.uint32(seed).astype(np.int32)], tf.int32)
+
+
+def fold_in(seed: tf.Tensor, number: tf.Tensor) -> tf.Tensor:
+    """A seed of its own for a number, an update's for instance: [2] -> [2] int32."""
+    return tf.random.fold_in(seed, number, alg=RANDOM_ALGORITHM)
+
+
+def split(seed: tf.Tensor, count: int) -> list[tf.Tensor]:
+    """`count` independent seeds from one: [2] -> [2] int32 each."""
+    return tf.unstack(tf.random.split(seed, count, alg=RANDOM_ALGORITHM))
+
+
+def permutation(seed: tf.Tensor, count: int) -> tf.Tensor:
+    """The numbers below `count` in random order, [count] int32."""
+    return tf.random.experimental.stateless_shuffle(
+        tf.range(count), seed, alg=RANDOM_ALGORITHM
+    )
+
+
+def draw_members(seed: tf.Tensor, ensemble_size: int, count: int) -> tf.Tensor | None:
     """Draws `count` different members, [K] int32; None stands for all of them."""
     if count == ensemble_size:
         return None
-    return tf.argsort(generator.uniform([ensemble_size]))[:count]
+    return permutation(seed, ensemble_size)[:count]
 
 
 def draw_shares(
-    generator: tf.random.Generator, batch_size: int, ensemble_size: int, count: int
+    seed: tf.Tensor, batch_size: int, ensemble_size: int, count: int
 ) -> Shares:
     """Gives each row of a batch to one of `count` randomly drawn members.
 
     The order of the members is random too, hence so are those that get the rows
-    that remain after an even division.
+    that remain after an even division. Where all take part and nothing remains, the
+    random order of the rows is enough.
     """
-    return Shares(
-        order=tf.argsort(generator.uniform([batch_size])),
-        members=tf.argsort(generator.uniform([ensemble_size]))[:count],
-    )
+    for_rows, for_members = split(seed, 2)
+    order = permutation(for_rows, batch_size)
+    if count == ensemble_size and batch_size % count == 0:
+        return Shares(order, None)
+    return Shares(order, permutation(for_members, ensemble_size)[:count])
 
 
 def interleaved_shares(batch_size: int, count: int) -> Shares:
@@ -153,9 +180,9 @@ class FeedForward:
     ) -> list[list[tuple[tf.Tensor, tf.Tensor]]]:
         """The parameters of K members: K lists of (w [I, F], b [F]) per layer.
 
-        One product per member, and not one batched product over a member axis:
-        TensorFlow's batched product reaches less than half of the plain one's speed
-        on a CPU.
+        One product per member, and not one batched product over a member axis: on a
+        CPU, TensorFlow's batched product is slower than plain ones, which also run
+        side by side (`learner.prepare_tensorflow`).
         """
 
         def chosen(variable: tf.Variable) -> list[tf.Tensor]:
@@ -222,6 +249,11 @@ class Adam:
                 epsilon=self._epsilon,
                 grad=tf.convert_to_tensor(gradient),
             )
+
+    @property
+    def steps(self) -> tf.Variable:
+        """How many steps were made, [] int64; read only."""
+        return self._steps
 
     def named_variables(self) -> dict[str, tf.Variable]:
         """{"m0": ..., "v0": ..., "m1": ..., "steps": []}: all that a resume needs."""

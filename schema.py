@@ -6,6 +6,7 @@ models are frozen. A field's `description` finishes the sentence "KEY must be ..
 """
 
 import keyword
+import math
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
@@ -46,6 +47,7 @@ def _dotted_identifier(value: str) -> str:
 
 
 Switch = Annotated[bool, Field(description="true or false")]
+SwitchOrNull = Annotated[bool | None, Field(description="true, false or null")]
 Count = Annotated[int, Field(ge=1, description="a whole number of at least 1")]
 CountOrZero = Annotated[int, Field(ge=0, description="a whole number of at least 0")]
 Positive = Annotated[float, Field(gt=0, description="a number above 0")]
@@ -231,7 +233,9 @@ class LearnerConfig(Section):
     backup_every_n: Count = 2_500_000
     frames_per_update: PositiveOrFalse = 0.25
     learning_rate: Positive = 3e-4
-    threads: CountOrNull = None
+    threads: CountOrNull = None  # null: all cores; on a GPU TensorFlow decides
+    xla: SwitchOrNull = None  # null: true on a GPU, false on a CPU
+    updates_per_call: CountOrNull = None  # null: 1 on a CPU; on a GPU up to 16
 
     def _check_shares(self, members: int, key: str) -> None:
         """Every member that takes part in training gets a share of the batch."""
@@ -326,11 +330,8 @@ class Config(Section):
                 ("policy_config.value_expansion", "model_config"),
                 "needs a model_config, and there is none (null: no value expansion)",
             )
-        for section, learner in (
-            ("policy_config", self.policy_config),
-            ("model_config", self.world_model_config),
-        ):
-            first = learner.frames_before_learning if learner else 0
+        for section, learner in self._learners():
+            first = learner.frames_before_learning
             if self.total_frames is not None and self.total_frames <= first:
                 raise broken_rule(
                     ("total_frames", f"{section}.frames_before_learning"),
@@ -350,6 +351,35 @@ class Config(Section):
                 f'must not be the folder of log_path too ("{self.log_path}")',
             )
         return self
+
+    @model_validator(mode="after")
+    def _calls_keep_the_pace(self) -> Self:
+        for section, learner in self._learners():
+            most = self.most_updates_per_call(learner)
+            if (learner.updates_per_call or 1) > most:
+                raise broken_rule(
+                    (f"{section}.updates_per_call", f"{section}.frames_per_update"),
+                    f"must be at most {most}, the updates for which one vector step "
+                    "has the frames (agent_config.batch_size / frames_per_update), "
+                    f"not {learner.updates_per_call}",
+                )
+        return self
+
+    def _learners(self) -> Iterator[tuple[str, LearnerConfig]]:
+        yield "policy_config", self.policy_config
+        if self.world_model_config:
+            yield "model_config", self.world_model_config
+
+    def most_updates_per_call(self, learner: LearnerConfig) -> float:
+        """How many updates the pace lets a learner do at once (SPEC section 2).
+
+        Interactors stop two vector steps ahead of the slower learner, so the frames
+        of one step are always to be had.
+        """
+        if learner.frames_per_update is False:
+            return math.inf
+        step = self.agent_config.batch_size
+        return max(1, int(step / learner.frames_per_update))
 
     @property
     def has_model(self) -> bool:

@@ -19,6 +19,7 @@ setup(
         "actors",
         "checkpoint",
         "classic_envs",
+        "compute",
         "configuration",
         "devices",
         "display",

@@ -104,6 +104,10 @@ class Every:
     def _after(self, count: float) -> float:
         return (math.floor(count / self._interval) + 1) * self._interval
 
+    def until(self, count: float) -> float:
+        """How far it is from a counter to the next multiple; 0 where it is passed."""
+        return max(0.0, self._next - count)
+
     def __call__(self, count: float) -> bool:
         if count < self._next:
             return False

@@ -233,7 +233,7 @@ class ValueRL:
         action_dim: A.
         discount: in [0, 1].
         reward_scale: > 0.
-        generator: draws initial weights, and members and shares in training.
+        generator: draws the initial weights.
         world_model: needed where the configuration expands values, else None.
     """
 
@@ -251,7 +251,6 @@ class ValueRL:
         self._expansion = config.value_expansion
         self._discount = discount
         self._reward_scale = reward_scale
-        self._generator = generator
         self.world_model = world_model
         self._q_size = config.bayesian or Ensemble(
             ensemble_size=1, train_sample_count=1, eval_sample_count=1
@@ -293,17 +292,18 @@ class ValueRL:
         ):
             target.assign(source)
 
-    def draw(self, batch_size: int) -> Choice:
-        """Draws the members for one batch (SPEC section 5)."""
+    def draw(self, seed: tf.Tensor, batch_size: int) -> Choice:
+        """Draws the members for one batch (SPEC section 5) from a seed, [2] int32."""
         size = self._q_size
+        for_members, for_shares, for_model = nn.split(seed, 3)
         return Choice(
             q_members=nn.draw_members(
-                self._generator, size.ensemble_size, size.eval_sample_count
+                for_members, size.ensemble_size, size.eval_sample_count
             ),
             q_shares=nn.draw_shares(
-                self._generator, batch_size, size.ensemble_size, size.train_sample_count
+                for_shares, batch_size, size.ensemble_size, size.train_sample_count
             ),
-            model=self.world_model.draw_members() if self._expansion else None,
+            model=self.world_model.draw_members(for_model) if self._expansion else None,
         )
 
     def pre_tanh_action(self, obs: tf.Tensor) -> tf.Tensor:
@@ -436,10 +436,15 @@ class ValueRL:
     def rollout_q(self, imagined: Imagined, shares: nn.Shares) -> tf.Tensor:
         """Q_k(s_h^m, a_h^m) averaged over the transition members m, [B, H] (TDk).
 
-        k is the sample's member; h = 0 .. H-1. Gradients flow into Q's weights.
+        k is the sample's member; h = 0 .. H-1. Gradients flow into Q's weights. All
+        rollouts start from the same (s_0, a_0), so Q is evaluated there only once.
         """
         inputs = tf.concat([imagined.obs, imagined.actions], -1)  # [B, H, M, O+A]
-        return tf.reduce_mean(self.q.by_share(inputs, shares)[..., 0], axis=-1)
+        first = self.q.by_share(inputs[:, 0, 0], shares)  # [B, 1]
+        if self.horizon == 1:
+            return first
+        later = self.q.by_share(inputs[:, 1:], shares)[..., 0]  # [B, H-1, M]
+        return tf.concat([first, tf.reduce_mean(later, axis=-1)], axis=1)
 
     def targets(self, imagined: Imagined) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """Targets of the starts in use, their weights in the loss, the model usage.

@@ -7,7 +7,8 @@ import tensorflow as tf
 import checkpoint
 import nn
 from checkpoint import CheckpointError
-from learner import Learner, assign, prepare_tensorflow
+from compute import prepare_tensorflow
+from learner import Learner, assign
 from process import Context
 from replay import DATA_NAME, Batch
 from status import VALUERL, WORLDMODEL
@@ -25,6 +26,7 @@ class ValueRLLearner(Learner):
         run = context.run
         settings = run.config.policy_config
         super().__init__(context, settings)
+        self._seed = nn.seed_of(context.seed)
         generator = tf.random.Generator.from_seed(context.seed)
         self.world_model = None
         if settings.value_expansion is not None:
@@ -55,10 +57,10 @@ class ValueRLLearner(Learner):
             }
         )
 
-    @tf.function
     def train_step(self, batch: Batch) -> dict[str, tf.Tensor]:
         """One update of policy and Q."""
-        choice = self.valuerl.draw(self.settings.batch_size)
+        seed = nn.fold_in(self._seed, self.q_optimizer.steps)
+        choice = self.valuerl.draw(seed, self.settings.batch_size)
         return self.valuerl.update(
             batch, choice, self.policy_optimizer, self.q_optimizer
         )
@@ -148,7 +150,18 @@ class ValueRLLearner(Learner):
             return 0
 
 
+def build(context: Context) -> ValueRLLearner:
+    """Prepares TensorFlow for this learner, and builds it."""
+    run, settings = context.run, context.run.config.policy_config
+    ensembles = [settings.bayesian] if settings.bayesian else []
+    if settings.value_expansion and run.config.world_model_config.bayesian:
+        sizes = run.config.world_model_config.bayesian
+        ensembles += [sizes.transition, sizes.reward]
+    members = max((size.eval_sample_count for size in ensembles), default=1)
+    prepare_tensorflow(context.name, run.cpu_learners, settings.threads, members)
+    return ValueRLLearner(context)
+
+
 def main(context: Context) -> None:
     """The process's main function."""
-    prepare_tensorflow(context, context.run.config.policy_config.threads)
-    ValueRLLearner(context).run()
+    build(context).run()

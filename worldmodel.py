@@ -69,7 +69,7 @@ class WorldModel:
         config: the configuration's `model_config`.
         obs_dim: O.
         action_dim: A.
-        generator: draws initial weights, and members and shares in training.
+        generator: draws the initial weights.
     """
 
     def __init__(
@@ -80,7 +80,6 @@ class WorldModel:
         generator: tf.random.Generator,
     ) -> None:
         self._config = config
-        self._generator = generator
         single = Ensemble(ensemble_size=1, train_sample_count=1, eval_sample_count=1)
         self._transition_size = (
             config.bayesian.transition if config.bayesian else single
@@ -127,24 +126,26 @@ class WorldModel:
             }
         )
 
-    def draw_members(self) -> ModelMembers:
+    def draw_members(self, seed: tf.Tensor) -> ModelMembers:
         """The members for the targets of one batch: `eval_sample_count` of each."""
-        t, r = self._transition_size, self._reward_size
+        sizes = self._transition_size, self._reward_size
         return ModelMembers(
-            nn.draw_members(self._generator, t.ensemble_size, t.eval_sample_count),
-            nn.draw_members(self._generator, r.ensemble_size, r.eval_sample_count),
+            *(
+                nn.draw_members(part, size.ensemble_size, size.eval_sample_count)
+                for part, size in zip(nn.split(seed, 2), sizes, strict=True)
+            )
         )
 
-    def draw_shares(self, batch_size: int) -> ModelShares:
+    def draw_shares(self, seed: tf.Tensor, batch_size: int) -> ModelShares:
         """Gives each row to one of `train_sample_count` members of each ensemble."""
-        t, r = self._transition_size, self._reward_size
+        sizes = self._transition_size, self._reward_size
         return ModelShares(
-            nn.draw_shares(
-                self._generator, batch_size, t.ensemble_size, t.train_sample_count
-            ),
-            nn.draw_shares(
-                self._generator, batch_size, r.ensemble_size, r.train_sample_count
-            ),
+            *(
+                nn.draw_shares(
+                    part, batch_size, size.ensemble_size, size.train_sample_count
+                )
+                for part, size in zip(nn.split(seed, 2), sizes, strict=True)
+            )
         )
 
     def next_obs(

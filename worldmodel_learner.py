@@ -5,7 +5,8 @@ from collections.abc import Mapping
 import tensorflow as tf
 
 import nn
-from learner import Learner, prepare_tensorflow
+from compute import prepare_tensorflow
+from learner import Learner
 from process import Context
 from replay import Batch
 from status import WORLDMODEL
@@ -29,6 +30,7 @@ class WorldmodelLearner(Learner):
         settings = context.run.config.world_model_config
         super().__init__(context, settings)
         self.pretrained = 0
+        self._seed = nn.seed_of(context.seed)
         self.model = WorldModel(
             settings,
             context.run.obs_dim,
@@ -43,10 +45,10 @@ class WorldmodelLearner(Learner):
             {"adam": self.optimizer.named_variables()}
         )
 
-    @tf.function
     def train_step(self, batch: Batch) -> dict[str, tf.Tensor]:
         """One update of all three ensembles."""
-        shares = self.model.draw_shares(self.settings.batch_size)
+        seed = nn.fold_in(self._seed, self.optimizer.steps)
+        shares = self.model.draw_shares(seed, self.settings.batch_size)
         return self.model.update(batch, shares, self.optimizer)
 
     def start(self) -> bool:
@@ -61,8 +63,12 @@ class WorldmodelLearner(Learner):
         while self.pretrained < target:
             if self.context.stop():
                 return False
-            self.learn()
-            self.pretrained += 1
+            room = min(
+                target - self.pretrained,
+                *(e.until(self.pretrained) for e in (log, save)),
+            )
+            block = self.updates_per_call
+            self.pretrained += self.learn(block if block <= room else 1)
             self.row["pretrained"] = self.pretrained
             self.tick()
             if log(self.pretrained):
@@ -80,7 +86,16 @@ class WorldmodelLearner(Learner):
         self.row["pretrained"] = self.pretrained
 
 
+def build(context: Context) -> WorldmodelLearner:
+    """Prepares TensorFlow for this learner, and builds it."""
+    run, settings = context.run, context.run.config.world_model_config
+    sizes = settings.bayesian
+    ensembles = (sizes.transition, sizes.reward) if sizes else ()
+    members = max((size.train_sample_count for size in ensembles), default=1)
+    prepare_tensorflow(context.name, run.cpu_learners, settings.threads, members)
+    return WorldmodelLearner(context)
+
+
 def main(context: Context) -> None:
     """The process's main function."""
-    prepare_tensorflow(context, context.run.config.world_model_config.threads)
-    WorldmodelLearner(context).run()
+    build(context).run()

@@ -1,0 +1,195 @@
+"""How fast the learners learn, and how near that is to what the machine can do.
+
+    python benchmarks/learners.py config/experiments/goodruns/halfcheetah/steve0.json
+
+Each learner of the configuration runs as it does in training, in a process of its own,
+on synthetic transitions: alone, and side by side with the other. No learner waits for
+frames. A figure is the median of several windows.
+
+`share` is GFLOP/s over the machine's limit: the best float32 product of two 2048 x
+2048 matrices in this run, with as many threads, by whichever of TensorFlow, XLA and
+NumPy is fastest. GFLOP an update: benchmarks/arithmetic.py.
+"""
+
+import importlib
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from multiprocessing.synchronize import Barrier
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import devices
+from benchmarks import arithmetic, harness
+from experiment import Run
+from schema import Config
+from status import VALUERL, WORLDMODEL, Board
+
+ROWS = 20_000  # of the replay buffer
+SIDE = 2048  # of the matrices
+WARM_UP_CALLS = 5
+FLOP = {VALUERL: arithmetic.valuerl_flop, WORLDMODEL: arithmetic.worldmodel_flop}
+
+
+def learn(
+    name: str,
+    run: Run,
+    gpu: str,
+    seconds: float,
+    ready: Barrier | None,
+    answer: Connection,
+) -> None:
+    """A process: one learner, as in training; answers with its updates a second."""
+    _quiet(gpu)
+    from process import Context, Stop  # with TensorFlow's variables set
+
+    context = Context(run, name, 0, Board.open(run.folders.board), Stop())
+    learner = importlib.import_module(f"{name}_learner").build(context)
+    start = time.perf_counter()
+    learner.warm_up()
+    warm_up = time.perf_counter() - start
+    block = learner.updates_per_call
+
+    def work() -> int:
+        learner.learn(block)
+        return block
+
+    for _ in range(WARM_UP_CALLS):
+        work()
+    if ready:
+        ready.wait()
+    rate = harness.rate(work, seconds, finish=learner.check_metrics)
+    answer.send({"updates_per_s": rate, "first_call_s": warm_up})
+
+
+def multiply(gpu: str, threads: int, answer: Connection) -> None:
+    """A process: the best of three libraries at one large product, in GFLOP/s."""
+    _quiet(gpu)
+    os.environ["OPENBLAS_NUM_THREADS"] = str(threads)
+    import numpy as np
+    import tensorflow as tf
+
+    tf.config.threading.set_intra_op_parallelism_threads(threads)
+    a = np.random.default_rng(0).standard_normal((SIDE, SIDE), np.float32)
+    with tf.device("CPU:0" if gpu == devices.NO_GPU else "GPU:0"):
+        on_device = tf.identity(a)
+
+    @tf.function(jit_compile=True)
+    def compiled(x: tf.Tensor) -> tf.Tensor:
+        return tf.matmul(x, x)
+
+    products: dict[str, Callable[[], Any]] = {
+        "TensorFlow": lambda: tf.matmul(on_device, on_device)[0, 0].numpy(),
+        "XLA": lambda: compiled(on_device)[0, 0].numpy(),
+    }
+    if gpu == devices.NO_GPU:
+        products["NumPy"] = lambda: a @ a
+    speeds = {}
+    for library, product in products.items():
+        product()
+        times = []
+        for _ in range(20):
+            start = time.perf_counter()
+            product()
+            times.append(time.perf_counter() - start)
+        speeds[library] = 2 * SIDE**3 / min(times) / 1e9
+    answer.send(speeds)
+
+
+def _quiet(gpu: str) -> None:
+    os.environ[devices.VARIABLE] = gpu
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    os.environ["TF_FORCE_GPU_ALLOW_GROWTH"] = "true"
+
+
+def in_processes(calls: list[tuple[Callable, tuple]]) -> list[Any]:
+    """Runs functions at the same time, each in a process; returns their answers."""
+    spawn = multiprocessing.get_context("spawn")
+    started = []
+    for function, arguments in calls:
+        receiver, sender = spawn.Pipe(duplex=False)
+        child = spawn.Process(target=function, args=(*arguments, sender))
+        child.start()
+        sender.close()
+        started.append((child, receiver))
+    try:
+        return [receiver.recv() for _, receiver in started]
+    except EOFError:
+        sys.exit("a process of the benchmark failed (see above)")
+    finally:
+        for child, _ in started:
+            child.kill()
+
+
+def measure(
+    config: Config, device: str, seconds: float
+) -> dict[str, dict[str, Any] | None]:
+    """All figures of one configuration; its output_root must be empty."""
+    assignment = devices.assign(
+        device, devices.visible_gpus(os.environ), config.has_model
+    )
+    gpus = {VALUERL: assignment.valuerl, WORLDMODEL: assignment.worldmodel}
+    names = [VALUERL, WORLDMODEL] if config.has_model else [VALUERL]
+    run = harness.open_run(config, device, ROWS)
+
+    threads = config.policy_config.threads or len(os.sched_getaffinity(0))
+    (limits,) = in_processes([(multiply, (gpus[VALUERL], threads))])
+    limit = max(limits.values())
+
+    def figures(name: str, found: dict[str, float]) -> dict[str, float]:
+        gflop = FLOP[name](config, run.obs_dim, run.action_dim) / 1e9
+        speed = found["updates_per_s"] * gflop
+        return {
+            "updates_per_s": found["updates_per_s"],
+            "gflop_per_update": gflop,
+            "gflops": speed,
+            "share": speed / limit,
+            "first_call_s": found["first_call_s"],
+        }
+
+    result: dict[str, dict[str, Any] | None] = {WORLDMODEL: None}
+    for name in names:
+        (alone,) = in_processes([(learn, (name, run, gpus[name], seconds, None))])
+        result[name] = figures(name, alone)
+    ready = multiprocessing.get_context("spawn").Barrier(len(names))
+    together = in_processes(
+        [(learn, (name, run, gpus[name], seconds, ready)) for name in names]
+    )
+    return {
+        VALUERL: result[VALUERL],
+        WORLDMODEL: result[WORLDMODEL],
+        "side_by_side": {
+            name: figures(name, found)
+            for name, found in zip(names, together, strict=True)
+        },
+        "machine": harness.machine()
+        | {
+            "device": device,
+            "threads": threads,
+            "limit_gflops": limit,
+            "limit_by": max(limits, key=limits.get),
+            "environment": config.env.name,
+        },
+    }
+
+
+def main() -> None:
+    parser = harness.parser(__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cpu", help="cpu (default) or a GPU's id")
+    parser.add_argument(
+        "--seconds", type=float, default=20.0, help="of each measurement (20)"
+    )
+    arguments = parser.parse_args()
+    with harness.temporary_root() as root:
+        config = harness.load(arguments.config, arguments.overrides, root)
+        result = measure(config, arguments.device, arguments.seconds)
+    harness.show(result, arguments.json, arguments.config)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,207 @@
+"""How a learner computes: threads, batches fetched ahead, several updates in one call.
+
+What an update is, the learners say; here it is run without waiting for anything but
+itself. On a GPU the host neither reads a result nor hands over a batch between the
+updates of a call, and while one call runs, the next one's batches are drawn.
+
+Dimension letters: K updates in a call, B batch.
+"""
+
+import math
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+import tensorflow as tf
+
+from replay import Batch, ReplayBuffer
+from util import UserError
+
+# Updates in a call on a GPU, where the pace allows so many (`updates_per_call` null).
+GPU_UPDATES_PER_CALL = 16
+CALLS_IN_FLIGHT = 2  # one that a GPU works on, and one that it can go on with at once
+
+
+def prepare_tensorflow(
+    name: str, on_cpu: bool, threads: int | None, members: int
+) -> None:
+    """Sets TensorFlow's threads and devices; before its first operation.
+
+    On a CPU the members of an ensemble are computed side by side, each product by one
+    thread, because one product shared by all threads wastes the time in which they
+    wait for each other: full-size STEVE's world model learns half as fast again.
+    Cores beyond the members go into the products.
+
+    Args:
+        name: of the process.
+        on_cpu: whether it computes on the CPU.
+        threads: the configuration's; None: on a CPU all cores that it may use, on a
+            GPU TensorFlow decides.
+        members: how many nets of an ensemble take part in an update; 1 for single
+            nets.
+
+    Raises:
+        UserError: TensorFlow cannot use the GPU that the learner was given.
+    """
+    if threads is None and on_cpu:
+        threads = len(os.sched_getaffinity(0))
+    if threads is not None:
+        side_by_side = min(threads, members)
+        tf.config.threading.set_inter_op_parallelism_threads(side_by_side)
+        tf.config.threading.set_intra_op_parallelism_threads(
+            math.ceil(threads / side_by_side)
+        )
+    if not on_cpu and not tf.config.list_physical_devices("GPU"):
+        raise UserError(
+            f"{name}: TensorFlow does not see the GPU that it was given; "
+            "install the gpu extra (pip install -e '.[gpu]') or use cpu"
+        )
+
+
+class BatchSource:
+    """Batches from the replay buffer, drawn in a thread while the last are in use.
+
+    Args:
+        replay: read by this object alone.
+        batch_size: B.
+        newest: draws come from the newest so many transitions.
+        rng: used by this object alone.
+    """
+
+    def __init__(
+        self,
+        replay: ReplayBuffer,
+        batch_size: int,
+        newest: int,
+        rng: np.random.Generator,
+    ) -> None:
+        self._replay = replay
+        self._batch_size = batch_size
+        self._newest = newest
+        self._rng = rng
+        gpu = tf.config.list_logical_devices("GPU")
+        self._device = "GPU:0" if gpu else "CPU:0"
+        self._thread = ThreadPoolExecutor(1, "batches")
+        self._next: tuple[int, Future[Batch]] | None = None
+
+    def take(self, count: int) -> Batch:
+        """Returns `count` batches, each field [K, B, ...], and starts on as many.
+
+        A batch is therefore drawn when the one before it is taken.
+
+        Raises:
+            UserError: rows of the buffer are damaged.
+        """
+        if self._next is None or self._next[0] != count:
+            self._next = self._start(count)
+        batches = self._next[1].result()
+        self._next = self._start(count)
+        return batches
+
+    def _start(self, count: int) -> tuple[int, "Future[Batch]"]:
+        return count, self._thread.submit(self._draw, count)
+
+    def _draw(self, count: int) -> Batch:
+        drawn = self._replay.sample(count * self._batch_size, self._newest, self._rng)
+        shape = (count, self._batch_size)
+        with tf.device(self._device):
+            return Batch(
+                *(tf.identity(part.reshape(*shape, *part.shape[1:])) for part in drawn)
+            )
+
+    def close(self) -> None:
+        """Ends the thread and closes the buffer."""
+        self._thread.shutdown()
+        self._replay.close()
+
+
+class Updater:
+    """Runs updates, one or a block of them in one call, and sums up their metrics.
+
+    A block gives what single calls with the same batches give: to the last bit
+    without XLA.
+
+    Args:
+        step: one update on a batch of tensors; returns the metrics.
+        metric_names: those that are kept.
+        block: K, the updates of a block.
+        xla: whether XLA compiles the calls.
+    """
+
+    def __init__(
+        self,
+        step: Callable[[Batch], dict[str, tf.Tensor]],
+        metric_names: Sequence[str],
+        block: int = 1,
+        xla: bool = False,
+    ) -> None:
+        self._step = step
+        self._metric_names = metric_names
+        self.block = block
+        self._sums = tf.Variable(tf.zeros([len(metric_names)]))
+        self._count = 0  # updates in the sums
+        self._in_flight: deque[tf.Tensor] = deque()
+        self.call = tf.function(self._updates, autograph=False, jit_compile=xla)
+
+    def _updates(self, batches: Batch) -> tf.Tensor:
+        """The updates of one call, one after the other; returns the metrics' sums."""
+        count = batches.reward.shape[0]
+
+        def update(k: int | tf.Tensor) -> tf.Tensor:
+            metrics = self._step(Batch(*(part[k] for part in batches)))
+            values = tf.stack([metrics[name] for name in self._metric_names])
+            self._sums.assign_add(values)
+            return k + 1
+
+        if count == 1:
+            update(0)
+        else:
+            tf.while_loop(
+                lambda k: k < count,
+                lambda k: [update(k)],
+                [tf.constant(0)],
+                parallel_iterations=1,
+                maximum_iterations=count,
+            )
+        return self._sums.read_value()
+
+    def warm_up(self, batch: Batch, variables: Iterable[tf.Variable]) -> None:
+        """Builds and compiles the calls now, so that learning starts at full speed.
+
+        They run once; what they did to the variables is taken back.
+
+        Args:
+            batch: a batch of the right shapes.
+            variables: all that an update changes.
+        """
+        before = [(variable, variable.numpy()) for variable in variables]
+        for count in {1, self.block}:
+            self.call(Batch(*(tf.stack([part] * count) for part in batch)))
+        for variable, value in before:
+            variable.assign(value)
+        self.reset_metrics()
+
+    def run(self, batches: Batch) -> None:
+        """Runs as many updates as there are batches, 1 or `block`, without waiting.
+
+        On a GPU the call is still under way at the return; on a CPU it is over.
+        """
+        if len(self._in_flight) == CALLS_IN_FLIGHT:
+            self._in_flight.popleft().numpy()  # waits until that call is over
+        self._in_flight.append(self.call(batches))
+        self._count += int(batches.reward.shape[0])
+
+    def metric_means(self) -> dict[str, float]:
+        """Means over the updates since `reset_metrics`; none where there were none."""
+        if self._count == 0:
+            return {}
+        means = self._sums.numpy() / self._count
+        return dict(zip(self._metric_names, means.tolist(), strict=True))
+
+    def reset_metrics(self) -> int:
+        """Starts new sums; returns how many updates were in the old ones."""
+        count, self._count = self._count, 0
+        self._sums.assign(tf.zeros_like(self._sums))
+        return count
