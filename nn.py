@@ -39,7 +39,7 @@ def seed_of(seed: int) -> tf.Tensor:
 
 def fold_in(seed: tf.Tensor, number: tf.Tensor) -> tf.Tensor:
     """A seed of its own for a number, an update's for instance: [2] -> [2] int32."""
-    return tf.random.fold_in(seed, number, alg=RANDOM_ALGORITHM)
+    return tf.random.fold_in(seed, tf.cast(number, tf.int32), alg=RANDOM_ALGORITHM)
 
 
 def split(seed: tf.Tensor, count: int) -> list[tf.Tensor]:
@@ -48,10 +48,14 @@ def split(seed: tf.Tensor, count: int) -> list[tf.Tensor]:
 
 
 def permutation(seed: tf.Tensor, count: int) -> tf.Tensor:
-    """The numbers below `count` in random order, [count] int32."""
-    return tf.random.experimental.stateless_shuffle(
-        tf.range(count), seed, alg=RANDOM_ALGORITHM
+    """The numbers below `count` in random order, [count] int32.
+
+    Sorts random integers: XLA has no shuffle, and draws other fractions.
+    """
+    keys = tf.random.stateless_uniform(
+        [count], seed, None, None, tf.int32, alg=RANDOM_ALGORITHM
     )
+    return tf.argsort(keys, stable=True)
 
 
 def draw_members(seed: tf.Tensor, ensemble_size: int, count: int) -> tf.Tensor | None:

@@ -109,7 +109,6 @@ class FakeLearner(Learner):
             {"adam": self.optimizer.named_variables()}
         )
 
-    @tf.function
     def train_step(self, batch):
         number = self.number.assign_add(1.0)
         bad = tf.constant(np.nan)
@@ -173,6 +172,10 @@ def kill(learner, when):
 
 def kill_at(learner, updates):
     kill(learner, lambda: learner.updates >= updates)
+
+
+def traces_of(learner):
+    return learner._updater.call.experimental_get_tracing_count()
 
 
 def state_of(learner):
@@ -253,6 +256,43 @@ def test_update_u_comes_as_soon_as_its_frames_are_there(
     assert feeder.waited_at == updates
 
 
+@pytest.mark.parametrize("block", [2, 3, 4, 32])
+def test_calls_of_several_updates_keep_the_pace(tmp_path, block):
+    pace = {"frames_per_update": 0.25, "updates_per_call": block, "epoch_every_n": 1000}
+    run, board, replay = open_fake(tmp_path, BEFORE, pace | {"log_every_n": 1000})
+    learner = build(run, board)
+    feeder = Feeder(learner, replay, 5)
+    drive(learner, feeder)
+    assert feeder.waited_at == [0, 4, 8, 12, 16]
+
+
+def test_a_call_ends_where_a_log_line_an_epoch_or_a_backup_is_due(tmp_path):
+    pace = {
+        "updates_per_call": 4,
+        "epoch_every_n": 6,
+        "log_every_n": 5,
+        "backup_every_n": 13,
+    }
+    run, board, _ = open_fake(tmp_path, policy_config=pace)
+    learner = build(run, board)
+    seen = []
+    learn = learner.learn
+    learner.learn = lambda count: seen.append((learner.updates, count)) or learn(count)
+    drive(learner, lambda: learner.updates >= 18)
+    assert seen == [
+        *[(0, 4), (4, 1), (5, 1), (6, 4)],
+        *[(10, 1), (11, 1), (12, 1), (13, 1), (14, 1), (15, 1), (16, 1), (17, 1)],
+    ]
+    assert column(learner, "updates") == [5, 10, 15]
+    assert column(learner, "number") == [3, 8, 13]  # the means of 1..5, 6..10, 11..15
+    assert [e[1:] for e in learner.events if e[0] == "publish"][:3] == [
+        (1, 0),
+        (2, 6),
+        (3, 12),
+    ]
+    assert run.folders.numbered_state(VALUERL, 13).exists()
+
+
 def test_the_pace_goes_on_after_a_restart(tmp_path):
     run, board, replay = open_fake(tmp_path, BEFORE + 5, {"frames_per_update": 1.0})
     train(build(run, board), 3)
@@ -285,14 +325,33 @@ def test_a_batch_is_of_the_newest_replay_size_transitions(tmp_path):
     assert min(column(learner, "oldest")) == 92
 
 
+@pytest.mark.parametrize(
+    ("on_cpu", "given", "pace", "expected"),
+    [
+        (True, None, 0.25, 1),
+        (True, 4, 0.25, 4),
+        (False, None, 0.25, 16),
+        (False, None, 1.0, 8),
+        (False, None, 20.0, 1),
+        (False, None, False, 16),
+        (False, 2, False, 2),
+    ],
+)
+def test_a_gpu_gets_several_updates_in_a_call(tmp_path, on_cpu, given, pace, expected):
+    keys = {"frames_per_update": pace, "updates_per_call": given}
+    run, _, _ = open_fake(tmp_path, policy_config=keys)
+    settings = run.config.policy_config
+    found = learner_module.updates_per_call(run.config, settings, on_cpu)
+    assert found == expected
+
+
 def test_the_graph_is_built_once_and_before_the_learner_counts_as_ready(tmp_path):
     run, board, replay = open_fake(tmp_path, BEFORE)
     learner = build(run, board)
-    traces = learner.train_step.experimental_get_tracing_count
 
     def over():
         assert board[VALUERL]["ready"]
-        assert traces() == 1
+        assert traces_of(learner) == 1
         append_frames(replay, 1)
         return learner.updates == 5
 
@@ -781,7 +840,7 @@ def test_the_losses_fall_and_the_graph_is_built_once(tmp_path):
     for name, share in (("transition", 0.1), ("reward", 0.1), ("termination", 0.5)):
         losses = column(learner, f"{name}_loss")
         assert losses[-1] < share * losses[0], name
-    assert learner.train_step.experimental_get_tracing_count() == 1
+    assert traces_of(learner) == 1
 
 
 # The value learner
@@ -830,9 +889,9 @@ class WatchedLearner(ValueRLLearner):
         self.models_used = []
         self.published = []
 
-    def learn(self):
+    def learn(self, count):
         self.models_used.append(value_of_model(self) if self.world_model else None)
-        super().learn()
+        return super().learn(count)
 
     def publish(self):
         super().publish()
@@ -936,7 +995,7 @@ def test_a_world_model_is_taken_up_at_the_next_epoch_and_not_before(tmp_path):
     assert learner.models_used == [0.5] * 3 + [0.125] * 6
     assert learner.models == board[VALUERL]["models"] == 2
     assert column(learner, "models") == [1, 2, 2, 2]  # after 2, 4, 6, 8 updates
-    assert learner.train_step.experimental_get_tracing_count() == 1
+    assert traces_of(learner) == 1
 
 
 def test_a_damaged_world_model_is_passed_over_for_the_one_before(tmp_path, capsys):

@@ -158,7 +158,7 @@ def test_by_share_gives_each_row_the_member_it_was_given_to(order, members, expe
 def test_by_share_keeps_rows_and_the_axes_between_in_order(middle):
     net = build()
     x = generator(2).normal([7, *middle, 3])
-    shares = nn.draw_shares(generator(4), 7, 4, 3)
+    shares = nn.draw_shares(nn.seed_of(4), 7, 4, 3)
     member_of = constant_net(4).by_share(tf.zeros([7, 1]), shares).numpy()[:, 0]
     result = net.by_share(x, shares).numpy()
     assert result.shape == (7, *middle, 2)
@@ -190,39 +190,70 @@ def test_a_gradient_reaches_only_the_members_that_take_part():
 # Draws
 
 
-def test_all_members_are_none_and_draw_nothing():
-    drawing = generator()
-    assert nn.draw_members(drawing, 4, 4) is None
-    np.testing.assert_array_equal(drawing.state, generator().state)
+def numbered_seed(number):
+    """The seed of an update, as a learner makes it."""
+    return nn.fold_in(nn.seed_of(1), number)
+
+
+def test_all_members_are_none():
+    assert nn.draw_members(nn.seed_of(0), 4, 4) is None
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2**31 - 1, 2**31, 2**32 - 1])
+def test_every_seed_of_32_bits_has_draws_of_its_own(seed):
+    def order(number):
+        return tuple(nn.permutation(nn.seed_of(number), 20).numpy())
+
+    assert order(seed) == order(seed)
+    assert order(seed) != order(seed ^ 1)
+
+
+def test_draws_are_the_same_with_xla():
+    def draw(number):
+        return nn.draw_shares(numbered_seed(number), 10, 5, 4)
+
+    compiled = tf.function(draw, jit_compile=True)
+    for number in range(5):
+        for ours, plain in zip(
+            compiled(tf.constant(number)), draw(tf.constant(number)), strict=True
+        ):
+            np.testing.assert_array_equal(ours, plain)
+
+
+def test_with_all_members_and_an_even_division_only_the_rows_are_drawn():
+    shares = nn.draw_shares(nn.seed_of(0), 8, 4, 4)
+    assert shares.members is None
+    given = constant_net(4).by_share(tf.zeros([8, 1]), shares).numpy()[:, 0]
+    np.testing.assert_array_equal(given[shares.order.numpy()], np.repeat(range(4), 2))
 
 
 def test_members_are_drawn_uniformly_and_without_repetition():
-    drawing = generator()
-    draw = tf.function(lambda: nn.draw_members(drawing, 4, 2))
+    draw = tf.function(lambda number: nn.draw_members(numbered_seed(number), 4, 2))
     counts = np.zeros((4, 4))
     draws = 1200
-    for _ in range(draws):
-        first, second = draw().numpy()
+    for number in range(draws):
+        first, second = draw(tf.constant(number)).numpy()
         counts[first, second] += 1
     assert not counts.diagonal().any()
     # Each of the 12 ordered pairs: 100 times, standard deviation 9.6.
     pairs = counts[~np.eye(4, dtype=bool)]
     assert np.abs(pairs - draws / 12).max() < 45
-    assert draw().dtype == tf.int32
+    assert draw(tf.constant(0)).dtype == tf.int32
 
 
 def shares_drawn(batch_size, ensemble_size, count, draws):
     """Which member each row got, [draws, B], by identifiable members."""
-    drawing, net = generator(), constant_net(ensemble_size)
+    net = constant_net(ensemble_size)
 
     @tf.function
-    def draw():
-        shares = nn.draw_shares(drawing, batch_size, ensemble_size, count)
+    def draw(number):
+        seed = numbered_seed(number)
+        shares = nn.draw_shares(seed, batch_size, ensemble_size, count)
         return shares.order, net.by_share(tf.zeros([batch_size, 1]), shares)[:, 0]
 
     members = []
-    for _ in range(draws):
-        order, given = draw()
+    for number in range(draws):
+        order, given = draw(tf.constant(number))
         np.testing.assert_array_equal(np.sort(order), np.arange(batch_size))
         members.append(given.numpy().astype(int))
     return np.array(members)

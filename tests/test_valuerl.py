@@ -841,7 +841,7 @@ def test_update_takes_both_gradients_before_either_step():
 
 def test_members_and_shares_are_drawn_by_their_counts():
     built = build({}, ensembles=DRAWN)
-    choice = built.draw(8)
+    choice = built.draw(nn.seed_of(0), 8)
     assert len(set(choice.q_members.numpy())) == 5
     assert len(set(choice.q_shares.members.numpy())) == 3
     np.testing.assert_array_equal(np.sort(choice.q_shares.order), np.arange(8))
@@ -850,16 +850,16 @@ def test_members_and_shares_are_drawn_by_their_counts():
 
 
 def test_all_members_are_drawn_as_none_and_ddpg_draws_no_model():
-    choice = build({}).draw(8)
+    choice = build({}).draw(nn.seed_of(0), 8)
     assert choice.q_members is None
     assert choice.model == (None, None)
-    assert build(None).draw(8).model is None
+    assert build(None).draw(nn.seed_of(0), 8).model is None
 
 
-def test_a_traced_draw_differs_from_call_to_call():
+def test_a_traced_draw_differs_from_update_to_update():
     built = build({}, ensembles=DRAWN)
-    draw = tf.function(lambda: built.draw(8))
-    seen = [draw() for _ in range(30)]
+    draw = tf.function(lambda n: built.draw(nn.fold_in(nn.seed_of(0), n), 8))
+    seen = [draw(tf.constant(number)) for number in range(30)]
     assert len({tuple(c.q_members.numpy()) for c in seen}) > 10
     assert len({tuple(c.q_shares.order.numpy()) for c in seen}) == 30
     assert len({tuple(c.q_shares.members.numpy()) for c in seen}) > 10
@@ -870,20 +870,22 @@ def test_a_traced_draw_differs_from_call_to_call():
 @pytest.mark.parametrize("keys", [None, ALGORITHMS["mve_tdk"], ALGORITHMS["steve_cov"]])
 def test_draw_and_update_trace_once_and_do_what_they_do_untraced(keys):
     built = build(keys, horizon=2, ensembles=DRAWN)
-    untraced = build(keys, horizon=2, ensembles=DRAWN)  # the same generator's state
+    untraced = build(keys, horizon=2, ensembles=DRAWN)  # the same initial weights
     adams, other_adams = optimizers(built), optimizers(untraced)
     traces = []
 
     @tf.function
     def step(batch):
         traces.append(1)
-        return built.update(batch, built.draw(6), *adams)
+        seed = nn.fold_in(nn.seed_of(0), adams[0].steps)
+        return built.update(batch, built.draw(seed, 6), *adams)
 
     for seed in range(5):
         batch = random_batch(6, seed)
         metrics = step(batch)
         if seed < 2:
-            expected = untraced.update(batch, untraced.draw(6), *other_adams)
+            choice = untraced.draw(nn.fold_in(nn.seed_of(0), seed), 6)
+            expected = untraced.update(batch, choice, *other_adams)
             for name, value in expected.items():
                 np.testing.assert_allclose(
                     metrics[name], value, rtol=1e-3, atol=1e-6, err_msg=name
@@ -897,7 +899,9 @@ def test_draw_and_update_trace_once_and_do_what_they_do_untraced(keys):
 def test_one_update_is_finite_and_moves_policy_and_q(keys, ensembles, horizon):
     built = build(keys, horizon=horizon, ensembles=ensembles)
     before = values_of(built)
-    metrics = built.update(random_batch(), built.draw(4), *optimizers(built))
+    metrics = built.update(
+        random_batch(), built.draw(nn.seed_of(0), 4), *optimizers(built)
+    )
     assert set(metrics) == {"q_loss", "policy_loss", "policy_reg_loss", "model_usage"}
     assert all(np.isfinite(value) for value in metrics.values())
     after = values_of(built)
@@ -911,7 +915,9 @@ def test_one_update_is_finite_and_moves_policy_and_q(keys, ensembles, horizon):
 def test_one_update_of_ddpg_is_finite_and_moves_policy_and_q(ensembles):
     built = build(None, ensembles=ensembles)
     before = values_of(built)
-    metrics = built.update(random_batch(), built.draw(4), *optimizers(built))
+    metrics = built.update(
+        random_batch(), built.draw(nn.seed_of(0), 4), *optimizers(built)
+    )
     assert all(np.isfinite(value) for value in metrics.values())
     after = values_of(built)
     assert all(np.isfinite(value).all() for value in after.values())

@@ -130,7 +130,7 @@ def test_losses_of_constant_nets_and_their_sum():
         next_obs=tf.constant([[1.0, 3.0], [6.0, 6.0]]),
         terminated=tf.constant([1.0, 0.0]),
     )
-    losses = model.losses(batch, model.draw_shares(2))
+    losses = model.losses(batch, model.draw_shares(nn.seed_of(0), 2))
     expected = {
         "transition_loss": (0 + 4) / 2 / 2,  # errors (0, 2) and (0, 0)
         "termination_loss": (math.log(4 / 3) + math.log(4)) / 2,
@@ -156,7 +156,7 @@ def test_termination_and_reward_see_the_real_next_observation_first():
         next_obs=tf.constant([[1.0, 2.0]]),
         terminated=tf.constant([0.0]),
     )
-    losses = model.losses(batch, model.draw_shares(1))
+    losses = model.losses(batch, model.draw_shares(nn.seed_of(0), 1))
     assert losses["reward_loss"].numpy() == pytest.approx(1 / 2)  # g = 54321
     # the cross-entropy of a large logit with d = 0 is the logit
     assert losses["termination_loss"].numpy() == pytest.approx(54321)
@@ -236,7 +236,7 @@ def test_the_penalty_covers_members_that_take_no_part():
 
 def test_shares_are_drawn_for_train_sample_count_members():
     model = build(ensembles(transition=(3, 2, 1), reward=(6, 4, 5)))
-    shares = model.draw_shares(9)
+    shares = model.draw_shares(nn.seed_of(0), 9)
     for share, size, count in ((shares.transition, 3, 2), (shares.reward, 6, 4)):
         assert len(set(share.members.numpy())) == count
         assert set(share.members.numpy()) <= set(range(size))
@@ -248,11 +248,11 @@ def test_shares_are_drawn_for_train_sample_count_members():
 
 def test_members_are_drawn_for_eval_sample_count():
     model = build(ensembles(transition=(3, 1, 2), reward=(6, 4, 5)))
-    members = model.draw_members()
+    members = model.draw_members(nn.seed_of(0))
     assert len(set(members.transition.numpy())) == 2
     assert len(set(members.reward.numpy())) == 5
-    assert build(ensembles()).draw_members() == (None, None)
-    assert build().draw_members() == (None, None)
+    assert build(ensembles()).draw_members(nn.seed_of(0)) == (None, None)
+    assert build().draw_members(nn.seed_of(0)) == (None, None)
 
 
 @pytest.mark.parametrize("chosen", [None, [2, 0]])
@@ -274,7 +274,9 @@ def test_the_transition_net_gets_the_observation_and_then_the_action():
     model = build()
     make_linear(model.transition, [[1.0, 0.0], [10.0, 0.0], [100.0, 1000.0]])
     result = model.next_obs(
-        tf.constant([[[1.0, 2.0]]]), tf.constant([[[3.0]]]), model.draw_members()
+        tf.constant([[[1.0, 2.0]]]),
+        tf.constant([[[3.0]]]),
+        model.draw_members(nn.seed_of(0)),
     )
     np.testing.assert_allclose(result, [[[1 + 321, 2 + 3000]]])
 
@@ -336,7 +338,7 @@ def test_variables_have_the_names_of_a_checkpoint():
 
 def test_update_is_one_step_on_the_gradients_and_returns_the_losses_before_it():
     model, same = (build(ensembles(), layers=2) for _ in range(2))
-    batch, shares = random_batch(8), model.draw_shares(8)
+    batch, shares = random_batch(8), model.draw_shares(nn.seed_of(0), 8)
     losses = model.update(batch, shares, nn.Adam(model.variables, 0.01))
     gradients, before = same.gradients(batch, shares)
     nn.Adam(same.variables, 0.01).apply(gradients)
@@ -367,7 +369,8 @@ def test_every_ensemble_learns_a_linear_system_without_retracing():
 
     @tf.function
     def step(batch):
-        return model.update(batch, model.draw_shares(48), optimizer)
+        seed = nn.fold_in(nn.seed_of(0), optimizer.steps)
+        return model.update(batch, model.draw_shares(seed, 48), optimizer)
 
     first = step(linear_batch(48, rng))
     for _ in range(300):

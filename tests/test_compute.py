@@ -1,0 +1,274 @@
+"""Threads, batches fetched ahead, and several updates in one call."""
+
+import numpy as np
+import pytest
+import support_env
+import tensorflow as tf
+from support import append_frames, make_config, open_run
+
+import compute
+import nn
+from compute import BatchSource, Updater
+from process import Context
+from replay import Batch, ReplayBuffer
+from status import VALUERL
+from util import UserError
+from valuerl_learner import ValueRLLearner
+from worldmodel_learner import WorldmodelLearner
+
+# Threads and devices
+
+
+class Threads:
+    """Stands in for tf.config.threading, whose settings are final after one use."""
+
+    def __init__(self):
+        self.inter = self.intra = None
+
+    def set_inter_op_parallelism_threads(self, count):
+        self.inter = count
+
+    def set_intra_op_parallelism_threads(self, count):
+        self.intra = count
+
+
+@pytest.fixture
+def threads(monkeypatch):
+    threads = Threads()
+    monkeypatch.setattr(tf.config, "threading", threads)
+    monkeypatch.setattr(compute.os, "sched_getaffinity", lambda pid: set(range(6)))
+    return threads
+
+
+@pytest.mark.parametrize(
+    ("given", "members", "side_by_side", "in_a_product"),
+    [(2, 4, 2, 1), (2, 1, 1, 2), (8, 4, 4, 2), (6, 4, 4, 2), (None, 4, 4, 2)],
+)
+def test_members_are_computed_side_by_side_and_further_cores_go_into_products(
+    threads, given, members, side_by_side, in_a_product
+):
+    compute.prepare_tensorflow("learner", True, given, members)
+    assert (threads.inter, threads.intra) == (side_by_side, in_a_product)
+
+
+def test_a_gpu_that_tensorflow_does_not_see_is_one_line(threads, monkeypatch):
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [])
+    with pytest.raises(UserError, match=r"^valuerl: TensorFlow does not see the GPU"):
+        compute.prepare_tensorflow("valuerl", False, None, 4)
+    assert (threads.inter, threads.intra) == (None, None)
+
+
+# Batches
+
+
+@pytest.fixture
+def replay(tmp_path):
+    _, _, replay = open_run(tmp_path)
+    append_frames(replay, 100)
+    return replay
+
+
+def source_of(replay, tmp_path, **keys):
+    run_folder = replay._path.parent
+    keys = {"batch_size": 4, "newest": 1000, "rng": np.random.default_rng(3)} | keys
+    return BatchSource(ReplayBuffer.open(run_folder), **keys)
+
+
+def test_batches_have_the_shapes_of_updates_and_rows_stay_whole(replay, tmp_path):
+    source = source_of(replay, tmp_path)
+    for count in (1, 3):
+        batches = source.take(count)
+        assert batches.reward.shape == (count, 4)
+        assert batches.obs.shape == (count, 4, support_env.OBS_DIM)
+        assert batches.action.shape == (count, 4, support_env.ACTION_DIM)
+        # support's transitions: obs is the frame's number, next_obs one more
+        np.testing.assert_array_equal(batches.obs[..., 0], batches.reward)
+        np.testing.assert_array_equal(batches.next_obs[..., 0], batches.reward + 1)
+    source.close()
+
+
+def test_the_next_batches_are_drawn_when_the_last_ones_are_taken(replay, tmp_path):
+    source = source_of(replay, tmp_path, newest=1)
+    first = source.take(2)
+    source._next[1].result()  # the next is drawn
+    append_frames(replay, 1)
+    second, third = source.take(2), source.take(2)
+    assert set(first.reward.numpy().flat) == {99}
+    assert set(second.reward.numpy().flat) == {99}
+    assert set(third.reward.numpy().flat) == {100}
+    source.close()
+
+
+def test_every_draw_is_another_one_and_uniform_over_the_newest(replay, tmp_path):
+    source = source_of(replay, tmp_path, batch_size=50, newest=20)
+    drawn = np.concatenate([source.take(k).reward.numpy().ravel() for k in (1, 4, 4)])
+    numbers, counts = np.unique(drawn, return_counts=True)
+    np.testing.assert_array_equal(numbers, np.arange(80, 100))
+    assert counts.max() < 60  # of 450 in all, so 22 each
+    source.close()
+
+
+def test_damaged_rows_reach_the_learner_as_an_error(replay, tmp_path):
+    with open(replay._path, "r+b") as file:
+        file.seek(4096)
+        file.write(b"\xff" * 100 * replay._layout.row_bytes)
+    source = source_of(replay, tmp_path)
+    with pytest.raises(UserError, match="is damaged"):
+        source.take(1)
+    source.close()
+
+
+# Several updates in one call
+
+BLOCK, UPDATES = 5, 10
+PACE = {"batch_size": 8, "updates_per_call": BLOCK, "frames_per_update": False}
+NETS = {"hidden_dim": 16, "layers": 3, "bayesian": dict.fromkeys(
+    ("ensemble_size", "train_sample_count", "eval_sample_count"), 3)}  # fmt: skip
+SIZES = {"ensemble_size": 4, "train_sample_count": 3, "eval_sample_count": 2}
+MODEL = {
+    "transition_hidden_dim": 16,
+    "aux_hidden_dim": 16,
+    "transition_layers": 3,
+    "aux_layers": 3,
+    "bayesian": {"transition": SIZES, "reward": SIZES},
+}
+EXPANSIONS = {
+    VALUERL: {"rollout_len": 2, "steve_reweight": True},
+    "tdk": {"rollout_len": 2, "tdk_trick": True, "steve_reweight": True},
+}
+
+
+def build(tmp_path, kind, expansion=VALUERL, **settings):
+    run, board, _ = open_run(
+        tmp_path,
+        policy_config=PACE
+        | NETS
+        | {"value_expansion": EXPANSIONS[expansion]}
+        | settings,
+        model_config=PACE | MODEL | settings,
+    )
+    return kind(Context(run, kind.name, 7, board, lambda: False))
+
+
+def random_batches(count, seed):
+    rng = np.random.default_rng(seed)
+
+    def draw(*shape):
+        return tf.constant(rng.standard_normal((count, 8, *shape)), tf.float32)
+
+    obs = draw(support_env.OBS_DIM)
+    action = tf.tanh(draw(support_env.ACTION_DIM))
+    return Batch(obs, action, draw(), obs + 0.1 * draw(support_env.OBS_DIM), draw() * 0)
+
+
+def results(learner, count):
+    """Variables and metrics after UPDATES updates, `count` in each call."""
+    batches = random_batches(UPDATES, seed=1)
+    for first in range(0, UPDATES, count):
+        part = Batch(*(field[first : first + count] for field in batches))
+        learner._updater.run(part)
+    means = learner._updater.metric_means()
+    return {k: v.numpy() for k, v in learner.variables().items()}, means
+
+
+KINDS = [
+    (ValueRLLearner, VALUERL),
+    (ValueRLLearner, "tdk"),
+    (WorldmodelLearner, VALUERL),
+]
+
+
+@pytest.mark.parametrize(("kind", "expansion"), KINDS)
+def test_a_block_does_what_single_updates_do_to_the_last_bit(tmp_path, kind, expansion):
+    single = results(build(tmp_path / "single", kind, expansion), 1)
+    block = results(build(tmp_path / "block", kind, expansion), BLOCK)
+    assert single[1] == block[1]
+    for name, value in single[0].items():
+        np.testing.assert_array_equal(block[0][name], value, err_msg=name)
+
+
+@pytest.mark.parametrize(("kind", "expansion"), [KINDS[1], KINDS[2]])
+def test_xla_gives_the_same_up_to_rounding(tmp_path, kind, expansion):
+    plain = results(build(tmp_path / "plain", kind, expansion), 1)
+    compiled = results(build(tmp_path / "xla", kind, expansion, xla=True), BLOCK)
+    np.testing.assert_allclose(
+        list(compiled[1].values()), list(plain[1].values()), rtol=1e-5, atol=1e-5
+    )
+    for name, value in plain[0].items():
+        np.testing.assert_allclose(
+            compiled[0][name], value, rtol=0, atol=1e-5, err_msg=name
+        )
+
+
+@pytest.mark.parametrize("kind", [ValueRLLearner, WorldmodelLearner])
+def test_updates_need_no_soft_placement_and_are_traced_once_per_size(tmp_path, kind):
+    learner = build(tmp_path, kind)
+    soft = tf.config.get_soft_device_placement()
+    tf.config.set_soft_device_placement(False)
+    try:
+        learner.warm_up()
+        for count in (1, BLOCK, 1, BLOCK):
+            learner._updater.run(random_batches(count, seed=count))
+    finally:
+        tf.config.set_soft_device_placement(soft)
+    assert learner._updater.call.experimental_get_tracing_count() == 2
+
+
+@pytest.mark.parametrize("kind", [ValueRLLearner, WorldmodelLearner])
+def test_warming_up_changes_nothing(tmp_path, kind):
+    learner = build(tmp_path, kind)
+    before = {k: v.numpy().copy() for k, v in learner.variables().items()}
+    learner.warm_up()
+    for name, variable in learner.variables().items():
+        np.testing.assert_array_equal(variable, before[name], err_msg=name)
+    assert learner._updater.metric_means() == {}
+
+
+def test_what_is_random_in_an_update_depends_on_its_number_alone(tmp_path):
+    """An update's draws are the same whether or not others came before in this call."""
+    learner = build(tmp_path, WorldmodelLearner)
+    step = learner.optimizer.steps
+    orders = []
+    for number in (0, 1, 0):
+        step.assign(number)
+        seed = nn.fold_in(learner._seed, learner.optimizer.steps)
+        orders.append(learner.model.draw_shares(seed, 8).transition.order.numpy())
+    np.testing.assert_array_equal(orders[0], orders[2])
+    assert (orders[0] != orders[1]).any()
+
+
+def test_means_are_over_all_updates_since_the_last_reset():
+    count = tf.Variable(0.0)
+    updater = Updater(lambda batch: {"x": count.assign_add(1.0)}, ["x"], block=3)
+    assert updater.metric_means() == {}
+    batches = random_batches(3, seed=0)
+    updater.run(batches)
+    updater.run(Batch(*(part[:1] for part in batches)))
+    assert updater.metric_means() == {"x": (1 + 2 + 3 + 4) / 4}
+    assert updater.reset_metrics() == 4
+    assert updater.metric_means() == {}
+    updater.run(batches)
+    assert updater.metric_means() == {"x": 6}
+
+
+# Blocks in a learner's loop
+
+
+@pytest.mark.parametrize(
+    ("frames_per_update", "batch_size", "most"),
+    [(0.25, 8, 32), (1, 8, 8), (3, 8, 2), (10, 8, 1), (0.25, 1, 4)],
+)
+def test_a_call_has_at_most_the_updates_of_one_vector_step(
+    tmp_path, frames_per_update, batch_size, most
+):
+    keys = {
+        "agent_config": {"batch_size": batch_size},
+        "policy_config": {"frames_per_update": frames_per_update},
+    }
+    config = make_config(tmp_path, **keys)
+    assert config.most_updates_per_call(config.policy_config) == most
+    keys["policy_config"]["updates_per_call"] = most
+    make_config(tmp_path, **keys)
+    keys["policy_config"]["updates_per_call"] = most + 1
+    with pytest.raises(ValueError, match=f"must be at most {most}, the updates"):
+        make_config(tmp_path, **keys)
