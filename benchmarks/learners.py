@@ -127,9 +127,16 @@ def in_processes(calls: list[tuple[Callable, tuple]]) -> list[Any]:
 
 
 def measure(
-    config: Config, device: str, seconds: float
+    config: Config, device: str, seconds: float, together: bool = True
 ) -> dict[str, dict[str, Any] | None]:
-    """All figures of one configuration; its output_root must be empty."""
+    """All figures of one configuration; its output_root must be empty.
+
+    Args:
+        config: of the run.
+        device: "cpu" or a GPU's id.
+        seconds: of each measurement.
+        together: whether to measure the learners side by side too.
+    """
     assignment = devices.assign(
         device, devices.visible_gpus(os.environ), config.has_model
     )
@@ -156,17 +163,17 @@ def measure(
     for name in names:
         (alone,) = in_processes([(learn, (name, run, gpus[name], seconds, None))])
         result[name] = figures(name, alone)
-    ready = multiprocessing.get_context("spawn").Barrier(len(names))
-    together = in_processes(
-        [(learn, (name, run, gpus[name], seconds, ready)) for name in names]
-    )
+    beside = {}
+    if together:
+        ready = multiprocessing.get_context("spawn").Barrier(len(names))
+        found = in_processes(
+            [(learn, (name, run, gpus[name], seconds, ready)) for name in names]
+        )
+        beside = {n: figures(n, f) for n, f in zip(names, found, strict=True)}
     return {
         VALUERL: result[VALUERL],
         WORLDMODEL: result[WORLDMODEL],
-        "side_by_side": {
-            name: figures(name, found)
-            for name, found in zip(names, together, strict=True)
-        },
+        "side_by_side": beside,
         "machine": harness.machine()
         | {
             "device": device,

@@ -257,6 +257,13 @@ def test_multiples_up_to_the_start_count_as_seen():
     assert hits(Every(500, start=1001), [1001, 1400, 1500]) == [1500]
 
 
+def test_until_is_the_distance_to_the_next_multiple():
+    every = Every(5, start=3)
+    assert [every.until(count) for count in (3, 4, 5, 7)] == [2, 1, 0, 0]
+    assert every(7)
+    assert every.until(7) == 3
+
+
 def test_the_count_0_is_no_hit():
     assert not Every(5)(0)
 

@@ -1,0 +1,154 @@
+"""A complete run against its two learners alone: what the parts cost each other.
+
+    python benchmarks/whole_run.py config/experiments/goodruns/halfcheetah/steve0.json
+
+The run is main.py's, with all its processes. The learners alone keep the same pace
+with each other, but their frames are made up by this program, and nobody evaluates.
+Both are measured over whole epochs of the value learner, so that what happens once an
+epoch is in the figures; before, the first epoch passes. To come to the point sooner,
+learning begins after 1,000 frames and pretraining takes 10 updates, unless --set says
+otherwise.
+"""
+
+import importlib
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+
+from actors import frame_limit
+from benchmarks import harness
+from experiment import Folders, Run
+from replay import ReplayBuffer
+from schema import Config
+from status import VALUERL, WORLDMODEL, Board
+
+ROOT = Path(__file__).resolve().parents[1]
+SOON = [
+    *(
+        f"{section}.frames_before_learning=1000"
+        for section in ("policy_config", "model_config")
+    ),
+    "model_config.pretrain_n=10",
+]
+
+
+def observe(
+    board: Board, replay: ReplayBuffer, epochs: int, during: Callable[[], None]
+) -> dict[str, float]:
+    """Updates and frames a minute over whole epochs.
+
+    Args:
+        board: of the running processes.
+        replay: their buffer.
+        epochs: how many are measured, after the first one.
+        during: called again and again meanwhile.
+    """
+
+    def wait_for(epoch: int) -> tuple[float, int, int]:
+        while board[VALUERL]["epoch"] < epoch:
+            during()
+        return time.perf_counter(), int(board[VALUERL]["updates"]), replay.frames
+
+    start, end = wait_for(2), wait_for(2 + epochs)
+    minutes = (end[0] - start[0]) / 60
+    return {
+        "updates/min": (end[1] - start[1]) / minutes,
+        "frames/min": (end[2] - start[2]) / minutes,
+        "minutes": minutes,
+    }
+
+
+def learn(name: str, run: Run) -> None:
+    """A process: one learner, as in training."""
+    from process import Context, Stop
+
+    context = Context(run, name, 0, Board.open(run.folders.board), Stop())
+    importlib.import_module(f"{name}_learner").build(context).run()
+
+
+def measure_parts(config: Config, epochs: int) -> dict[str, float]:
+    """The learners side by side; this process makes up the frames."""
+    run = harness.open_run(config, "cpu", 0)
+    board = Board.open(run.folders.board)
+    spawn = multiprocessing.get_context("spawn")
+    names = [VALUERL, WORLDMODEL] if config.has_model else [VALUERL]
+    learners = [spawn.Process(target=learn, args=(name, run)) for name in names]
+    for learner in learners:
+        learner.start()
+    size = config.agent_config.batch_size
+    step = harness.synthetic(
+        np.random.default_rng(0), size, run.obs_dim, run.action_dim
+    )
+    with ReplayBuffer.open(run.folders.replay, writable=True) as replay:
+
+        def feed() -> None:
+            if not all(learner.is_alive() for learner in learners):
+                sys.exit("a learner failed (see above)")
+            if not replay.append(step, frame_limit(config, board)):
+                time.sleep(0.01)
+
+        try:
+            return observe(board, replay, epochs, feed)
+        finally:
+            for learner in learners:
+                learner.kill()
+                learner.join()
+
+
+def measure_whole(path: str, keys: list[str], config: Config, epochs: int) -> dict:
+    """The complete run."""
+    command = [sys.executable, str(ROOT / "main.py"), path, "cpu", "--set", *keys]
+    launcher = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+    folders = Folders.of(config, Path(path).stem)
+
+    def watch() -> None:
+        if launcher.poll() is not None:
+            sys.exit(f"{' '.join(command)} ended")
+        time.sleep(0.02)
+
+    try:
+        while not folders.board.exists():
+            watch()
+        with ReplayBuffer.open(folders.replay) as replay:
+            return observe(Board.open(folders.board), replay, epochs, watch)
+    finally:
+        launcher.send_signal(signal.SIGTERM)
+        launcher.wait()
+
+
+def main() -> None:
+    parser = harness.parser(__doc__.splitlines()[0])
+    parser.add_argument("--epochs", type=int, default=2, help="measured (2)")
+    arguments = parser.parse_args()
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    given = [*SOON, *arguments.overrides]
+    with harness.temporary_root() as root:
+        config = harness.load(arguments.config, given, root)
+        parts = measure_parts(config, arguments.epochs)
+    with harness.temporary_root() as root:
+        config = harness.load(arguments.config, given, root)
+        keys = [*given, f"output_root={json.dumps(root)}"]
+        whole = measure_whole(arguments.config, keys, config, arguments.epochs)
+    result = {
+        "learners alone": parts,
+        "whole run": whole,
+        "overhead": {
+            "whole / alone": whole["updates/min"] / parts["updates/min"],
+        },
+        "machine": harness.machine() | {"config": arguments.config, "set": given},
+    }
+    harness.show(result, arguments.json, arguments.config)
+
+
+if __name__ == "__main__":
+    main()
