@@ -108,7 +108,10 @@ class BatchSource:
         shape = (count, self._batch_size)
         with tf.device(self._device):
             return Batch(
-                *(tf.identity(part.reshape(*shape, *part.shape[1:])) for part in drawn)
+                *(
+                    tf.convert_to_tensor(part.reshape(*shape, *part.shape[1:]))
+                    for part in drawn
+                )
             )
 
     def close(self) -> None:

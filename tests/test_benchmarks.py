@@ -1,0 +1,118 @@
+"""The arithmetic of the benchmarks, and what they print; no test asks for speed."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import configuration
+from benchmarks import arithmetic
+from benchmarks.arithmetic import Net
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = [
+    "env.obs_dims=[4]",
+    "env.action_dim=1",
+    "policy_config.batch_size=8",
+    "model_config.batch_size=8",
+    "policy_config.hidden_dim=8",
+    "model_config.transition_hidden_dim=8",
+    "model_config.aux_hidden_dim=8",
+]
+
+
+def halfcheetah(algorithm, *overrides):
+    path = ROOT / f"config/experiments/goodruns/halfcheetah/{algorithm}0.json"
+    return configuration.load(path, overrides=list(overrides)).config
+
+
+def test_a_net_has_two_operations_for_each_weight_and_row():
+    net = Net(in_dim=3, hidden_dim=5, out_dim=2, layers=3)
+    assert net.forward(7) == 2 * 7 * (3 * 5 + 5 * 5 + 5 * 2)
+    # Nobody asks for the gradient of the first layer's inputs.
+    assert net.training(7) == 3 * net.forward(7) - 2 * 7 * 3 * 5
+    line = Net(in_dim=3, hidden_dim=5, out_dim=2, layers=1)
+    assert line.forward(7) == 2 * 7 * 3 * 2
+    assert line.training(7) == 2 * line.forward(7)
+
+
+def test_an_update_of_full_size_steve_costs_what_was_measured_in_2018():
+    """SPEC's reference: 26.0 and 5.2 GFLOP for HalfCheetah."""
+    config = halfcheetah("steve")
+    value = arithmetic.valuerl_flop(config, 17, 6, shared=False)
+    assert value == pytest.approx(26.0e9, rel=0.03)
+    assert arithmetic.worldmodel_flop(config, 17, 6) == pytest.approx(5.2e9, rel=0.03)
+
+
+def test_what_depends_on_the_first_state_alone_is_counted_once():
+    config = halfcheetah("steve")
+    saved = arithmetic.valuerl_flop(config, 17, 6, shared=False)
+    saved -= arithmetic.valuerl_flop(config, 17, 6)
+    policy, q = Net(17, 128, 6, 4), Net(23, 128, 1, 4)
+    rows = 3 * 512  # of the four transition members, all but one
+    assert saved == policy.forward(rows) + 4 * q.forward(rows)
+
+
+def test_the_other_algorithms_cost_what_they_add():
+    ddpg = arithmetic.valuerl_flop(halfcheetah("ddpg"), 17, 6)
+    policy, q = Net(17, 128, 6, 4), Net(23, 128, 1, 4)
+    update = policy.training(512) + 2 * q.forward(512) + q.training(512)
+    assert ddpg == update + policy.forward(512) + q.forward(512)
+
+    tdk = arithmetic.valuerl_flop(halfcheetah("mve_tdk"), 17, 6)
+    switched_off = "policy_config.value_expansion.tdk_trick=false"
+    mve = arithmetic.valuerl_flop(halfcheetah("mve_tdk", switched_off), 17, 6)
+    assert tdk - mve == q.training(3 * 512)
+    transition, aux = Net(23, 512, 17, 8), Net(40, 128, 1, 4)
+    imagined = 3 * 512
+    rollout = transition.forward(imagined) + 2 * aux.forward(imagined)
+    assert mve == ddpg + rollout + policy.forward(imagined) + q.forward(imagined)
+
+
+def output(*command):
+    return subprocess.run(
+        [sys.executable, *command],
+        cwd=ROOT,
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+    ).stdout
+
+
+@pytest.mark.parametrize("algorithm", ["steve", "ddpg"])
+def test_the_learners_benchmark_prints_one_json_object_and_nothing_else(algorithm):
+    keys = TINY if algorithm == "steve" else [k for k in TINY if "model_" not in k]
+    path = f"config/experiments/goodruns/halfcheetah/{algorithm}0.json"
+    result = json.loads(
+        output(
+            "benchmarks/learners.py", path, "--json", "--seconds=0.1", "--set", *keys
+        )
+    )
+    assert set(result) == {"valuerl", "worldmodel", "side_by_side", "machine"}
+    learners = ["valuerl"] + ["worldmodel"] * (algorithm == "steve")
+    assert list(result["side_by_side"]) == learners
+    assert (result["worldmodel"] is None) == (algorithm == "ddpg")
+    for figures in (
+        *(result[name] for name in learners),
+        *result["side_by_side"].values(),
+    ):
+        rate, gflop = figures["updates_per_s"], figures["gflop_per_update"]
+        assert figures["gflops"] == pytest.approx(rate * gflop)
+        limit = result["machine"]["limit_gflops"]
+        assert figures["share"] == pytest.approx(rate * gflop / limit)
+        assert rate > 0
+
+
+def test_the_replay_benchmark_fills_and_reads_a_buffer():
+    result = json.loads(
+        output(
+            *("benchmarks/replay.py", "--rows=5000", "--obs=3", "--action=1", "--json")
+        )
+    )
+    row = 4 * (3 + 3 + 1 + 2 + 3)  # bytes
+    disk = result["space"]["disk per million transitions, GB"]
+    # Whole blocks, and the header's page.
+    assert row / 1000 <= disk <= row / 1000 + 2 * 4096 / 5000 / 1000
+    assert result["append"]["4 writers, median us"] > 0
