@@ -158,6 +158,8 @@ def build(context: Context) -> ValueRLLearner:
         sizes = run.config.world_model_config.bayesian
         ensembles += [sizes.transition, sizes.reward]
     members = max((size.eval_sample_count for size in ensembles), default=1)
+    if settings.value_expansion is None:
+        members = max(members, 2)  # small nets only: policy and Q side by side
     prepare_tensorflow(context.name, run.cpu_learners, settings.threads, members)
     return ValueRLLearner(context)
 
