@@ -44,14 +44,31 @@ DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EIO)
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = OneLineParser(
-        prog="main.py", description="Trains a policy by STEVE or one of its relatives."
+        prog="main.py",
+        usage="main.py CONFIG.json GPU_ID [options]\n"
+        "       main.py --describe CONFIG.json [--set KEY=VALUE ...]\n"
+        "       main.py --list",
+        description="Trains a policy by STEVE or one of its relatives.",
+        epilog="example: python main.py config/quickstart.json cpu --name first "
+        "--set seed=1",
     )
-    parser.add_argument("config", metavar="CONFIG.json", help="experiment file")
+    parser.add_argument(
+        "config", nargs="?", metavar="CONFIG.json", help="experiment file"
+    )
     parser.add_argument(
         "gpu_id",
+        nargs="?",
         metavar="GPU_ID",
         help="GPU of the value learner, counted from 0 among those that are visible; "
         'the next one gets the world model; or "cpu"',
+    )
+    parser.add_argument(
+        "--list", action="store_true", help="show the experiments that come along"
+    )
+    parser.add_argument(
+        "--describe",
+        action="store_true",
+        help="show the merged configuration and where each value comes from",
     )
     how = parser.add_mutually_exclusive_group()
     how.add_argument(
@@ -84,7 +101,13 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--hours", type=float, metavar="H", help="stop after H hours of learning"
     )
-    return parser.parse_args(arguments)
+    # Intermixed: options may also stand between the two positional arguments.
+    parsed = parser.parse_intermixed_args(arguments)
+    needed = {"CONFIG.json": parsed.config, "GPU_ID": parsed.gpu_id or parsed.describe}
+    missing = [name for name, given in needed.items() if not given]
+    if missing and not parsed.list:
+        parser.error(f"the following arguments are required: {', '.join(missing)}")
+    return parsed
 
 
 def _measure(env: Environment) -> "EnvSpec":
@@ -144,18 +167,43 @@ def plan_children(run: Run, valuerl_gpu: str, worldmodel_gpu: str) -> list[Child
     return children
 
 
+def load(arguments: argparse.Namespace) -> LoadedConfig:
+    """The configuration that the command line names.
+
+    Raises:
+        UserError: a mistake in it.
+    """
+    return configuration.load(
+        arguments.config,
+        overrides=arguments.set,
+        frames=arguments.frames,
+        hours=arguments.hours,
+    )
+
+
+def show(arguments: argparse.Namespace) -> int:
+    """Prints what `--list` or `--describe` asks for; returns the exit code.
+
+    Raises:
+        UserError: a mistake in the configuration.
+    """
+    import catalogue  # here: a run has no use for it
+
+    if arguments.list:
+        shown = catalogue.list_experiments()
+    else:
+        shown = catalogue.describe(arguments.config, load(arguments))
+    catalogue.show(shown)
+    return 0
+
+
 def launch(arguments: argparse.Namespace) -> int:
     """Checks everything, then opens the output and runs; returns the exit code.
 
     Raises:
         UserError: a mistake; nothing has been written if it shows before the start.
     """
-    loaded = configuration.load(
-        arguments.config,
-        overrides=arguments.set,
-        frames=arguments.frames,
-        hours=arguments.hours,
-    )
+    loaded = load(arguments)
     name = configuration.experiment_name(arguments.config, arguments.name)
     folders = Folders.of(loaded.config, name)
     assignment = devices.assign(
@@ -287,7 +335,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         signal.signal(number, signal.default_int_handler)
     parsed = parse_arguments(arguments)
     try:
-        return launch(parsed)
+        return show(parsed) if parsed.list or parsed.describe else launch(parsed)
     except UserError as error:
         print(f"main.py: {error}", file=sys.stderr)
         return 2

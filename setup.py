@@ -17,6 +17,7 @@ setup(
     python_requires=">=3.11,<3.14",
     py_modules=[
         "actors",
+        "catalogue",
         "checkpoint",
         "classic_envs",
         "configuration",
