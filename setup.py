@@ -26,6 +26,7 @@ setup(
         "envwrap",
         "episodes",
         "experiment",
+        "export",
         "figures",
         "inspection",
         "learner",

@@ -13,6 +13,7 @@ from rich.console import Console
 
 import catalogue
 import configuration
+import export
 import main
 import toy_demo
 import visualizer
@@ -197,7 +198,7 @@ def test_options_may_stand_between_configuration_and_gpu():
         assert (parsed.name, parsed.set) == ("x", ["a=1"])
 
 
-@pytest.mark.parametrize("module", [main, visualizer, toy_demo])
+@pytest.mark.parametrize("module", [main, visualizer, export, toy_demo])
 def test_help_has_an_example_that_the_program_accepts(module, capsys):
     with pytest.raises(SystemExit) as ended:
         module.parse_arguments(["--help"])
