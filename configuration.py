@@ -48,6 +48,7 @@ CHANGEABLE_ON_RESUME = frozenset(
         "final_episodes",
         "keep_all_replay_buffers",
         "output_root",
+        "tensorboard",
         "evaluator_config",
         "agent_config.count",
         "env.step_timeout",

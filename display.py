@@ -22,6 +22,7 @@ from status import (
     Board,
     process_names,
 )
+from util import Follower
 
 REFRESH = 0.5  # seconds, in place
 LINE_EVERY = 10.0  # seconds, as plain lines
@@ -39,20 +40,12 @@ class Scores:
     """Follows the scores' csv as it grows."""
 
     def __init__(self, run: Run) -> None:
-        self._path = run.folders.scores
-        self._offset = 0
+        self._lines = Follower(run.folders.scores)
         self.rows: deque[tuple[int, float]] = deque(maxlen=LAST_SCORES)  # epoch, score
 
     def refresh(self) -> None:
         """Reads the complete rows that were added since the last time."""
-        if not self._path.exists():
-            return
-        with open(self._path, "rb") as file:
-            file.seek(self._offset)
-            added = file.read()
-        whole = added[: added.rfind(b"\n") + 1]
-        self._offset += len(whole)
-        for line in whole.decode().splitlines():
+        for line in self._lines():
             _, epoch, _, score = line.split(",")
             if epoch != "epochs":
                 self.rows.append((int(epoch), float(score)))

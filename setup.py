@@ -25,6 +25,7 @@ setup(
         "display",
         "envwrap",
         "episodes",
+        "events",
         "experiment",
         "export",
         "figures",
@@ -55,6 +56,7 @@ setup(
         "numpy>=1.26,<3",
         "portalocker>=4,<5",  # locks of replay buffer, scores and folders
         "safetensors>=0.8,<0.9",  # checkpoint container without pickle
+        "tensorboard>=2.20,<2.22",  # event files; TensorFlow 2.21 leaves it out
         "pydantic>=2.14,<3",  # strict validation of configurations
         "rich>=15,<16",  # the terminal display
         "matplotlib>=3.11,<4",  # figures

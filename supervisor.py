@@ -98,12 +98,15 @@ class Supervisor:
     """Runs all processes of a run until its limit, a failure, or a signal."""
 
     def __init__(self, run: Run, children: list[Child], display: Display) -> None:
+        from events import ScoreEvents  # here: all children import this module
+
         self._run = run
         self._children = children
         self._display = display
         self._board = Board.open(run.folders.board)
         self._replay = ReplayBuffer.open(run.folders.replay)
         self.progress = Progress(run, self._board, self._replay)
+        self._events = ScoreEvents(run, display.note)
         self._asked_at: float | None = None  # when the first signal came
         self._at_once = False  # a second one came
         self._spawn = multiprocessing.get_context("spawn")
@@ -167,6 +170,7 @@ class Supervisor:
             if self._advance():
                 return Outcome(0, finished=True)
             self._display.show(self.progress)
+            self._events.refresh()
             wait([c.process.sentinel for c in self._children if c.alive], TICK)
 
     def _advance(self) -> bool:
@@ -274,6 +278,7 @@ class Supervisor:
                 f"{', '.join(killed)} killed before the end of its saving; "
                 "--resume goes on from its last state"
             )
+        self._events.close()
         self._display.show(self.progress, last=True)
         self._display.close()
         return Outcome(1) if self._at_once and not outcome.code else outcome

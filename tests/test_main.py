@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support import read_events
 
 from status import Board
 
@@ -133,6 +134,24 @@ def scores(folder: Path) -> list[dict[str, float]]:
 
 def learner_log(folder: Path, learner: str = "valuerl") -> list[dict[str, float]]:
     return table(experiment(folder) / "log" / f"{learner}.log")
+
+
+def assert_events_are_logs_and_scores(folder: Path) -> None:
+    """TensorBoard shows what is in the csv files, and each step once."""
+    events = experiment(folder) / "log" / "events"
+    for learner in ("valuerl", "worldmodel"):
+        rows = learner_log(folder, learner)
+        steps = [row["updates"] + row.get("pretrained", 0) for row in rows]
+        for tag, points in read_events(events / learner).items():
+            assert [step for step, _ in points] == steps
+            expected = [np.float32(row[tag.split("/")[1]]) for row in rows]
+            assert [value for _, value in points] == expected
+    by_frames = {}
+    for row in scores(folder):
+        frames = max([row["frames"], *by_frames])
+        by_frames.setdefault(frames, []).append(row["score"])
+    means = [(frames, np.float32(np.mean(s))) for frames, s in by_frames.items()]
+    assert read_events(events / "evaluation") == {"evaluation/score": means}
 
 
 def board(folder: Path) -> Board:
@@ -301,6 +320,7 @@ def test_interrupted_refused_resumed_and_restarted(tmp_path):
         assert gone_on[len(stopped)][key] >= stopped[-1][key]
     rows = [row["updates"] for row in learner_log(tmp_path)]
     assert rows == sorted(set(rows)), "an update was logged twice"
+    assert_events_are_logs_and_scores(tmp_path)
     assert rows[-1] > updates
     # Each policy is evaluated once by each evaluator, also across the resume.
     counts = [row["epochs"] for row in gone_on if row["epochs"] < gone_on[-1]["epochs"]]
@@ -387,4 +407,5 @@ def test_a_fresh_start_from_a_numbered_checkpoint(tmp_path):
     epoch = next(row["epoch"] for row in rows if row["updates"] == 200)
     early = [row for row in finished if row["epochs"] <= epoch]
     assert again[: len(early)] == early
+    assert_events_are_logs_and_scores(tmp_path)
     assert again[-1]["frames"] == 240
