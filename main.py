@@ -9,6 +9,7 @@ import argparse
 import errno
 import multiprocessing
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Sequence
@@ -23,8 +24,9 @@ import devices
 import experiment
 from configuration import LoadedConfig
 from devices import NO_GPU, VARIABLE, Assignment
-from display import Display, Progress
+from display import Display, closing_lines
 from experiment import Folders, Run
+from progress import Progress
 from schema import Environment
 from status import VALUERL, WORLDMODEL, process_names
 from supervisor import Child, Outcome, Supervisor
@@ -235,7 +237,7 @@ def launch(arguments: argparse.Namespace) -> int:
         for note in (*loaded.notes, assignment.note, *notes):
             if note:
                 display.note(note)
-        return _supervise(run, record, assignment, display)
+        return _supervise(arguments, run, record, assignment, display)
 
 
 def _record_start(
@@ -288,7 +290,11 @@ def _prepare(
 
 
 def _supervise(
-    run: Run, record: dict[str, Any], assignment: Assignment, display: Display
+    arguments: argparse.Namespace,
+    run: Run,
+    record: dict[str, Any],
+    assignment: Assignment,
+    display: Display,
 ) -> int:
     """Runs the processes and says how it ended."""
     display.note(f"results go to {run.folders.root}")
@@ -303,29 +309,41 @@ def _supervise(
             "random_score": supervisor.progress.random_score(),
         }
         experiment.write_json(run.folders.run, record)
-    _report(outcome, run, supervisor.progress, display)
+    _report(arguments, outcome, run, supervisor.progress, display)
     return outcome.code
 
 
-def _report(outcome: Outcome, run: Run, progress: Progress, display: Display) -> None:
-    """The last lines: what came out and where it is, or what went wrong."""
+def _report(
+    arguments: argparse.Namespace,
+    outcome: Outcome,
+    run: Run,
+    progress: Progress,
+    display: Display,
+) -> None:
+    """The last lines: what came out and what to do next, or what went wrong."""
     if outcome.error:
         print(outcome.error, file=sys.stderr)
         return
-    scores = [score for _, score in progress.scores()]
-    if scores:
-        random = progress.random_score()
-        display.note(
-            f"score of the last {len(scores)} evaluation episodes: "
-            f"{sum(scores) / len(scores):.1f} on average"
-            + (f"; a random policy scores {random:.1f}" if random is not None else "")
-        )
-    for learner in progress.learners():
-        if outcome.finished and not learner.updates:
-            display.note(f"{learner.name} did no update before the limit was reached")
-    ending = "finished" if outcome.finished else "stopped; --resume goes on with it"
-    display.note(f"{ending}: {progress.frames:,} frames")
-    display.note(f"scores: {run.folders.scores}")
+    lines = closing_lines(progress, outcome.finished)
+    lines.append(f"all scores: {run.folders.scores}")
+    if not outcome.finished:
+        lines += ["to go on:", f"  {next_command('main.py', arguments, '--resume')}"]
+    if run.folders.policy.exists():
+        folder = str(run.folders.checkpoints)
+        command = next_command("visualizer.py", arguments, folder)
+        lines += ["to look at the policy:", f"  {command}"]
+    for line in lines:
+        display.note(line)
+
+
+def next_command(program: str, arguments: argparse.Namespace, addition: str) -> str:
+    """The command line of a program for the same configuration, GPU and name."""
+    words = ["python", program, arguments.config, arguments.gpu_id, addition]
+    if program == "main.py":
+        for option in ("name", "frames", "hours"):
+            value = getattr(arguments, option)
+            words += [] if value is None else [f"--{option}", str(value)]
+    return shlex.join([*words, *(["--set", *arguments.set] if arguments.set else [])])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -35,6 +35,7 @@ setup(
         "nn",
         "policy",
         "process",
+        "progress",
         "replay",
         "safeenv",
         "schema",

@@ -12,8 +12,9 @@ from multiprocessing.process import BaseProcess
 from types import FrameType
 
 import process
-from display import Display, Progress
+from display import Display
 from experiment import Run
+from progress import Progress
 from replay import ReplayBuffer
 from status import FINAL_EPISODES, LAUNCHER, VALUERL, WORLDMODEL, Board
 

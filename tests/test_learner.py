@@ -14,9 +14,9 @@ import tensorflow as tf
 from support import append_frames, open_run, publish_policy, read_events
 
 import checkpoint
-import display
 import learner as learner_module
 import nn
+import progress
 from checkpoint import CheckpointError
 from learner import Learner
 from process import Context, RunError
@@ -1115,5 +1115,5 @@ def test_else_the_replay_buffer_is_not_copied(tmp_path):
 
 @pytest.mark.parametrize("learner", [ValueRLLearner, WorldmodelLearner])
 def test_the_display_reads_each_metric_where_the_learner_puts_it(learner):
-    shown = display.SHOWN[learner.name]
+    shown = progress.SHOWN[learner.name]
     assert shown == {name: learner.metric_names.index(name) for name in shown}

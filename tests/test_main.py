@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -15,6 +16,8 @@ import numpy as np
 import pytest
 from support import read_events
 
+import main
+import visualizer
 from status import Board
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -208,8 +211,10 @@ def test_every_algorithm_of_the_paper_trains_and_ends_at_its_limit(algorithm, tm
     assert record["finished"]["frames"] == 240
     assert len(record["starts"]) == 1
     assert len(set(record["starts"][0]["seeds"].values())) == (6 if has_model else 5)
-    assert "a random policy scores" in done.stdout
+    assert "score of random actions: " in done.stdout
     assert str(folder / "log" / "run.greedy.csv") in done.stdout
+    look = f"python visualizer.py {QUICKSTART} cpu {folder / 'checkpoints'} --set "
+    assert f"to look at the policy:\n  {look}" in done.stdout
 
     again = run(tmp_path, "--resume", settings=tuple(ALGORITHMS[algorithm]))
     assert again.returncode == 0
@@ -268,6 +273,21 @@ def test_a_mistake_is_one_line_and_leaves_nothing_on_the_disk(
     assert not output.exists()
 
 
+def test_the_commands_named_at_the_end_are_those_of_the_same_run():
+    given = [QUICKSTART, "cpu", "--overwrite", "--name", "a b", "--hours", "0.5"]
+    given += ["--set", "env.name=Pendulum-v1", 'env.make_kwargs={"g": 1}']
+    first = main.parse_arguments(given)
+    words = shlex.split(main.next_command("main.py", first, "--resume"))
+    assert words[:2] == ["python", "main.py"]
+    second = main.parse_arguments(words[2:])
+    assert vars(second) == {**vars(first), "overwrite": False, "resume": True}
+    words = shlex.split(main.next_command("visualizer.py", first, "the folder"))
+    assert words[:2] == ["python", "visualizer.py"]
+    shown = visualizer.parse_arguments(words[2:])
+    assert (shown.config, shown.gpu_id, shown.set) == (QUICKSTART, "cpu", first.set)
+    assert shown.checkpoint == Path("the folder")
+
+
 def test_an_unwritable_output_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     done = run(tmp_path / "file")
@@ -298,6 +318,7 @@ def test_interrupted_refused_resumed_and_restarted(tmp_path):
     assert first.returncode == 0, output
     assert "interactor0 died by SIGKILL and is restarted" in output
     assert "Traceback" not in output
+    assert "to go on:\n  python main.py config/quickstart.json cpu --resume " in output
     stopped = scores(tmp_path)
     updates = learner_log(tmp_path)[-1]["updates"]
 
