@@ -9,6 +9,7 @@ of theirs is said once and ends them, never the run.
 import socket
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -24,6 +25,7 @@ from experiment import Run
 from util import Follower
 
 EVALUATION = "evaluation"
+WRITTEN_ANEW = 20  # points of policies, many more than a launcher's tick sees
 
 
 class EventFile:
@@ -126,14 +128,21 @@ class ScoreEvents:
         self._lines = Follower(run.folders.scores)
         self._frames = -1  # of the newest policy so far
         self._scores: list[float] = []  # since the last point
+        # The newest points are written anew: a launcher that was killed wrote the very
+        # last ones without all of their scores, or not at all.
+        self._due: deque[tuple[int, list[float]]] = deque(maxlen=WRITTEN_ANEW)
         for line in self._lines():  # of earlier launches
-            self._take(line)
-        # The newest policy's point may lack scores: it is written anew.
-        self._file = EventFile(run.folders.events(EVALUATION), self._frames, report)
+            self._due.extend(self._take(line))
+        first_step = self._due[0][0] if self._due else self._frames
+        self._file = EventFile(run.folders.events(EVALUATION), first_step, report)
 
     def refresh(self) -> None:
         """Writes what the new rows complete."""
-        for line in self._lines() if self._is_on else ():
+        if not self._is_on:
+            return
+        while self._due:
+            self._write(*self._due.popleft())
+        for line in self._lines():
             for point in self._take(line):
                 self._write(*point)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from support import make_config, make_run, read_events
 
-from events import EventFile, ScoreEvents
+from events import WRITTEN_ANEW, EventFile, ScoreEvents
 from valuerl_learner import ValueRLLearner
 from worldmodel_learner import WorldmodelLearner
 
@@ -137,6 +137,32 @@ def test_a_resume_completes_the_last_point_and_doubles_none(tmp_path):
     third = run.launch()  # without a new score
     third.close()
     assert run.points == [(100, 1.0), (200, 3.0), (300, 6.0)]
+
+
+def test_a_resume_adds_what_a_killed_launcher_had_no_time_to_write(tmp_path):
+    run = Scored(tmp_path)
+    first = run.launch()
+    run.add("0.1,1,100,1.0\n0.1,2,200,2.0\n")
+    first.refresh()
+    run.add("0.1,3,300,3.0\n0.1,4,400,4.0\n")  # then it is killed
+    assert run.points == [(100, 1.0)]
+    run.launch().close()
+    assert run.points == [(100, 1.0), (200, 2.0), (300, 3.0), (400, 4.0)]
+
+
+def test_a_long_run_is_not_written_anew_at_each_resume(tmp_path):
+    run = Scored(tmp_path)
+    first = run.launch()
+    rows = [f"0.1,{i},{100 * i},{i}.0\n" for i in range(1, 101)]
+    run.add("".join(rows))
+    first.close()
+    run.launch().close()
+    assert run.points == [(100 * i, float(i)) for i in range(1, 101)]
+    newest = max(run.run.folders.events("evaluation").iterdir())
+    again = tmp_path / "again"
+    again.mkdir()
+    newest.rename(again / newest.name)
+    assert len(read_events(again)["evaluation/score"]) == WRITTEN_ANEW + 1
 
 
 def test_where_no_events_are_wanted_there_are_no_scores_either(tmp_path):

@@ -374,6 +374,7 @@ def test_killed_launcher_leaves_no_orphan_and_the_run_goes_on(tmp_path):
     after = scores(tmp_path)
     assert after[: len(before)] == before
     assert after[-1]["frames"] >= limit
+    assert_events_are_logs_and_scores(tmp_path)
 
 
 def test_killed_learner_is_restarted_once_and_then_ends_the_run(tmp_path):
