@@ -2,10 +2,11 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -128,17 +129,48 @@ def _experiments_table(root: Path, files: dict[str, Path]) -> Table:
 
 def describe(path: str, loaded: LoadedConfig) -> RenderableType:
     """A merged and checked configuration, and where each value comes from."""
-    table = Table(box=None, pad_edge=False)
-    for column in ("key", "value", "from"):
-        table.add_column(column, overflow="fold", header_style="bold")
-    for key, value in _leaves(loaded.merged):
-        source = loaded.sources.get(key, "default")
-        style = "dim" if source == "default" else ""
-        cells = (key, json.dumps(value), source)
-        table.add_row(*(Text(cell) for cell in cells), style=style)
     head = f"{path}: {algorithm(loaded.config)} on {loaded.config.env.name}"
     chain = "merged in this order: " + ", ".join(dict.fromkeys(loaded.files))
-    return Group(Text(head, "bold"), Text(chain), *map(Text, loaded.notes), "", table)
+    notes = map(Text, loaded.notes)
+    return Group(Text(head, "bold"), Text(chain), *notes, "", _Values(loaded))
+
+
+class _Values:
+    """All values: with dotted keys where there is room for them, else by sections."""
+
+    def __init__(self, loaded: LoadedConfig) -> None:
+        self._rows = [
+            (key, json.dumps(value), loaded.sources.get(key, "default"))
+            for key, value in _leaves(loaded.merged)
+        ]
+
+    def __rich_console__(
+        self, console: Console, options: ConsoleOptions
+    ) -> Iterator[RenderableType]:
+        table = _value_table(self._rows)
+        anything = options.update(max_width=NOT_A_TERMINAL)
+        if Measurement.get(console, anything, table).maximum <= options.max_width:
+            yield table
+            return
+        sections: dict[str, list[tuple[str, ...]]] = {}
+        for key, *cells in self._rows:
+            section, _, name = key.rpartition(".")
+            sections.setdefault(section, []).append((f"  {name}", *cells))
+        for section, rows in sections.items():
+            yield Text(section or "top level", "bold")
+            yield _value_table(rows, key_width=26, value_width=22)
+
+
+def _value_table(
+    rows: Sequence[tuple[str, ...]], key_width: int = 0, value_width: int = 0
+) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+    for width in (key_width, value_width, 0):
+        table.add_column(overflow="fold", min_width=width)
+    for cells in rows:
+        style = "dim" if cells[-1] == "default" else ""
+        table.add_row(*map(Text, cells), style=style)
+    return table
 
 
 def _leaves(content: dict, prefix: str = "") -> Iterator[tuple[str, object]]:

@@ -116,8 +116,7 @@ def described(files: Path, *overrides: str, **options) -> dict[str, tuple[str, s
     path = str(files / "top.json")
     loaded = configuration.load(path, overrides=overrides, root=files, **options)
     lines = printed(catalogue.describe(path, loaded), width=400)
-    start = next(i for i, line in enumerate(lines) if line.startswith("key "))
-    rows = [re.split(r" {2,}", line) for line in lines[start + 1 :]]
+    rows = [re.split(r" {2,}", line) for line in lines[lines.index("") + 1 :]]
     return {key: (value, Path(source).name) for key, value, source in rows}
 
 
@@ -139,6 +138,22 @@ def test_a_replaced_object_leaves_no_source_of_what_was_in_it(files):
     assert rows["env.discount"] == ("0.99", "default")
     assert "env.make_kwargs.x" not in rows
     assert rows["seed"] == ("6", "--set")
+
+
+def test_on_80_columns_nothing_is_broken_and_each_key_is_under_its_section(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    path = "config/quickstart.json"
+    loaded = configuration.load(path)
+    wide = printed(catalogue.describe(path, loaded), width=400)
+    narrow = printed(catalogue.describe(path, loaded), width=80)
+    expected = [line.split() for line in wide[wide.index("") + 1 :]]
+    rows, section = [], ""
+    for line in narrow[narrow.index("") + 1 :]:
+        if not line.startswith(" "):
+            section = "" if line == "top level" else f"{line}."
+        else:
+            rows.append(f"{section}{line.strip()}".split())
+    assert rows == expected
 
 
 def test_every_value_of_the_configuration_is_shown(files):
