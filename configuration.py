@@ -48,6 +48,7 @@ CHANGEABLE_ON_RESUME = frozenset(
         "final_episodes",
         "keep_all_replay_buffers",
         "output_root",
+        "tensorboard",
         "evaluator_config",
         "agent_config.count",
         "env.step_timeout",
@@ -74,11 +75,16 @@ class LoadedConfig:
         config: the checked configuration.
         merged: the same as JSON, complete with the defaults; for `log/hps.json`.
         notes: lines that the user should see.
+        files: the files that were merged, in this order.
+        sources: what set a value last, a file or an option, by its dotted key; a
+            default has no entry.
     """
 
     config: Config
     merged: dict[str, Any]
     notes: list[str]
+    files: list[str]
+    sources: dict[str, str]
 
 
 def load(
@@ -107,8 +113,10 @@ def load(
     files = _Files(root, Path(path), label)
     settings = _Settings(label)
     faults: list[str] = []
+    merged_files: list[str] = []
     try:
         for source, updates in files.layers(Path(path), label):
+            merged_files.append(source)
             faults += [f"{source}: {fault}" for fault in _key_faults(updates)]
             settings.merge(updates, source)
         if faults:
@@ -123,7 +131,7 @@ def load(
     except RecursionError:
         raise UserError(f"{label}: objects or lists are nested too deeply") from None
     merged = config.model_dump(mode="json", by_alias=True)
-    return LoadedConfig(config, merged, files.notes)
+    return LoadedConfig(config, merged, files.notes, merged_files, settings.sources())
 
 
 def experiment_name(path: str | Path, name: str | None = None) -> str:
@@ -383,10 +391,22 @@ class _Settings:
         """What set a key, or the section around it; of several, the latest."""
         return self._labels[max(map(self._origin, paths))]
 
+    def sources(self) -> dict[str, str]:
+        """What set each value that is no object or an empty one, by its dotted key."""
+        return {".".join(path): self.source(path) for path in _leaves(self.values)}
+
     def _origin(self, path: KeyPath) -> int:
         while path not in self._origins:
             path = path[:-1]
         return self._origins[path]
+
+
+def _leaves(values: dict[str, Any], path: KeyPath = ()) -> Iterator[KeyPath]:
+    for name, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, (*path, name))
+        else:
+            yield (*path, name)
 
 
 def _apply_override(settings: _Settings, text: str) -> None:

@@ -1,168 +1,25 @@
 """What the terminal shows of a run: a table in place, or plain lines in a file."""
 
 import time
-from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from itertools import zip_longest
 
-import numpy as np
-from rich.console import Console, Group
+from rich.columns import Columns
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from experiment import Run
-from replay import ReplayBuffer
-from status import (
-    FINAL_EPISODES,
-    LAUNCHER,
-    VALUERL,
-    WORLDMODEL,
-    Board,
-    process_names,
-)
+from progress import LearnerProgress, Progress
+from status import VALUERL, WORLDMODEL
 
 REFRESH = 0.5  # seconds, in place
 LINE_EVERY = 10.0  # seconds, as plain lines
-RATE_WINDOW = 30.0  # seconds over which the speed for "time left" is taken
-LAST_SCORES = 10
-
-# Shown metrics by position on the status board (the learners' `metric_names`).
-SHOWN = {
-    VALUERL: {"q_loss": 0, "policy_loss": 1, "model_usage": 3},
-    WORLDMODEL: {"transition_loss": 1, "termination_loss": 2, "reward_loss": 3},
-}
-
-
-class Scores:
-    """Follows the scores' csv as it grows."""
-
-    def __init__(self, run: Run) -> None:
-        self._path = run.folders.scores
-        self._offset = 0
-        self.rows: deque[tuple[int, float]] = deque(maxlen=LAST_SCORES)  # epoch, score
-
-    def refresh(self) -> None:
-        """Reads the complete rows that were added since the last time."""
-        if not self._path.exists():
-            return
-        with open(self._path, "rb") as file:
-            file.seek(self._offset)
-            added = file.read()
-        whole = added[: added.rfind(b"\n") + 1]
-        self._offset += len(whole)
-        for line in whole.decode().splitlines():
-            _, epoch, _, score = line.split(",")
-            if epoch != "epochs":
-                self.rows.append((int(epoch), float(score)))
-
-
-@dataclass(frozen=True)
-class LearnerProgress:
-    """One learner's counters and the metrics that are shown."""
-
-    name: str
-    updates: int
-    pretrained: int
-    updates_per_s: float
-    epoch: int
-    metrics: dict[str, float]
-
-
-class Progress:
-    """Everything that is shown, read from the run's files."""
-
-    def __init__(self, run: Run, board: Board, replay: ReplayBuffer) -> None:
-        self._run = run
-        self._board = board
-        self._replay = replay
-        self._scores = Scores(run)
-        self._history: deque[tuple[float, int]] = deque()  # when, frames
-        self._started = time.monotonic()
-
-    @property
-    def frames(self) -> int:
-        return self._replay.frames
-
-    @property
-    def total_frames(self) -> int | None:
-        return self._run.config.total_frames
-
-    @property
-    def elapsed(self) -> float:
-        """Seconds since this launch."""
-        return time.monotonic() - self._started
-
-    @property
-    def hours(self) -> float:
-        """Hours of learning, over all launches."""
-        return float(self._board[VALUERL]["hours"])
-
-    @property
-    def phase(self) -> str:
-        if self._board[LAUNCHER]["phase"] == FINAL_EPISODES:
-            return "final evaluation"
-        if self._board[VALUERL]["epoch"]:
-            return "learning"
-        config = self._run.config
-        first = config.policy_config.frames_before_learning
-        if config.world_model_config is not None:
-            first = max(first, config.world_model_config.frames_before_learning)
-        if self.frames <= first:
-            return f"collecting the first {first:,} frames"
-        if config.has_model and not self._board[WORLDMODEL]["epoch"]:
-            return "pretraining the world model"
-        return "preparing to learn"
-
-    def learners(self) -> list[LearnerProgress]:
-        names = [VALUERL, WORLDMODEL] if self._run.config.has_model else [VALUERL]
-        return [self._learner(name) for name in names]
-
-    def _learner(self, name: str) -> LearnerProgress:
-        row = self._board[name]
-        return LearnerProgress(
-            name=name,
-            updates=int(row["updates"]),
-            pretrained=int(row["pretrained"]),
-            updates_per_s=float(row["updates_per_s"]),
-            epoch=int(row["epoch"]),
-            metrics={key: float(row["metrics"][i]) for key, i in SHOWN[name].items()},
-        )
-
-    def scores(self) -> list[tuple[int, float]]:
-        """(epoch, score) of the last evaluation episodes."""
-        self._scores.refresh()
-        return list(self._scores.rows)
-
-    def random_score(self) -> float | None:
-        """Mean score of random actions, measured at the end of a run with a limit."""
-        if not self._run.config.evaluator_config.count:
-            return None
-        score = float(self._board["evaluator0"]["random_score"])
-        return None if np.isnan(score) else score
-
-    def dropped(self) -> int:
-        """Transitions lost to failing environments, in this launch."""
-        return sum(
-            int(self._board[name]["dropped"])
-            for name in process_names(self._run.config)
-        )
-
-    def seconds_left(self) -> float | None:
-        """By the speed of the last half minute; None without a limit."""
-        estimates = []
-        now = time.monotonic()
-        self._history.append((now, self.frames))
-        while len(self._history) > 2 and now - self._history[0][0] > RATE_WINDOW:
-            self._history.popleft()
-        since, frames = self._history[0]
-        if self.total_frames is not None and self.frames > frames:
-            missing = max(0, self.total_frames - self.frames)
-            estimates.append(missing * (now - since) / (self.frames - frames))
-        if self._run.config.total_hours is not None:
-            estimates.append(max(0.0, self._run.config.total_hours - self.hours) * 3600)
-        return min(estimates, default=None)
+SCORES_IN_A_ROW = 5
+BAR, NAME_WIDTH, NUMBER_WIDTH = 48, 18, 10  # columns; all fits into 80
+CALLED = {VALUERL: "value learner", WORLDMODEL: "world model"}
 
 
 def clock(seconds: float | None) -> str:
@@ -182,12 +39,13 @@ def plain_line(progress: Progress) -> str:
     """One line for a log file."""
     parts = [clock(progress.elapsed), progress.phase, f"frames {frames_text(progress)}"]
     for learner in progress.learners():
-        count = f"{learner.updates:,}"
+        text = f"{learner.name} {learner.updates:,} updates"
         if learner.pretrained and not learner.updates:
-            count = f"pretraining {learner.pretrained:,}"
-        metrics = " ".join(f"{k} {v:.4g}" for k, v in learner.metrics.items())
-        speed = f"({learner.updates_per_s:.1f}/s)"
-        parts.append(f"{learner.name} {count} updates {speed} {metrics}")
+            text = f"{learner.name} pretraining {learner.pretrained:,} updates"
+        if learner.has_logged:
+            metrics = " ".join(f"{k} {v:.4g}" for k, v in learner.metrics.items())
+            text += f" ({learner.updates_per_s:.1f}/s) {metrics}"
+        parts.append(text)
     scores = progress.scores()
     if scores:
         parts.append(
@@ -202,32 +60,101 @@ def plain_line(progress: Progress) -> str:
 
 
 def render(progress: Progress, title: str) -> Group:
-    """The table that is refreshed in place."""
-    head = Text(
-        f"{title}  {progress.phase}  frames {frames_text(progress)}  "
-        f"elapsed {clock(progress.elapsed)}  left {clock(progress.seconds_left())}"
+    """The table that is refreshed in place; all that grows is at its end."""
+    head = Text(f"{title}: {progress.subject}", "bold", no_wrap=True)
+    return Group(
+        head,
+        _whole_run(progress),
+        "",
+        _learners(progress.learners()),
+        Text("losses and speeds: from the newest line of each log", "dim"),
+        "",
+        *_scores(progress.scores()),
+        *_dropped(progress.dropped()),
     )
-    table = Table(box=None, pad_edge=False)
-    table.add_column("learner")
-    for column in ("updates", "per second", "epoch"):
-        table.add_column(column, justify="right")
-    table.add_column("mean over the last log interval", overflow="fold")
+
+
+def _whole_run(progress: Progress) -> Table:
+    """What is happening, how far it is, and how long it takes."""
+    table = Table.grid(padding=(0, 2))
+    table.add_row("phase", progress.phase)
+    table.add_row("frames", frames_text(progress))
+    left = progress.seconds_left()
+    ahead = "" if left is None else f", about {clock(left)} left"
+    table.add_row("time", f"{clock(progress.elapsed)} elapsed{ahead} (h:mm:ss)")
+    if progress.share is not None:
+        green = dict.fromkeys(("complete_style", "finished_style"), "green")
+        bar = ProgressBar(1.0, progress.share, width=BAR, **green)
+        table.add_row("done", Columns([Text(f"{progress.share:4.0%}"), bar]))
+    return table
+
+
+def _learners(learners: list[LearnerProgress]) -> Table:
+    """The learners side by side, their metrics as means since the last line logged."""
+    table = Table.grid(padding=(0, 2))
+    blocks = []
+    for learner in learners:
+        table.add_column(min_width=NAME_WIDTH)
+        table.add_column(min_width=NUMBER_WIDTH, justify="right")
+        table.add_column()  # room between the blocks
+        blocks.append([(Text(CALLED[learner.name], "bold"), ""), *_numbers(learner)])
+    for cells in zip_longest(*blocks, fillvalue=("", "")):
+        table.add_row(*(part for name, number in cells for part in (name, number, "")))
+    return table
+
+
+def _numbers(learner: LearnerProgress) -> Iterator[tuple[str, str]]:
+    yield "updates", f"{learner.updates:,}"
+    logged = learner.has_logged
+    yield "updates per second", f"{learner.updates_per_s:.1f}" if logged else "-"
+    yield "epoch", f"{learner.epoch:,}"
+    for name, value in learner.metrics.items():
+        yield name, f"{value:.4g}" if logged else "-"
+    if learner.pretraining:
+        done = f"{learner.pretrained:,} of {learner.pretraining:,}"
+        yield "pretraining", done
+
+
+def _scores(scores: list[tuple[int, float]]) -> Iterator[RenderableType]:
+    """The last scores, oldest first, and their mean."""
+    if not scores:
+        yield "no score yet: no evaluation episode has ended"
+        return
+    mean = sum(score for _, score in scores) / len(scores)
+    yield Text.assemble(
+        (f"mean score {mean:.1f}", "bold"),
+        f" of the last {len(scores)} episodes (sums of rewards, newest last):",
+    )
+    table = Table.grid(padding=(0, 2))
+    for _ in range(SCORES_IN_A_ROW):
+        table.add_column(justify="right")
+    shown = [f"{score:.1f}" for _, score in scores]
+    for start in range(0, len(shown), SCORES_IN_A_ROW):
+        table.add_row(*shown[start : start + SCORES_IN_A_ROW])
+    yield table
+
+
+def _dropped(count: int) -> Iterator[Text]:
+    if count:
+        yield Text(f"{count} transitions were not finite and dropped (log/processes)")
+
+
+def closing_lines(progress: Progress, finished: bool) -> list[str]:
+    """What came out of a run, behind an empty line."""
+    ending = "finished" if finished else "stopped"
+    took = clock(progress.elapsed)
+    lines = ["", f"{ending} after {progress.frames:,} frames; this launch took {took}"]
     for learner in progress.learners():
-        pretrained = f" (+{learner.pretrained:,})" if learner.pretrained else ""
-        table.add_row(
-            learner.name,
-            f"{learner.updates:,}{pretrained}",
-            f"{learner.updates_per_s:.1f}",
-            str(learner.epoch),
-            "  ".join(f"{name} {value:.4g}" for name, value in learner.metrics.items()),
-        )
-    scores = progress.scores()
-    shown = "  ".join(f"{score:.1f}" for _, score in scores) if scores else "none yet"
-    epoch = f" (policy of epoch {scores[-1][0]} last)" if scores else ""
-    lines = [Text(f"scores{epoch}  {shown}")]
-    if progress.dropped():
-        lines.append(Text(f"dropped {progress.dropped()} transitions (log/processes)"))
-    return Group(head, table, *lines)
+        if finished and not learner.updates:
+            lines.append(f"{learner.name} did no update before the limit was reached")
+    scores = [score for _, score in progress.scores()]
+    if scores:
+        mean = sum(scores) / len(scores)
+        lines.append(f"score of the last {len(scores)} evaluation episodes: {mean:.1f}")
+    random = progress.random_score()
+    if random is not None:
+        lines.append(f"score of random actions: {random:.1f}")
+    return lines
 
 
 class Display:

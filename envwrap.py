@@ -65,7 +65,7 @@ def measure(env_config: "Environment") -> EnvSpec:
     """
     env = make_env(env_config)
     try:
-        return _sizes(env)
+        return sizes_of(env)
     finally:
         env.close()
 
@@ -83,7 +83,7 @@ def adapt(env: gymnasium.Env, env_config: "Environment") -> gymnasium.Env:
         env = FlattenObservation(env)
         env = AgentActions(env, rescale=env_config.rescale_actions)
         env = EpisodeClock(env, env_config.max_frames)
-        _check_sizes(_sizes(env), env_config)
+        _check_sizes(sizes_of(env), env_config)
     except UserError:
         env.close()
         raise
@@ -96,24 +96,27 @@ class AgentActions(gymnasium.ActionWrapper):
     Args:
         rescale: True maps -1 to the box's lower bound and 1 to its upper one; False
             passes the action as it is. Both clip the result to the box.
+
+    Attributes:
+        box: the environment's own box of actions.
     """
 
     def __init__(self, env: gymnasium.Env, rescale: bool) -> None:
         super().__init__(env)
-        self._box = env.action_space
+        self.box = env.action_space
         self._rescale = rescale
-        size = int(np.prod(self._box.shape, dtype=int))
+        size = int(np.prod(self.box.shape, dtype=int))
         self.action_space = spaces.Box(-1.0, 1.0, (size,), np.float32)
 
     def action(self, action: np.ndarray) -> np.ndarray:
-        low, high = self._box.low, self._box.high
+        low, high = self.box.low, self.box.high
         # [A] -> the box's own shape
-        action = np.reshape(np.asarray(action, np.float64), self._box.shape)
+        action = np.reshape(np.asarray(action, np.float64), self.box.shape)
         if self._rescale:
             # In float64: the bounds are often float32, whose difference rounds.
             low, high = low.astype(np.float64), high.astype(np.float64)
             action = low + (action + 1.0) * 0.5 * (high - low)
-        return np.clip(action, self._box.low, self._box.high).astype(self._box.dtype)
+        return np.clip(action, self.box.low, self.box.high).astype(self.box.dtype)
 
 
 class EpisodeClock(gymnasium.Wrapper):
@@ -322,7 +325,8 @@ def _check_action_space(space: spaces.Space, env_config: "Environment") -> None:
         )
 
 
-def _sizes(env: gymnasium.Env) -> EnvSpec:
+def sizes_of(env: gymnasium.Env) -> EnvSpec:
+    """The sizes of an environment that `make_env` made."""
     return EnvSpec(env.observation_space.shape[0], env.action_space.shape[0])
 
 

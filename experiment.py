@@ -72,6 +72,10 @@ class Folders:
     def learner_log(self, learner: str) -> Path:
         return self.log / f"{learner}.log"
 
+    def events(self, writer: str) -> Path:
+        """The folder of TensorBoard's files of one writer."""
+        return self.log / "events" / writer
+
     def process_output(self, process: str) -> Path:
         """What a child process prints; its traceback, if it fails."""
         return self.log / "processes" / f"{process}.txt"
@@ -260,6 +264,9 @@ def rewind(folders: Folders, config: Config, updates: int) -> Path:
             last = int(state.metadata["epoch"]) - 1
             _copy_rows(folders.scores, staging.scores, "epochs", last)
     _copy_replay(folders, staging, updates, frames)
+    if (events := folders.log / "events").exists():
+        # Whole: readers drop what a learner that starts at `updates` writes anew.
+        shutil.copytree(events, staging.log / "events")
     write_json(staging.run, {**read_run(folders), "finished": None})
     shutil.copy2(folders.hyperparameters, staging.log)
     aside = put_aside(folders)

@@ -14,6 +14,7 @@ import tensorflow as tf
 import checkpoint
 from checkpoint import Checkpoint, NonFiniteError
 from compute import GPU_UPDATES_PER_CALL, BatchSource, Updater
+from events import LearnerEvents
 from process import Context, RunError
 from replay import Batch, ReplayBuffer
 from schema import Config, LearnerConfig
@@ -102,6 +103,8 @@ class Learner(abc.ABC):
     def run(self) -> None:
         """Learns until the limit of the run, or until asked to stop; then saves."""
         self.restore()
+        counters = {"updates": self.updates, **self.counters()}
+        self._events = LearnerEvents(self.context.run, self.name, counters)
         self.warm_up()
         if self.epoch:
             self.start_clock()
@@ -243,6 +246,7 @@ class Learner(abc.ABC):
             **{name: f"{means[name]:.6g}" for name in self.metric_names},
         }
         append_row(self.folders.learner_log(self.name), values)
+        self._events.add(values)
         self.row["updates_per_s"] = rate
         for i, name in enumerate(self.metric_names):
             self.row["metrics"][i] = means[name]

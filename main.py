@@ -9,6 +9,7 @@ import argparse
 import errno
 import multiprocessing
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Sequence
@@ -23,8 +24,9 @@ import devices
 import experiment
 from configuration import LoadedConfig
 from devices import NO_GPU, VARIABLE, Assignment
-from display import Display, Progress
+from display import Display, closing_lines
 from experiment import Folders, Run
+from progress import Progress
 from schema import Environment
 from status import VALUERL, WORLDMODEL, process_names
 from supervisor import Child, Outcome, Supervisor
@@ -44,14 +46,31 @@ DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EIO)
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = OneLineParser(
-        prog="main.py", description="Trains a policy by STEVE or one of its relatives."
+        prog="main.py",
+        usage="main.py CONFIG.json GPU_ID [options]\n"
+        "       main.py --describe CONFIG.json [--set KEY=VALUE ...]\n"
+        "       main.py --list",
+        description="Trains a policy by STEVE or one of its relatives.",
+        epilog="example: python main.py config/quickstart.json cpu --name first "
+        "--set seed=1",
     )
-    parser.add_argument("config", metavar="CONFIG.json", help="experiment file")
+    parser.add_argument(
+        "config", nargs="?", metavar="CONFIG.json", help="experiment file"
+    )
     parser.add_argument(
         "gpu_id",
+        nargs="?",
         metavar="GPU_ID",
         help="GPU of the value learner, counted from 0 among those that are visible; "
         'the next one gets the world model; or "cpu"',
+    )
+    parser.add_argument(
+        "--list", action="store_true", help="show the experiments that come along"
+    )
+    parser.add_argument(
+        "--describe",
+        action="store_true",
+        help="show the merged configuration and where each value comes from",
     )
     how = parser.add_mutually_exclusive_group()
     how.add_argument(
@@ -84,7 +103,13 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--hours", type=float, metavar="H", help="stop after H hours of learning"
     )
-    return parser.parse_args(arguments)
+    # Intermixed: options may also stand between the two positional arguments.
+    parsed = parser.parse_intermixed_args(arguments)
+    needed = {"CONFIG.json": parsed.config, "GPU_ID": parsed.gpu_id or parsed.describe}
+    missing = [name for name, given in needed.items() if not given]
+    if missing and not parsed.list:
+        parser.error(f"the following arguments are required: {', '.join(missing)}")
+    return parsed
 
 
 def _measure(env: Environment) -> "EnvSpec":
@@ -144,18 +169,43 @@ def plan_children(run: Run, valuerl_gpu: str, worldmodel_gpu: str) -> list[Child
     return children
 
 
+def load(arguments: argparse.Namespace) -> LoadedConfig:
+    """The configuration that the command line names.
+
+    Raises:
+        UserError: a mistake in it.
+    """
+    return configuration.load(
+        arguments.config,
+        overrides=arguments.set,
+        frames=arguments.frames,
+        hours=arguments.hours,
+    )
+
+
+def show(arguments: argparse.Namespace) -> int:
+    """Prints what `--list` or `--describe` asks for; returns the exit code.
+
+    Raises:
+        UserError: a mistake in the configuration.
+    """
+    import catalogue  # here: a run has no use for it
+
+    if arguments.list:
+        shown = catalogue.list_experiments()
+    else:
+        shown = catalogue.describe(arguments.config, load(arguments))
+    catalogue.show(shown)
+    return 0
+
+
 def launch(arguments: argparse.Namespace) -> int:
     """Checks everything, then opens the output and runs; returns the exit code.
 
     Raises:
         UserError: a mistake; nothing has been written if it shows before the start.
     """
-    loaded = configuration.load(
-        arguments.config,
-        overrides=arguments.set,
-        frames=arguments.frames,
-        hours=arguments.hours,
-    )
+    loaded = load(arguments)
     name = configuration.experiment_name(arguments.config, arguments.name)
     folders = Folders.of(loaded.config, name)
     assignment = devices.assign(
@@ -187,7 +237,7 @@ def launch(arguments: argparse.Namespace) -> int:
         for note in (*loaded.notes, assignment.note, *notes):
             if note:
                 display.note(note)
-        return _supervise(run, record, assignment, display)
+        return _supervise(arguments, run, record, assignment, display)
 
 
 def _record_start(
@@ -240,7 +290,11 @@ def _prepare(
 
 
 def _supervise(
-    run: Run, record: dict[str, Any], assignment: Assignment, display: Display
+    arguments: argparse.Namespace,
+    run: Run,
+    record: dict[str, Any],
+    assignment: Assignment,
+    display: Display,
 ) -> int:
     """Runs the processes and says how it ended."""
     display.note(f"results go to {run.folders.root}")
@@ -255,29 +309,41 @@ def _supervise(
             "random_score": supervisor.progress.random_score(),
         }
         experiment.write_json(run.folders.run, record)
-    _report(outcome, run, supervisor.progress, display)
+    _report(arguments, outcome, run, supervisor.progress, display)
     return outcome.code
 
 
-def _report(outcome: Outcome, run: Run, progress: Progress, display: Display) -> None:
-    """The last lines: what came out and where it is, or what went wrong."""
+def _report(
+    arguments: argparse.Namespace,
+    outcome: Outcome,
+    run: Run,
+    progress: Progress,
+    display: Display,
+) -> None:
+    """The last lines: what came out and what to do next, or what went wrong."""
     if outcome.error:
         print(outcome.error, file=sys.stderr)
         return
-    scores = [score for _, score in progress.scores()]
-    if scores:
-        random = progress.random_score()
-        display.note(
-            f"score of the last {len(scores)} evaluation episodes: "
-            f"{sum(scores) / len(scores):.1f} on average"
-            + (f"; a random policy scores {random:.1f}" if random is not None else "")
-        )
-    for learner in progress.learners():
-        if outcome.finished and not learner.updates:
-            display.note(f"{learner.name} did no update before the limit was reached")
-    ending = "finished" if outcome.finished else "stopped; --resume goes on with it"
-    display.note(f"{ending}: {progress.frames:,} frames")
-    display.note(f"scores: {run.folders.scores}")
+    lines = closing_lines(progress, outcome.finished)
+    lines.append(f"all scores: {run.folders.scores}")
+    if not outcome.finished:
+        lines += ["to go on:", f"  {next_command('main.py', arguments, '--resume')}"]
+    if run.folders.policy.exists():
+        folder = str(run.folders.checkpoints)
+        command = next_command("visualizer.py", arguments, folder)
+        lines += ["to look at the policy:", f"  {command}"]
+    for line in lines:
+        display.note(line)
+
+
+def next_command(program: str, arguments: argparse.Namespace, addition: str) -> str:
+    """The command line of a program for the same configuration, GPU and name."""
+    words = ["python", program, arguments.config, arguments.gpu_id, addition]
+    if program == "main.py":
+        for option in ("name", "frames", "hours"):
+            value = getattr(arguments, option)
+            words += [] if value is None else [f"--{option}", str(value)]
+    return shlex.join([*words, *(["--set", *arguments.set] if arguments.set else [])])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -287,7 +353,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         signal.signal(number, signal.default_int_handler)
     parsed = parse_arguments(arguments)
     try:
-        return launch(parsed)
+        return show(parsed) if parsed.list or parsed.describe else launch(parsed)
     except UserError as error:
         print(f"main.py: {error}", file=sys.stderr)
         return 2

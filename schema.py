@@ -322,6 +322,7 @@ class Config(Section):
     total_hours: PositiveOrNull = None
     final_episodes: CountOrZero = 5
     keep_all_replay_buffers: Switch = False
+    tensorboard: Switch = True
 
     @model_validator(mode="after")
     def _sections_fit_together(self) -> Self:

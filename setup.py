@@ -17,6 +17,7 @@ setup(
     python_requires=">=3.11,<3.14",
     py_modules=[
         "actors",
+        "catalogue",
         "checkpoint",
         "classic_envs",
         "compute",
@@ -25,7 +26,9 @@ setup(
         "display",
         "envwrap",
         "episodes",
+        "events",
         "experiment",
+        "export",
         "figures",
         "inspection",
         "learner",
@@ -33,6 +36,7 @@ setup(
         "nn",
         "policy",
         "process",
+        "progress",
         "replay",
         "safeenv",
         "schema",
@@ -54,6 +58,7 @@ setup(
         "numpy>=1.26,<3",
         "portalocker>=4,<5",  # locks of replay buffer, scores and folders
         "safetensors>=0.8,<0.9",  # checkpoint container without pickle
+        "tensorboard>=2.20,<2.22",  # event files; TensorFlow 2.21 leaves it out
         "pydantic>=2.14,<3",  # strict validation of configurations
         "rich>=15,<16",  # the terminal display
         "matplotlib>=3.11,<4",  # figures

@@ -12,8 +12,9 @@ from multiprocessing.process import BaseProcess
 from types import FrameType
 
 import process
-from display import Display, Progress
+from display import Display
 from experiment import Run
+from progress import Progress
 from replay import ReplayBuffer
 from status import FINAL_EPISODES, LAUNCHER, VALUERL, WORLDMODEL, Board
 
@@ -98,12 +99,15 @@ class Supervisor:
     """Runs all processes of a run until its limit, a failure, or a signal."""
 
     def __init__(self, run: Run, children: list[Child], display: Display) -> None:
+        from events import ScoreEvents  # here: all children import this module
+
         self._run = run
         self._children = children
         self._display = display
         self._board = Board.open(run.folders.board)
         self._replay = ReplayBuffer.open(run.folders.replay)
         self.progress = Progress(run, self._board, self._replay)
+        self._events = ScoreEvents(run, display.note)
         self._asked_at: float | None = None  # when the first signal came
         self._at_once = False  # a second one came
         self._spawn = multiprocessing.get_context("spawn")
@@ -167,6 +171,7 @@ class Supervisor:
             if self._advance():
                 return Outcome(0, finished=True)
             self._display.show(self.progress)
+            self._events.refresh()
             wait([c.process.sentinel for c in self._children if c.alive], TICK)
 
     def _advance(self) -> bool:
@@ -274,6 +279,7 @@ class Supervisor:
                 f"{', '.join(killed)} killed before the end of its saving; "
                 "--resume goes on from its last state"
             )
+        self._events.close()
         self._display.show(self.progress, last=True)
         self._display.close()
         return Outcome(1) if self._at_once and not outcome.code else outcome

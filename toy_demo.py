@@ -544,6 +544,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         prog="toy_demo.py",
         description="Value estimation on a chain: Q, MVE and STEVE, the toy experiment "
         "of the paper. Writes csv files and two figures.",
+        epilog="example: python toy_demo.py --trials 2 --out output/two_trials",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     option = parser.add_argument

@@ -70,6 +70,29 @@ def newest(folder: Path, config: Config) -> Path:
     raise UserError(f"{folder}: there is no policy and no value learner's state here")
 
 
+def load_state(path: Path, config: Config) -> tuple[Path, Checkpoint, str | None]:
+    """Reads a policy's or value learner's state, or the newest one in a folder.
+
+    Returns:
+        its path, the state, and None or one line that the user should see.
+
+    Raises:
+        UserError: it cannot be read, or is a world model.
+    """
+    if path.is_dir():
+        path = newest(path, config)
+    state, warning = checkpoint.load_newest(path)
+    if "policy" not in _groups(state):
+        raise UserError(
+            f"{path}: holds no policy; give policy.safetensors or {VALUERL}.safetensors"
+        )
+    return path, state, warning
+
+
+def _groups(state: Checkpoint) -> set[str]:
+    return {name.split("/")[0] for name in state.tensors}
+
+
 def load_trained(path: Path, config: Config) -> Trained:
     """Reads a checkpoint and what lies beside it.
 
@@ -86,15 +109,9 @@ def load_trained(path: Path, config: Config) -> Trained:
         notes.extend([warning] if warning else [])
         return state
 
-    if path.is_dir():
-        path = newest(path, config)
-    state = load(path)
-    groups = {name.split("/")[0] for name in state.tensors}
-    if "policy" not in groups:
-        raise UserError(
-            f"{path}: holds no policy; give policy.safetensors or {VALUERL}.safetensors"
-        )
-    critic = (path, state) if "target_q" in groups else None
+    path, state, warning = load_state(path, config)
+    notes.extend([warning] if warning else [])
+    critic = (path, state) if "target_q" in _groups(state) else None
     beside = path.with_name(f"{VALUERL}.safetensors")
     if critic is None and beside.exists():
         critic = (beside, load(beside))
@@ -113,10 +130,10 @@ def load_trained(path: Path, config: Config) -> Trained:
             f"there is no {beside.name} beside {path.name}: no values and no weights "
             "are shown"
         )
-    return Trained(path, _as_published(state), critic, model, notes)
+    return Trained(path, as_published(state), critic, model, notes)
 
 
-def _as_published(state: Checkpoint) -> Checkpoint:
+def as_published(state: Checkpoint) -> Checkpoint:
     """The policy of a state, without the member axis of the learner's own."""
     tensors = {
         name: tensor[0] if tensor.ndim == (3 if "/w" in name else 2) else tensor

@@ -89,6 +89,25 @@ def wait_until(
         interval = min(2 * interval, longest)
 
 
+class Follower:
+    """Reads a text file as it grows."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._offset = 0
+
+    def __call__(self) -> list[str]:
+        """The complete lines that were added since the last time."""
+        if not self._path.exists():
+            return []
+        with open(self._path, "rb") as file:
+            file.seek(self._offset)
+            added = file.read()
+        whole = added[: added.rfind(b"\n") + 1]
+        self._offset += len(whole)
+        return whole.decode().splitlines()
+
+
 class Every:
     """True once whenever a counter has reached or passed the next multiple.
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import support_env
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import checkpoint
 from experiment import Folders, Run
@@ -92,3 +93,12 @@ def publish_policy(
     }
     metadata = {"epoch": epoch, "frames": frames, "hours": hours}
     checkpoint.publish(path, tensors, metadata)
+
+
+def read_events(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """What TensorBoard's own reader finds: (step, value) of each tag, in order."""
+    reader = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
+    return {
+        tag: [(event.step, event.value) for event in reader.Scalars(tag)]
+        for tag in reader.Tags()["scalars"]
+    }

@@ -1,6 +1,7 @@
 """What the terminal shows: the line, the table, the scores, and when."""
 
 import io
+import re
 
 import numpy as np
 import pytest
@@ -9,7 +10,8 @@ from rich.console import Console
 from support import make_config, make_run
 
 import display
-from display import Display, Progress, Scores, clock, plain_line, render
+from display import Display, clock, closing_lines, plain_line, render
+from progress import Progress, Scores
 from replay import Batch, ReplayBuffer
 from status import FINAL_EPISODES, LAUNCHER, VALUERL, WORLDMODEL, Board
 
@@ -79,7 +81,9 @@ def words(text):
 
 
 def busy(tmp_path, **keys):
-    """A long run with a model, in full swing; its numbers are wide."""
+    """A long run of STEVE, in full swing; its numbers are wide."""
+    expansion = {"rollout_len": 3, "steve_reweight": True}
+    keys["policy_config"] = {"value_expansion": expansion}
     shown = Shown(tmp_path, model=True, **keys)
     shown.add_frames(12_000)
     shown.fill(
@@ -304,7 +308,7 @@ def test_line_of_a_run_that_has_just_begun(tmp_path, seconds):
     seconds.now += 61
     line = shown.line()
     assert line.startswith("0:01:01 | collecting the first 10,000 frames | frames 0 | ")
-    assert "valuerl 0 updates (0.0/s)" in line
+    assert line.endswith(" | valuerl 0 updates")  # no loss is known yet
     for absent in ("worldmodel", "scores", "left", " of ", "nan"):
         assert absent not in line
 
@@ -358,12 +362,14 @@ def test_line_with_a_limit_tells_the_time_left(tmp_path):
 def test_table_of_a_run_that_has_just_begun(tmp_path, width):
     shown = Shown(tmp_path, model=False)
     text = words(shown.table(width, "steve0"))
-    assert text.startswith("steve0 collecting the first 10,000 frames frames 0 ")
-    assert "elapsed 0:00:00" in text
-    assert "left -" in text
-    assert "valuerl 0 0.0 0" in text
-    assert "scores none yet" in text
-    assert "worldmodel" not in text
+    assert text.startswith(
+        "steve0: DDPG on Counting-v0 phase collecting the first 10,000 frames frames 0 "
+    )
+    assert "time 0:00:00 elapsed (h:mm:ss)" in text
+    assert "value learner updates 0 updates per second - epoch 0 q_loss - " in text
+    assert "no score yet" in text
+    for absent in ("left", "done", "world model", "pretraining", "model_usage"):
+        assert absent not in text
 
 
 @pytest.mark.parametrize("width", [80, 200])
@@ -378,24 +384,76 @@ def test_table_of_a_busy_run_is_cut_nowhere(tmp_path, width):
         "speedrun-steve-with-a-long-name",
         "learning",
         "frames 12,000 of 10,000,000",
-        "elapsed 0:00:00",
-        "left 1:30:00",
-        "learner",
-        "updates",
-        "per second",
-        "epoch",
-        "scores (policy of epoch 10 last)",
+        "time 0:00:00 elapsed, about 1:30:00 left (h:mm:ss)",
+        "done 89% ",  # 12 of 13.5 hours
+        "updates 4,000,123 updates 3,999,876",
+        "updates per second 123.5 updates per second 98.8",
+        "epoch 8,001 epoch 8,000",
+        "q_loss 123.5 transition_loss 0.01234",
+        "policy_loss -7654 termination_loss 1.234e-05",
+        "model_usage 0.4567 reward_loss 67.89",
+        "pretraining 10,000 of 10,000",
+        "mean score -5500.3 of the last 10 episodes (sums of rewards, newest last):",
     ):
         assert part in text, part
-    for part in (
-        *("valuerl", "4,000,123", "123.5", "8001"),
-        *("worldmodel", "3,999,876", "(+10,000)", "98.8", "8000"),
-        *("q_loss", "123.5", "policy_loss", "-7654", "model_usage", "0.4567"),
-        *("transition_loss", "0.01234", "reward_loss", "67.89"),
-        *("termination_loss", "1.234e-05"),
-        *(f"{-1000.05 * epoch:.1f}" for epoch in range(1, 11)),
-    ):
-        assert part in table, part  # in one piece: no line break within it
+    scores = " ".join(f"{-1000.05 * epoch:.1f}" for epoch in range(1, 11))
+    assert text.endswith(f"newest last): {scores}")
+
+
+def test_the_tables_height_changes_with_the_scores_only(tmp_path):
+    shown = Shown(tmp_path, model=True, total_frames=20_000)
+    heights = [shown.table(80).count("\n")]
+    shown.add_frames(12_000)
+    shown.fill(WORLDMODEL, [1, 2, 3, 4], pretrained=10_000, updates=10**7, epoch=10**5)
+    shown.fill(VALUERL, [1e9, -1e-9, 3, 4], updates=10**7, epoch=1, updates_per_s=1e4)
+    heights.append(shown.table(80).count("\n"))
+    shown.board[LAUNCHER]["phase"] = FINAL_EPISODES
+    heights.append(shown.table(80).count("\n"))
+    assert len(set(heights)) == 1
+
+
+def test_in_the_final_evaluation_all_is_done_and_no_time_is_told(tmp_path, seconds):
+    shown = busy(tmp_path, total_frames=12_000)
+    shown.progress.seconds_left()
+    seconds.now += 10
+    shown.board[LAUNCHER]["phase"] = FINAL_EPISODES
+    text = words(shown.table(80))
+    assert "phase final evaluation" in text
+    assert "done 100%" in text
+    assert "left" not in text
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_without_colour_the_bar_still_shows_what_is_done(tmp_path, width, monkeypatch):
+    monkeypatch.setenv("NO_COLOR", "1")
+    shown = busy(tmp_path, total_frames=24_000)
+    console = Console(width=width, force_terminal=True, file=io.StringIO())
+    console.print(render(shown.progress, "experiment"))
+    text = console.file.getvalue()
+    assert not re.search(r"\x1b\[[0-9;]*(3[0-7]|9[0-7]|38;)", text)
+    assert text.count("━") == 24  # half of 48
+
+
+# The last lines
+
+
+def test_closing_lines_say_how_it_ended_and_what_came_out(tmp_path, seconds):
+    shown = busy(tmp_path)
+    seconds.now += 61
+    assert closing_lines(shown.progress, finished=False) == [
+        "",
+        "stopped after 12,000 frames; this launch took 0:01:01",
+    ]
+    shown.add_scores(HEADER + "0.1,15,9000,99.0\n0.1,16,9000,-3.0\n")
+    shown.board["evaluator0"]["random_score"] = 2.5
+    shown.board[WORLDMODEL]["updates"] = 0
+    assert closing_lines(shown.progress, finished=True) == [
+        "",
+        "finished after 12,000 frames; this launch took 0:01:01",
+        "worldmodel did no update before the limit was reached",
+        "score of the last 2 evaluation episodes: 48.0",
+        "score of random actions: 2.5",
+    ]
 
 
 @pytest.mark.parametrize("width", [80, 200])
@@ -407,9 +465,11 @@ def test_table_of_a_run_without_a_model(tmp_path, width):
     )
     shown.add_scores(HEADER + "0.1,15,9000,99.96\n0.1,16,9000,-3.0\n")
     text = words(shown.table(width))
-    assert "valuerl 7,500 41.3 16 q_loss 1.235 policy_loss -3.5" in text
-    assert "scores (policy of epoch 16 last) 100.0 -3.0" in text
-    assert "worldmodel" not in text
+    assert "updates 7,500 updates per second 41.3 epoch 16 q_loss 1.235" in text
+    assert "policy_loss -3.5 losses" in text
+    assert "mean score 48.5 of the last 2 episodes " in text
+    assert text.endswith("newest last): 100.0 -3.0")
+    assert "world" not in text
 
 
 @pytest.mark.parametrize("title", ["[bold]", "a[/red]", "[", "steve:smile:"])

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import support_env
 import tensorflow as tf
-from support import append_frames, open_run, publish_policy
+from support import append_frames, open_run, publish_policy, read_events
 
 import checkpoint
-import display
 import learner as learner_module
 import nn
+import progress
 from checkpoint import CheckpointError
 from learner import Learner
 from process import Context, RunError
@@ -414,6 +414,50 @@ def test_a_log_line_has_the_means_since_the_last_one(tmp_path, clock):
     assert board[VALUERL]["updates_per_s"] == 2
 
 
+def assert_events_are_the_log(learner, step):
+    """Each value of each line is there, once, under the step that `step(line)` is."""
+    events = read_events(learner.folders.events(learner.name))
+    lines = log_of(learner)
+    columns = [key for key in lines[0] if key not in ("updates", "pretrained")]
+    assert set(events) == {f"{learner.name}/{column}" for column in columns}
+    for column in columns:
+        expected = [(step(line), np.float32(line[column])) for line in lines]
+        assert events[f"{learner.name}/{column}"] == expected
+
+
+def test_the_lines_of_the_log_are_events_each_once_also_after_a_kill(tmp_path):
+    # Saved at 12; what was logged at 14, 16 and 18 was done in vain and is done again.
+    pace = {"epoch_every_n": 12, "log_every_n": 2}
+    run, board, _ = open_fake(tmp_path, policy_config=pace)
+    killed = build(run, board)
+    kill_at(killed, 18)
+    assert_events_are_the_log(killed, lambda line: int(line["updates"]))
+    assert column(killed, "updates")[-1] == 18
+    learner = build(run, board)
+    train(learner, 16)
+    assert column(learner, "updates") == [2, 4, 6, 8, 10, 12, 14, 16]
+    assert_events_are_the_log(learner, lambda line: int(line["updates"]))
+
+
+def test_where_no_events_are_wanted_there_are_none(tmp_path):
+    run, board, _ = open_fake(tmp_path, tensorboard=False)
+    learner = build(run, board)
+    train(learner, 5)
+    assert column(learner, "updates") == [2, 4]
+    assert not (run.folders.log / "events").exists()
+
+
+def test_a_fault_of_the_events_is_said_once_and_the_run_goes_on(tmp_path, capsys):
+    run, board, _ = open_fake(tmp_path)
+    (run.folders.log / "events").write_text("in the way")
+    learner = build(run, board)
+    train(learner, 7)
+    assert column(learner, "updates") == [2, 4, 6]
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert f"{run.folders.events(VALUERL)}: Not a directory; TensorBoard gets" in said
+
+
 def test_means_are_over_the_interval_also_after_a_restart(tmp_path):
     run, board, _ = open_fake(tmp_path, policy_config={"log_every_n": 4})
     train(build(run, board), 6)
@@ -757,6 +801,16 @@ def test_the_world_model_is_published_after_pretraining_that_is_no_update(tmp_pa
     ]
     assert board[WORLDMODEL]["pretrained"] == 10
     assert board[WORLDMODEL]["updates"] == 4
+
+
+def test_events_count_the_updates_of_pretraining_too(tmp_path):
+    run, board, _ = open_model(tmp_path, {"pretrain_n": 5, "log_every_n": 2})
+    learner = build(run, board, WorldmodelLearner)
+    train(learner, 4)
+    assert_events_are_the_log(
+        learner, lambda line: int(line["updates"]) + int(line["pretrained"])
+    )
+    assert [row["pretrained"] for row in log_of(learner)] == ["2", "4", "5", "5"]
 
 
 def test_pretraining_needs_no_frames_but_the_first(tmp_path):
@@ -1120,5 +1174,5 @@ def test_else_the_replay_buffer_is_not_copied(tmp_path):
 
 @pytest.mark.parametrize("learner", [ValueRLLearner, WorldmodelLearner])
 def test_the_display_reads_each_metric_where_the_learner_puts_it(learner):
-    shown = display.SHOWN[learner.name]
+    shown = progress.SHOWN[learner.name]
     assert shown == {name: learner.metric_names.index(name) for name in shown}

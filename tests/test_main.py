@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -13,7 +14,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support import read_events
 
+import main
+import visualizer
 from status import Board
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -135,6 +139,24 @@ def learner_log(folder: Path, learner: str = "valuerl") -> list[dict[str, float]
     return table(experiment(folder) / "log" / f"{learner}.log")
 
 
+def assert_events_are_logs_and_scores(folder: Path) -> None:
+    """TensorBoard shows what is in the csv files, and each step once."""
+    events = experiment(folder) / "log" / "events"
+    for learner in ("valuerl", "worldmodel"):
+        rows = learner_log(folder, learner)
+        steps = [row["updates"] + row.get("pretrained", 0) for row in rows]
+        for tag, points in read_events(events / learner).items():
+            assert [step for step, _ in points] == steps
+            expected = [np.float32(row[tag.split("/")[1]]) for row in rows]
+            assert [value for _, value in points] == expected
+    by_frames = {}
+    for row in scores(folder):
+        frames = max([row["frames"], *by_frames])
+        by_frames.setdefault(frames, []).append(row["score"])
+    means = [(frames, np.float32(np.mean(s))) for frames, s in by_frames.items()]
+    assert read_events(events / "evaluation") == {"evaluation/score": means}
+
+
 def board(folder: Path) -> Board:
     return Board.open(experiment(folder) / "log" / "status.bin")
 
@@ -189,8 +211,10 @@ def test_every_algorithm_of_the_paper_trains_and_ends_at_its_limit(algorithm, tm
     assert record["finished"]["frames"] == 240
     assert len(record["starts"]) == 1
     assert len(set(record["starts"][0]["seeds"].values())) == (6 if has_model else 5)
-    assert "a random policy scores" in done.stdout
+    assert "score of random actions: " in done.stdout
     assert str(folder / "log" / "run.greedy.csv") in done.stdout
+    look = f"python visualizer.py {QUICKSTART} cpu {folder / 'checkpoints'} --set "
+    assert f"to look at the policy:\n  {look}" in done.stdout
 
     again = run(tmp_path, "--resume", settings=tuple(ALGORITHMS[algorithm]))
     assert again.returncode == 0
@@ -249,6 +273,21 @@ def test_a_mistake_is_one_line_and_leaves_nothing_on_the_disk(
     assert not output.exists()
 
 
+def test_the_commands_named_at_the_end_are_those_of_the_same_run():
+    given = [QUICKSTART, "cpu", "--overwrite", "--name", "a b", "--hours", "0.5"]
+    given += ["--set", "env.name=Pendulum-v1", 'env.make_kwargs={"g": 1}']
+    first = main.parse_arguments(given)
+    words = shlex.split(main.next_command("main.py", first, "--resume"))
+    assert words[:2] == ["python", "main.py"]
+    second = main.parse_arguments(words[2:])
+    assert vars(second) == {**vars(first), "overwrite": False, "resume": True}
+    words = shlex.split(main.next_command("visualizer.py", first, "the folder"))
+    assert words[:2] == ["python", "visualizer.py"]
+    shown = visualizer.parse_arguments(words[2:])
+    assert (shown.config, shown.gpu_id, shown.set) == (QUICKSTART, "cpu", first.set)
+    assert shown.checkpoint == Path("the folder")
+
+
 def test_an_unwritable_output_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     done = run(tmp_path / "file")
@@ -279,6 +318,7 @@ def test_interrupted_refused_resumed_and_restarted(tmp_path):
     assert first.returncode == 0, output
     assert "interactor0 died by SIGKILL and is restarted" in output
     assert "Traceback" not in output
+    assert "to go on:\n  python main.py config/quickstart.json cpu --resume " in output
     stopped = scores(tmp_path)
     updates = learner_log(tmp_path)[-1]["updates"]
 
@@ -301,6 +341,7 @@ def test_interrupted_refused_resumed_and_restarted(tmp_path):
         assert gone_on[len(stopped)][key] >= stopped[-1][key]
     rows = [row["updates"] for row in learner_log(tmp_path)]
     assert rows == sorted(set(rows)), "an update was logged twice"
+    assert_events_are_logs_and_scores(tmp_path)
     assert rows[-1] > updates
     # Each policy is evaluated once by each evaluator, also across the resume.
     counts = [row["epochs"] for row in gone_on if row["epochs"] < gone_on[-1]["epochs"]]
@@ -333,6 +374,7 @@ def test_killed_launcher_leaves_no_orphan_and_the_run_goes_on(tmp_path):
     after = scores(tmp_path)
     assert after[: len(before)] == before
     assert after[-1]["frames"] >= limit
+    assert_events_are_logs_and_scores(tmp_path)
 
 
 def test_killed_learner_is_restarted_once_and_then_ends_the_run(tmp_path):
@@ -387,4 +429,5 @@ def test_a_fresh_start_from_a_numbered_checkpoint(tmp_path):
     epoch = next(row["epoch"] for row in rows if row["updates"] == 200)
     early = [row for row in finished if row["epochs"] <= epoch]
     assert again[: len(early)] == early
+    assert_events_are_logs_and_scores(tmp_path)
     assert again[-1]["frames"] == 240

@@ -1,0 +1,173 @@
+"""A trained policy for other programs: python export.py CONFIG CHECKPOINT --out DIR
+
+Writes the policy with what leads from its output to an action of the environment,
+
+    action = clip(offset + scale * tanh pi(s), low, high)
+
+as `policy.npz`, plain arrays for NumPy, and as `saved_model`, a TensorFlow SavedModel.
+Both answer as our greedy policy does, to float32 rounding, and need no module of ours.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+import checkpoint
+import configuration
+import devices
+import envwrap
+from checkpoint import Checkpoint
+from episodes import redirected
+from schema import Config
+from trained import as_published, differing_keys, load_state, policy_shapes
+from util import OneLineParser, UserError
+from visualizer import appearing
+
+NUMPY_NAME = "policy.npz"
+TENSORFLOW_NAME = "saved_model"
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = OneLineParser(
+        prog="export.py",
+        description="Writes a trained policy as NumPy arrays and as a TensorFlow "
+        "SavedModel, for programs that have no module of this one.",
+        epilog="example: python export.py config/quickstart.json "
+        "output/InvertedPendulum-v5/quickstart/checkpoints --out output/policy",
+    )
+    parser.add_argument("config", metavar="CONFIG.json", help="experiment file")
+    parser.add_argument(
+        "checkpoint",
+        metavar="CHECKPOINT",
+        type=Path,
+        help="a policy's or value learner's checkpoint, or an experiment's folder of "
+        "checkpoints, whose newest is taken",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="a folder that is not there yet",
+    )
+    parser.add_argument(
+        "--set",
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="replace values of the configuration, as for main.py",
+    )
+    return parser.parse_args(arguments)
+
+
+def exported_arrays(config: Config, path: Path, policy: Checkpoint) -> dict:
+    """All that is needed to act; makes the environment once, for its action box.
+
+    Args:
+        config: the run's.
+        path: the checkpoint's, for messages.
+        policy: tensors "policy/w0" [O, .], "policy/b0" [.], ...
+
+    Returns:
+        "layers", their number; "w0", "b0", ... float32; "offset", "scale", "low" and
+        "high" [A], in the box's type; "environment", "updates" and "frames".
+
+    Raises:
+        UserError: the environment cannot be had, or the policy is not for it.
+    """
+    env = envwrap.make_env(config.env)
+    box = env.get_wrapper_attr("box")
+    sizes = envwrap.sizes_of(env)
+    env.close()
+    checkpoint.check_tensors(path, policy, policy_shapes(config.policy_config, sizes))
+    nets = {name.removeprefix("policy/"): t for name, t in policy.tensors.items()}
+    low, high = (bound.reshape(-1) for bound in (box.low, box.high))
+    offset, scale = np.zeros_like(low), np.ones_like(low)
+    if config.env.rescale_actions:  # -1 is low, 1 is high
+        offset, scale = low / 2 + high / 2, high / 2 - low / 2
+    known = {key: policy.metadata.get(key, -1) for key in ("updates", "frames")}
+    return {
+        "layers": config.policy_config.layers,
+        **nets,
+        **{"offset": offset, "scale": scale, "low": low, "high": high},
+        **{"environment": config.env.name, **known},
+    }
+
+
+def write_saved_model(arrays: dict, folder: Path) -> None:
+    """Writes the policy as a SavedModel: `act`, also its default signature.
+
+    It takes "obs" [B, O] float32 and returns {"action": [B, A]}.
+    """
+    os.environ[devices.VARIABLE] = devices.NO_GPU
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    with open(os.devnull, "w") as nowhere, redirected(nowhere.fileno()):
+        import tensorflow as tf  # its start-up notes obey no log level
+
+    layers = [(arrays[f"w{i}"], arrays[f"b{i}"]) for i in range(arrays["layers"])]
+    spec = tf.TensorSpec([None, layers[0][0].shape[0]], tf.float32, "obs")
+
+    def act(obs: tf.Tensor) -> dict[str, tf.Tensor]:
+        x = obs  # [B, O]
+        for w, b in layers[:-1]:
+            x = tf.nn.relu(x @ w + b)
+        w, b = layers[-1]
+        squashed = tf.cast(tf.tanh(x @ w + b), arrays["low"].dtype)  # [B, A]
+        action = arrays["offset"] + arrays["scale"] * squashed
+        return {"action": tf.clip_by_value(action, arrays["low"], arrays["high"])}
+
+    module = tf.Module()
+    module.act = tf.function(act, input_signature=[spec])
+    tf.get_logger().setLevel("ERROR")  # else it says where it wrote assets
+    tf.saved_model.save(module, str(folder), {"serving_default": module.act})
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Checks everything, then writes both files.
+
+    Raises:
+        UserError: a mistake.
+    """
+    if os.path.lexists(arguments.out):
+        raise UserError(f"{arguments.out} is there already: pass another --out")
+    loaded = configuration.load(arguments.config, overrides=arguments.set)
+    path, state, warning = load_state(arguments.checkpoint, loaded.config)
+    difference = differing_keys(Path(os.path.abspath(path)).parent, loaded)
+    for note in (*loaded.notes, warning, difference):
+        if note:
+            print(f"note: {note}", flush=True)
+    arrays = exported_arrays(loaded.config, path, as_published(state))
+    with appearing(Path(os.path.abspath(arguments.out))) as unfinished:
+        np.savez(unfinished / NUMPY_NAME, allow_pickle=False, **arrays)
+        write_saved_model(arrays, unfinished / TENSORFLOW_NAME)
+    counters = ", ".join(f"{arrays[key]:,} {key}" for key in ("updates", "frames"))
+    print(f"{path} ({counters}): written to {arguments.out}/")
+    print(f"  {NUMPY_NAME}   NumPy arrays, for numpy.load")
+    print(f"  {TENSORFLOW_NAME}  for tf.saved_model.load or a TensorFlow server")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns the exit code (SPEC section 12)."""
+    parsed = parse_arguments(arguments)
+    try:
+        run(parsed)
+    except UserError as error:
+        print(f"export.py: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.filename is None:
+            raise  # no file is at fault
+        print(f"export.py: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped; nothing was written", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

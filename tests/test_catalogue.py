@@ -1,0 +1,226 @@
+"""What --list and --describe print."""
+
+import io
+import itertools
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+import catalogue
+import configuration
+import export
+import main
+import toy_demo
+import visualizer
+from schema import Config
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def printed(renderable, width=80) -> list[str]:
+    console = Console(file=io.StringIO(), width=width)
+    console.print(renderable)
+    return [line.rstrip() for line in console.file.getvalue().splitlines()]
+
+
+def listed_files(lines: list[str]) -> list[Path]:
+    """The files that the rows stand for, x[0-2].json being three."""
+    files, folder = [], ""
+    for line in lines:
+        if heading := re.match(r"(config\S*?):? ", line + " "):
+            folder = heading[1]
+        elif row := re.match(r"(\S+?)(?:\[(\d+)-(\d+)\])?\.json ", line):
+            seeds = range(int(row[2]), int(row[3]) + 1) if row[2] else [""]
+            files += [Path(folder, f"{row[1]}{seed}.json") for seed in seeds]
+    return files
+
+
+def test_every_shipped_experiment_is_listed_once():
+    files = listed_files(printed(catalogue.list_experiments()))
+    shipped = [path.relative_to(ROOT) for path in (ROOT / "config").rglob("*.json")]
+    parts = ("algos", "core", "envs", "experimental_setups")
+    assert sorted(files) == sorted(p for p in shipped if p.parts[1] not in parts)
+    assert len(files) == 133
+
+
+def test_the_list_fits_into_80_columns_and_says_what_runs_on_what():
+    lines = printed(catalogue.list_experiments())
+    rows = [" ".join(line.split()) for line in lines]
+    assert "hopper/mve_tdk[0-3].json MVE-TDk H=3 on Hopper-v1" in rows
+    assert "steve_5h[0-2].json STEVE H=5 on Humanoid-v1" in rows
+    assert "mve_75tdlambda[0-2].json TD-lambda MVE (0.75) H=3 on Humanoid-v1" in rows
+    assert "quickstart.json STEVE H=3 on InvertedPendulum-v5" in rows
+    assert rows == [" ".join(line.split()) for line in printed_wide()]
+
+
+def printed_wide() -> list[str]:
+    return printed(catalogue.list_experiments(), width=300)
+
+
+def test_a_broken_file_is_listed_with_what_is_wrong(tmp_path):
+    folder = tmp_path / "config/experiments/mine"
+    folder.mkdir(parents=True)
+    (folder / "good.json").write_text('{"updates": {"env": {"name": "Hopper-v1"}}}')
+    (folder / "bad3.json").write_text('{"updates": {"env": {}}}')
+    text = "\n".join(printed(catalogue.list_experiments(tmp_path), width=300))
+    assert re.search(r"good.json +DDPG on Hopper-v1", text)
+    assert re.search(r"bad\[3\].json +cannot be used: .*env.name is missing", text)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "shown"),
+    [([0, 1, 2, 3], "0-3"), ([0, 2], "0,2"), ([7], "7"), ([1, 2], "1-2")],
+)
+def test_repeats_in_short(numbers, shown):
+    assert catalogue._ranged(numbers) == shown
+
+
+@pytest.mark.parametrize(
+    ("switches", "name"),
+    [
+        ({}, "MVE H=2"),
+        ({"mean_k_return": True}, "mean-MVE H=2"),
+        ({"lambda_return": 0}, "TD-lambda MVE (0) H=2"),
+        ({"steve_reweight": True, "covariances": True}, "COV-STEVE H=2"),
+    ],
+)
+def test_names_of_algorithms(switches, name):
+    expansion = {"rollout_len": 2, **switches}
+    content = {"env": {"name": "Hopper-v1"}, "model_config": {}}
+    content["policy_config"] = {"value_expansion": expansion}
+    assert catalogue.algorithm(Config.model_validate(content)) == name
+
+
+# ---- --describe ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def files(tmp_path):
+    def write(name, inherits=(), **updates):
+        content = {"inherits": list(inherits), "updates": updates}
+        (tmp_path / name).write_text(json.dumps(content))
+
+    write("base.json", env={"name": "Hopper-v1", "discount": 0.5}, seed=1)
+    write("middle.json", ["base.json"], env={"discount": 0.6}, agent_config={})
+    write("top.json", ["middle.json"], seed=2, env={"make_kwargs": {"x": [1, 2]}})
+    return tmp_path
+
+
+def described(files: Path, *overrides: str, **options) -> dict[str, tuple[str, str]]:
+    """Key to (value, source)."""
+    path = str(files / "top.json")
+    loaded = configuration.load(path, overrides=overrides, root=files, **options)
+    lines = printed(catalogue.describe(path, loaded), width=400)
+    rows = [re.split(r" {2,}", line) for line in lines[lines.index("") + 1 :]]
+    return {key: (value, Path(source).name) for key, value, source in rows}
+
+
+def test_each_value_is_shown_with_what_set_it_last(files):
+    rows = described(files, "evaluator_config.count=7", frames=50_000)
+    assert rows["env.name"] == ('"Hopper-v1"', "base.json")
+    assert rows["env.discount"] == ("0.6", "middle.json")
+    assert rows["seed"] == ("2", "top.json")
+    assert rows["env.make_kwargs.x"] == ("[1, 2]", "top.json")
+    assert rows["evaluator_config.count"] == ("7", "--set")
+    assert rows["total_frames"] == ("50000", "--frames")
+    assert rows["env.max_frames"] == ("1000", "default")
+    assert rows["agent_config.count"] == ("1", "default")  # "{}" sets none of its keys
+
+
+def test_a_replaced_object_leaves_no_source_of_what_was_in_it(files):
+    rows = described(files, 'env={"name": "Hopper-v2"}', "seed=5", "seed=6")
+    assert rows["env.name"] == ('"Hopper-v2"', "--set")
+    assert rows["env.discount"] == ("0.99", "default")
+    assert "env.make_kwargs.x" not in rows
+    assert rows["seed"] == ("6", "--set")
+
+
+def test_on_80_columns_nothing_is_broken_and_each_key_is_under_its_section(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    path = "config/quickstart.json"
+    loaded = configuration.load(path)
+    wide = printed(catalogue.describe(path, loaded), width=400)
+    narrow = printed(catalogue.describe(path, loaded), width=80)
+    expected = [line.split() for line in wide[wide.index("") + 1 :]]
+    rows, section = [], ""
+    for line in narrow[narrow.index("") + 1 :]:
+        if not line.startswith(" "):
+            section = "" if line == "top level" else f"{line}."
+        else:
+            rows.append(f"{section}{line.strip()}".split())
+    assert rows == expected
+
+
+def test_every_value_of_the_configuration_is_shown(files):
+    rows = described(files)
+    defaults = Config.model_validate({"env": {"name": "Hopper-v1"}})
+    leaves = dict(catalogue._leaves(defaults.model_dump(by_alias=True)))
+    shown = {key.replace("make_kwargs.x", "make_kwargs") for key in rows}
+    assert shown == set(leaves)
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "main.py", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_in_a_file_the_output_is_plain_and_nothing_is_broken():
+    listed = run("--list")
+    described = run("--describe", "config/quickstart.json", "--set", "seed=7")
+    for done in (listed, described):
+        assert done.returncode == 0, done.stderr
+        assert "\x1b" not in done.stdout
+        assert all(line == line.rstrip() for line in done.stdout.splitlines())
+    assert re.search(r"^seed +7 +--set$", described.stdout, re.MULTILINE)
+    order = "core/basic.json, config/core/model.json, config/core/bayesian.json"
+    assert f"merged in this order: config/{order}, config/algos" in described.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--describe", "config/none.json"], "config/none.json: no such file"),
+        (["--describe"], "required: CONFIG.json"),
+        (["--describe", "config/quickstart.json", "--set", "sed=1"], "did you mean"),
+    ],
+)
+def test_a_mistake_is_one_line(arguments, said):
+    done = run(*arguments)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1
+    assert said in done.stderr
+
+
+# ---- --help -------------------------------------------------------------------------
+
+
+def test_options_may_stand_between_configuration_and_gpu():
+    for arguments in itertools.permutations(["c.json", "0"]):
+        first, second = arguments
+        parsed = main.parse_arguments([first, "--name", "x", second, "--set", "a=1"])
+        assert (parsed.config, parsed.gpu_id) == arguments
+        assert (parsed.name, parsed.set) == ("x", ["a=1"])
+
+
+@pytest.mark.parametrize("module", [main, visualizer, export, toy_demo])
+def test_help_has_an_example_that_the_program_accepts(module, capsys):
+    with pytest.raises(SystemExit) as ended:
+        module.parse_arguments(["--help"])
+    assert ended.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    program, *arguments = text.partition("example: python ")[2].split()
+    assert program == f"{module.__name__}.py"
+    module.parse_arguments(arguments)
+    for argument in arguments:
+        assert not argument.startswith("config/") or (ROOT / argument).is_file()
