@@ -31,9 +31,9 @@ import numpy as np
 import checkpoint
 import configuration
 import devices
+from drawing import KINDS, csv_bytes, rendered
 from episodes import Episode, EpisodeError, EpisodeRunner, Video, redirected
 from figures import (
-    csv_bytes,
     ending,
     episode_csv,
     episode_figure,
@@ -41,7 +41,6 @@ from figures import (
     model_error_columns,
     model_error_figure,
     model_error_table,
-    rendered,
     summary,
     weights_csv,
     weights_figure,
@@ -182,7 +181,7 @@ def show_model(
 
 
 def _pictures(name: str, figure: "Figure") -> dict[str, bytes]:
-    return {f"{name}.{kind}": rendered(figure, kind) for kind in ("png", "pdf")}
+    return {f"{name}.{kind}": rendered(figure, kind) for kind in KINDS}
 
 
 def analyse(config: Config, nets: Nets, episodes: Sequence[Episode]) -> list[Shown]:
