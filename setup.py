@@ -20,8 +20,11 @@ setup(
         "checkpoint",
         "classic_envs",
         "configuration",
+        "curve_figures",
+        "curves",
         "devices",
         "display",
+        "drawing",
         "envwrap",
         "episodes",
         "experiment",
@@ -30,8 +33,10 @@ setup(
         "learner",
         "main",
         "nn",
+        "plot",
         "policy",
         "process",
+        "records",
         "replay",
         "safeenv",
         "schema",
@@ -51,6 +56,8 @@ setup(
         "gymnasium[mujoco,box2d]>=1.4,<1.5",  # environments
         "mujoco>=3.3.7,<3.5",  # 3.5 changed contact dynamics
         "numpy>=1.26,<3",
+        "pandas>=3.0,<4",  # learning curves: tables of runs, for notebooks too
+        "scipy>=1.15,<2",  # bootstrap and trimmed mean of learning curves
         "portalocker>=4,<5",  # locks of replay buffer, scores and folders
         "safetensors>=0.8,<0.9",  # checkpoint container without pickle
         "pydantic>=2.14,<3",  # strict validation of configurations
