@@ -35,7 +35,8 @@ MODEL_STYLES = {
     "spread": ("spread of the members", BLUE, DASHED),
     "trivial": ("error without a model", BLACK, DOTTED),
 }
-VALUE_LABEL = "value estimate Q(s, a), \N{PLUS-MINUS SIGN} 1 sd of its members"
+VALUE_LABEL = "value estimate Q(s, a)"
+SPREAD_LABEL = VALUE_LABEL + ", \N{PLUS-MINUS SIGN} 1 sd of its members"
 
 
 def weights_figure(histogram: Histogram, weighting: str) -> "Figure":
@@ -95,6 +96,7 @@ def model_error_figure(errors: ModelError, horizon: int | None) -> "Figure":
         values = np.concatenate(each)
         if wants_log_scale(values[values != 0]):
             axes.set_yscale("log")
+            _name_zeros(axes, each)
         else:
             axes.set_ylim(bottom=0)
         if horizon and horizon <= len(steps):
@@ -127,6 +129,17 @@ def model_error_figure(errors: ModelError, horizon: int | None) -> "Figure":
         f"The model's error along real actions, {errors.count[0]:,} starts", fontsize=11
     )
     return figure
+
+
+def _name_zeros(axes: "Axes", errors: Errors) -> None:
+    """Names the lines that are 0 everywhere: a log scale cannot show them."""
+    zeros = [
+        label
+        for field, (label, *_) in MODEL_STYLES.items()
+        if not np.nan_to_num(getattr(errors, field)).any()
+    ]
+    text = "\n".join(f"{label}: 0" for label in zeros)
+    axes.text(0.97, 0.03, text, transform=axes.transAxes, ha="right", fontsize=8)
 
 
 def episode_figure(
@@ -163,7 +176,8 @@ def episode_figure(
     axes = panels[-1]
     low, high = judged.value - judged.value_std, judged.value + judged.value_std
     axes.fill_between(steps, low, high, color=BLUE, alpha=0.2, linewidth=0)
-    axes.plot(steps, judged.value, color=BLUE, label=VALUE_LABEL)
+    label = SPREAD_LABEL if judged.value_std.any() else VALUE_LABEL
+    axes.plot(steps, judged.value, color=BLUE, label=label)
     if judged.target is not None:
         style = {"color": GREEN, "linestyle": DOTTED, "linewidth": 1.2}
         axes.plot(steps, judged.target, label="target with these weights", **style)
@@ -209,17 +223,18 @@ def _draw_weights(axes: "Axes", weights: np.ndarray) -> None:
         for h in range(count):
             axes.plot(edges[:-1], weights[:, h], color=colors[h], label=labels[h])
     else:
-        stacked = np.cumsum(np.c_[np.zeros(length), weights], axis=1)
-        stacked = np.r_[stacked, stacked[-1:]]  # the last step has a width too
+        tops = np.cumsum(weights, axis=1)
+        tops = np.r_[tops, tops[-1:]]  # the last step has a width too
+        # Each covers all below it: side by side they would leave pale seams.
         for h in range(count):
             axes.fill_between(
                 edges,
-                stacked[:, h],
-                stacked[:, h + 1],
+                tops[:, h],
                 step="post",
                 color=colors[h],
                 linewidth=0,
                 label=labels[h],
+                zorder=2 - h / count,
             )
         axes.set_ylim(0, 1)
     axes.set_ylabel("weight")

@@ -19,14 +19,7 @@ from curve_figures import all_figures
 from curves import SMOOTH, reach_table, score_table
 from drawing import KINDS, rendered, text_table
 from records import GROUPINGS, SCORE, X_AXES, find_runs, remarks
-from util import (
-    OneLineParser,
-    UserError,
-    atomic_write,
-    number,
-    unused,
-    whole_number,
-)
+from util import OneLineParser, UserError, atomic_write, number, unused, whole_number
 
 SUFFIXES = (".png", ".pdf", ".svg")
 DEFAULT_FOLDER = Path("output/plots")
@@ -150,12 +143,28 @@ def destinations(
     }
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Reads the experiments, prints the tables, writes figures and tables.
+def write(content: dict[Path, bytes], overwrite: bool) -> None:
+    """Writes the files; what is there already with the same content is no obstacle.
 
     Raises:
-        UserError: a mistake; nothing has been written then.
+        UserError: there is a file with other content; nothing has been written then.
         OSError: a file cannot be written.
+    """
+    for path, data in content.items():
+        if overwrite or not os.path.lexists(path):
+            continue
+        if not path.is_file() or path.read_bytes() != data:
+            raise UserError(f"{path} is there already; --overwrite replaces such files")
+    for path, data in content.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(path, data)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Reads the experiments, writes figures and tables, prints the tables.
+
+    Raises:
+        UserError, OSError: as `write`.
     """
     out = arguments.out
     if out is not None and out.suffix not in SUFFIXES:
@@ -168,11 +177,8 @@ def run(arguments: argparse.Namespace) -> None:
     settings = {"group_by": arguments.group, "smooth": arguments.smooth}
     figures, curves = all_figures(runs, arguments.x, **settings)
     tables = {"table": score_table(runs, arguments.at, **settings)}
-    print(printed_scores(tables["table"]))
     if arguments.reach is not None:
         tables["reach"] = reach_table(runs, arguments.reach, **settings)
-        print(f"\nuntil the score is {arguments.reach:g}, median over runs:")
-        print(printed_reach(tables["reach"]))
     tables["curves"] = curves
     paths = destinations(out, list(figures), list(tables))
     content = {
@@ -181,14 +187,11 @@ def run(arguments: argparse.Namespace) -> None:
         else rendered(figures[name], kind)
         for (name, kind), path in paths.items()
     }
-    for path, data in content.items():
-        if arguments.overwrite or not os.path.lexists(path):
-            continue
-        if not path.is_file() or path.read_bytes() != data:
-            raise UserError(f"{path} is there already; --overwrite replaces such files")
-    for path, data in content.items():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(path, data)
+    write(content, arguments.overwrite)
+    print(printed_scores(tables["table"]))
+    if "reach" in tables:
+        print(f"\nuntil the score is {arguments.reach:g}, median over runs:")
+        print(printed_reach(tables["reach"]))
     print("\nwritten:", *content, sep="\n  ")
 
 
@@ -201,7 +204,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"plot.py: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"plot.py: cannot write the results: {error}", file=sys.stderr)
+        print(f"plot.py: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("plot.py: interrupted", file=sys.stderr)

@@ -42,6 +42,7 @@ setup(
         "schema",
         "status",
         "supervisor",
+        "toy_chain",
         "toy_demo",
         "trained",
         "util",

@@ -64,7 +64,7 @@ from trained import (
     load_trained,
     policy_shapes,
 )
-from util import OneLineParser, UserError, whole_number
+from util import OneLineParser, UserError, unused, whole_number
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -211,11 +211,7 @@ def choose_folder(asked: Path | None, trained: Trained, config: Config) -> Path:
     experiment = trained.folder.parent
     is_experiment = (experiment / config.log_path).is_dir()
     first = experiment / OUTPUT_NAME if is_experiment else OUTPUT_ELSEWHERE
-    folder, number = first, 1
-    while os.path.lexists(folder):
-        number += 1
-        folder = first.with_name(f"{first.name}-{number}")
-    return folder
+    return unused(first)
 
 
 @contextmanager
