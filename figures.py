@@ -1,11 +1,26 @@
 """The visualizer's figures and tables, from the numbers of `inspection`."""
 
-import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from drawing import (
+    BLACK,
+    BLUE,
+    DASH_DOT,
+    DASHED,
+    DOTTED,
+    GREEN,
+    ORANGE,
+    PANELS_PER_ROW,
+    SOLID,
+    VERMILION,
+    csv_bytes,
+    finish_axes,
+    text_table,
+    wants_log_scale,
+)
 from episodes import Episode
 from inspection import BINS, LONGEST_ROLLOUT, Errors, Histogram, Judged, ModelError
 
@@ -15,22 +30,13 @@ if TYPE_CHECKING:
 
 # ---- Pictures: the only part that needs matplotlib ----------------------------------
 
-# Okabe and Ito's colours, which colour-blind readers tell apart; in grey print the
-# dashes do it.
 MODEL_STYLES = {
-    "error": ("error of the members' mean", "#D55E00", "solid"),
-    "spread": ("spread of the members", "#0072B2", (0, (4, 1.5))),
-    "trivial": ("error without a model", "#000000", (0, (1, 1.2))),
+    "error": ("error of the members' mean", VERMILION, SOLID),
+    "spread": ("spread of the members", BLUE, DASHED),
+    "trivial": ("error without a model", BLACK, DOTTED),
 }
-VALUE_LABEL = "value estimate Q(s, a), \N{PLUS-MINUS SIGN} 1 sd of its members"
-PANELS_PER_ROW = 4
-LOG_SCALE_FROM = 50.0  # ratio of the largest to the smallest value
-
-
-def _finish(axes: "Axes") -> None:
-    axes.grid(alpha=0.25, linewidth=0.5)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+VALUE_LABEL = "value estimate Q(s, a)"
+SPREAD_LABEL = VALUE_LABEL + ", \N{PLUS-MINUS SIGN} 1 sd of its members"
 
 
 def weights_figure(histogram: Histogram, weighting: str) -> "Figure":
@@ -51,13 +57,13 @@ def weights_figure(histogram: Histogram, weighting: str) -> "Figure":
             continue
         shares = 100 * histogram.counts[h] / total
         left = histogram.edges[:-1]
-        axes.bar(left, shares, widths, align="edge", color="#0072B2", edgecolor="white")
-        axes.axvline(histogram.mean[h], color="#D55E00", linestyle=(0, (4, 1.5)))
+        axes.bar(left, shares, widths, align="edge", color=BLUE, edgecolor="white")
+        axes.axvline(histogram.mean[h], color=VERMILION, linestyle=DASHED)
         axes.set_title(f"$w_{{{h}}}$, mean {histogram.mean[h]:.2f}", fontsize=10)
         axes.set_xlim(histogram.edges[0], histogram.edges[-1])
         axes.set_xticks(histogram.edges[:: BINS // 2])
         axes.tick_params(labelbottom=h + columns >= count)
-        _finish(axes)
+        finish_axes(axes)
     beyond = "; the outer bars hold all beyond" if histogram.is_open else ""
     figure.supxlabel(f"weight (dashed: its mean{beyond})", fontsize=10)
     figure.supylabel("share of transitions (%)", fontsize=10)
@@ -88,9 +94,9 @@ def model_error_figure(errors: ModelError, horizon: int | None) -> "Figure":
             line = getattr(each, field)
             axes.plot(steps, line, color=color, linestyle=dashes, label=label)
         values = np.concatenate(each)
-        positive = values[np.isfinite(values) & (values > 0)]
-        if len(positive) and positive.max() > LOG_SCALE_FROM * positive.min():
+        if wants_log_scale(values[values != 0]):
             axes.set_yscale("log")
+            _name_zeros(axes, each)
         else:
             axes.set_ylim(bottom=0)
         if horizon and horizon <= len(steps):
@@ -108,7 +114,7 @@ def model_error_figure(errors: ModelError, horizon: int | None) -> "Figure":
         axes.set_title(title, fontsize=9)
         axes.set_xticks(steps if len(steps) <= LONGEST_ROLLOUT else steps[4::5])
         axes.set_xlabel("imagined steps")
-        _finish(axes)
+        finish_axes(axes)
     panels[0].set_ylabel("root mean square, in its own unit")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(
@@ -123,6 +129,17 @@ def model_error_figure(errors: ModelError, horizon: int | None) -> "Figure":
         f"The model's error along real actions, {errors.count[0]:,} starts", fontsize=11
     )
     return figure
+
+
+def _name_zeros(axes: "Axes", errors: Errors) -> None:
+    """Names the lines that are 0 everywhere: a log scale cannot show them."""
+    zeros = [
+        label
+        for field, (label, *_) in MODEL_STYLES.items()
+        if not np.nan_to_num(getattr(errors, field)).any()
+    ]
+    text = "\n".join(f"{label}: 0" for label in zeros)
+    axes.text(0.97, 0.03, text, transform=axes.transAxes, ha="right", fontsize=8)
 
 
 def episode_figure(
@@ -158,27 +175,28 @@ def episode_figure(
         _draw_weights(panels[0], judged.weights)
     axes = panels[-1]
     low, high = judged.value - judged.value_std, judged.value + judged.value_std
-    axes.fill_between(steps, low, high, color="#0072B2", alpha=0.2, linewidth=0)
-    axes.plot(steps, judged.value, color="#0072B2", label=VALUE_LABEL)
+    axes.fill_between(steps, low, high, color=BLUE, alpha=0.2, linewidth=0)
+    label = SPREAD_LABEL if judged.value_std.any() else VALUE_LABEL
+    axes.plot(steps, judged.value, color=BLUE, label=label)
     if judged.target is not None:
-        style = {"color": "#009E73", "linestyle": (0, (1, 1.2)), "linewidth": 1.2}
+        style = {"color": GREEN, "linestyle": DOTTED, "linewidth": 1.2}
         axes.plot(steps, judged.target, label="target with these weights", **style)
     if judged.final_value:
-        style = {"color": "#E69F00", "linestyle": (0, (7, 1.5, 1.5, 1.5))}
+        style = {"color": ORANGE, "linestyle": DASH_DOT}
         label = "return, after the cut Q of the last state"
         axes.plot(steps, with_value, label=label, **style)
     axes.plot(
         steps,
         returns,
-        color="#D55E00",
-        linestyle=(0, (4, 1.5)),
+        color=VERMILION,
+        linestyle=DASHED,
         label="realised return",
     )
     axes.set_xlim(0, max(1, len(steps)))
     scaled = f" x {reward_scale:g}" if reward_scale != 1 else ""
     axes.set_ylabel(f"discounted sum of rewards{scaled}")
     axes.set_xlabel("step")
-    _finish(axes)
+    finish_axes(axes)
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(
         handles,
@@ -205,53 +223,24 @@ def _draw_weights(axes: "Axes", weights: np.ndarray) -> None:
         for h in range(count):
             axes.plot(edges[:-1], weights[:, h], color=colors[h], label=labels[h])
     else:
-        stacked = np.cumsum(np.c_[np.zeros(length), weights], axis=1)
-        stacked = np.r_[stacked, stacked[-1:]]  # the last step has a width too
+        tops = np.cumsum(weights, axis=1)
+        tops = np.r_[tops, tops[-1:]]  # the last step has a width too
+        # Each covers all below it: side by side they would leave pale seams.
         for h in range(count):
             axes.fill_between(
                 edges,
-                stacked[:, h],
-                stacked[:, h + 1],
+                tops[:, h],
                 step="post",
                 color=colors[h],
                 linewidth=0,
                 label=labels[h],
+                zorder=2 - h / count,
             )
         axes.set_ylim(0, 1)
     axes.set_ylabel("weight")
-    _finish(axes)
+    finish_axes(axes)
     axes.legend(
         frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5), reverse=True
-    )
-
-
-def rendered(figure: "Figure", kind: str) -> bytes:
-    """The file of a figure; the same figure gives the same bytes."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    FigureCanvasAgg(figure)
-    buffer = io.BytesIO()
-    metadata = {"CreationDate": None} if kind == "pdf" else None
-    figure.savefig(buffer, format=kind, dpi=200, metadata=metadata)
-    return buffer.getvalue()
-
-
-def csv_bytes(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> bytes:
-    """A csv with a header; numbers that are not whole get six digits."""
-
-    def cell(value: object) -> str:
-        return f"{value:.6g}" if isinstance(value, np.floating) else str(value)
-
-    lines = [",".join(columns), *(",".join(map(cell, row)) for row in rows)]
-    return ("\n".join(lines) + "\n").encode()
-
-
-def text_table(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of cells, each column as wide as its longest, set to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
-        for row in rows
     )
 
 

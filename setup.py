@@ -1,5 +1,7 @@
 """Installs what the project needs: pip install -e . (from a checkout; no wheel)."""
 
+from pathlib import Path
+
 from setuptools import setup
 
 ROBOSCHOOL = [
@@ -15,47 +17,16 @@ setup(
     description="Stochastic Ensemble Value Expansion (NeurIPS 2018) in TensorFlow 2",
     license="Apache-2.0",
     python_requires=">=3.11,<3.14",
-    py_modules=[
-        "actors",
-        "catalogue",
-        "checkpoint",
-        "classic_envs",
-        "compute",
-        "configuration",
-        "devices",
-        "display",
-        "envwrap",
-        "episodes",
-        "events",
-        "experiment",
-        "export",
-        "figures",
-        "inspection",
-        "learner",
-        "main",
-        "nn",
-        "policy",
-        "process",
-        "progress",
-        "replay",
-        "safeenv",
-        "schema",
-        "status",
-        "supervisor",
-        "toy_demo",
-        "trained",
-        "util",
-        "valuerl",
-        "valuerl_learner",
-        "visualizer",
-        "worldmodel",
-        "worldmodel_learner",
-    ],
+    py_modules=sorted(
+        path.stem for path in Path(__file__).parent.glob("*.py") if path.stem != "setup"
+    ),
     install_requires=[
         "tensorflow>=2.21,<2.22",  # the learners
         "gymnasium[mujoco,box2d]>=1.4,<1.5",  # environments
         "mujoco>=3.3.7,<3.5",  # 3.5 changed contact dynamics
         "numpy>=1.26,<3",
+        "pandas>=3.0,<4",  # learning curves: tables of runs, for notebooks too
+        "scipy>=1.15,<2",  # bootstrap and trimmed mean of learning curves
         "portalocker>=4,<5",  # locks of replay buffer, scores and folders
         "safetensors>=0.8,<0.9",  # checkpoint container without pickle
         "tensorboard>=2.20,<2.22",  # event files; TensorFlow 2.21 leaves it out

@@ -36,6 +36,31 @@ def whole_number(lowest: int, highest: int) -> Callable[[str], int]:
     return parse
 
 
+def number(lowest: float, highest: float) -> Callable[[str], float]:
+    """An argparse type: a finite number in lowest .. highest."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not (math.isfinite(value) and lowest <= value <= highest):
+            limits = f" in [{lowest:g}, {highest:g}]" if highest < math.inf else ""
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number{limits}")
+        return value
+
+    return parse
+
+
+def unused(path: Path) -> Path:
+    """The path, or where that is taken the first free one of path-2, path-3, .."""
+    free, count = path, 1
+    while os.path.lexists(free):
+        count += 1
+        free = path.with_name(f"{path.name}-{count}")
+    return free
+
+
 def fsync_folder(folder: Path) -> None:
     """Makes the names in a folder durable (a rename is not, before this)."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

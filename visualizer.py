@@ -31,9 +31,9 @@ import numpy as np
 import checkpoint
 import configuration
 import devices
+from drawing import KINDS, csv_bytes, rendered
 from episodes import Episode, EpisodeError, EpisodeRunner, Video, redirected
 from figures import (
-    csv_bytes,
     ending,
     episode_csv,
     episode_figure,
@@ -41,7 +41,6 @@ from figures import (
     model_error_columns,
     model_error_figure,
     model_error_table,
-    rendered,
     summary,
     weights_csv,
     weights_figure,
@@ -65,7 +64,7 @@ from trained import (
     load_trained,
     policy_shapes,
 )
-from util import OneLineParser, UserError, whole_number
+from util import OneLineParser, UserError, unused, whole_number
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -182,7 +181,7 @@ def show_model(
 
 
 def _pictures(name: str, figure: "Figure") -> dict[str, bytes]:
-    return {f"{name}.{kind}": rendered(figure, kind) for kind in ("png", "pdf")}
+    return {f"{name}.{kind}": rendered(figure, kind) for kind in KINDS}
 
 
 def analyse(config: Config, nets: Nets, episodes: Sequence[Episode]) -> list[Shown]:
@@ -212,11 +211,7 @@ def choose_folder(asked: Path | None, trained: Trained, config: Config) -> Path:
     experiment = trained.folder.parent
     is_experiment = (experiment / config.log_path).is_dir()
     first = experiment / OUTPUT_NAME if is_experiment else OUTPUT_ELSEWHERE
-    folder, number = first, 1
-    while os.path.lexists(folder):
-        number += 1
-        folder = first.with_name(f"{first.name}-{number}")
-    return folder
+    return unused(first)
 
 
 @contextmanager

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import toy_chain
 import toy_demo
-from toy_demo import LAST_STATE, TERMINAL
+from toy_chain import LAST_STATE, TERMINAL
 
 UPDATES = (1, 500, 1000, 2000, 3000, 5000, 7500, 10000)
 
@@ -51,26 +52,26 @@ REFERENCE = {
 def test_candidate_targets_add_each_members_value_to_each_models_return():
     returns = np.array([[-1.0, -1.0], [-2.0, 99.0]])  # [H+1 = 2, M = 2]
     q_reached = np.array([[[10.0, 20.0], [30.0, 40.0]], [[5.0, 6.0], [0.0, 0.0]]])
-    samples = toy_demo.candidate_targets(returns, q_reached)
+    samples = toy_chain.candidate_targets(returns, q_reached)
     # -1 + 10, -1 + 20, -1 + 30, -1 + 40; -2 + 5, -2 + 6, 99 + 0, 99 + 0
     assert samples.tolist() == [[9, 19, 29, 39], [3, 4, 99, 99]]
 
 
 def test_steve_example_by_hand():
     samples = np.array([[4.0, 8.0], [6.0, 8.0]])
-    mu, var = toy_demo.mean_and_variance(samples)
+    mu, var = toy_chain.mean_and_variance(samples)
     assert mu.tolist() == [6, 7]
     assert var.tolist() == [4, 1]  # ((-2)^2 + 2^2) / 2, ((-1)^2 + 1^2) / 2
     # 1/4 : 1/1 = 0.2 : 0.8, and 0.2 * 6 + 0.8 * 7 = 6.8
-    np.testing.assert_allclose(toy_demo.steve_weights(var), [0.2, 0.8], rtol=1e-7)
-    np.testing.assert_allclose(toy_demo.steve_target(mu, var), 6.8, rtol=1e-7)
-    assert toy_demo.td_target(mu, var) == 6
-    assert toy_demo.mve_target(mu, var) == 7
+    np.testing.assert_allclose(toy_chain.steve_weights(var), [0.2, 0.8], rtol=1e-7)
+    np.testing.assert_allclose(toy_chain.steve_target(mu, var), 6.8, rtol=1e-7)
+    assert toy_chain.td_target(mu, var) == 6
+    assert toy_chain.mve_target(mu, var) == 7
 
 
 def test_weights_sum_to_one_over_horizons_and_are_equal_without_variance():
     var = np.array([[0.0, 0.0, 0.0, 0.0], [1.0, 0.0, 3.0, 1e4]])
-    weights = toy_demo.steve_weights(var)
+    weights = toy_chain.steve_weights(var)
     np.testing.assert_allclose(weights.sum(-1), 1.0)
     np.testing.assert_allclose(weights[0], 0.25)
     # 1e8 against 1 + 1/3 + 1e-4: the candidate without variance takes all but 1.3e-8
@@ -79,15 +80,15 @@ def test_weights_sum_to_one_over_horizons_and_are_equal_without_variance():
 
 def test_horizon_zero_gives_the_td_target_for_every_method():
     samples = np.random.default_rng(0).normal(size=(5, 1, 6))
-    mu, var = toy_demo.mean_and_variance(samples)
+    mu, var = toy_chain.mean_and_variance(samples)
     expected = samples[:, 0].mean(-1)
-    for target in (toy_demo.td_target, toy_demo.mve_target, toy_demo.steve_target):
+    for target in (toy_chain.td_target, toy_chain.mve_target, toy_chain.steve_target):
         np.testing.assert_allclose(target(mu, var), expected)
 
 
 def test_best_candidate_is_the_nearest_to_the_true_value_from_either_side():
     mu = np.array([[10.0, 13.0, 20.0], [10.0, 13.0, 20.0], [10.0, 13.0, 20.0]])
-    best = toy_demo.best_candidate(mu, np.array([11.0, 12.0, 90.0]))
+    best = toy_chain.best_candidate(mu, np.array([11.0, 12.0, 90.0]))
     assert best.tolist() == [10, 13, 20]
 
 
@@ -96,7 +97,7 @@ def test_best_candidate_is_the_nearest_to_the_true_value_from_either_side():
 
 def test_a_perfect_model_walks_the_chain_and_stays_in_the_terminal_state():
     rng = np.random.default_rng(0)
-    states, returns = toy_demo.draw_rollouts(np.array([97, 100]), 1, 5, 0.0, rng)
+    states, returns = toy_chain.draw_rollouts(np.array([97, 100]), 1, 5, 0.0, rng)
     assert states[0, :, 0].tolist() == [98, 99, 100, 101, 101, 101]
     assert returns[0, :, 0].tolist() == [-1, -2, -3, 97, 97, 97]
     assert states[1, :, 0].tolist() == [101] * 6
@@ -105,8 +106,8 @@ def test_a_perfect_model_walks_the_chain_and_stays_in_the_terminal_state():
 
 def test_true_values_are_a_fixed_point_of_every_candidate_of_a_perfect_model():
     starts = np.arange(LAST_STATE + 1)
-    values = np.append(toy_demo.TRUE_VALUES, 0.0)
-    states, returns = toy_demo.draw_rollouts(
+    values = np.append(toy_chain.TRUE_VALUES, 0.0)
+    states, returns = toy_chain.draw_rollouts(
         starts, 1, 9, 0.0, np.random.default_rng(0)
     )
     np.testing.assert_array_equal(
@@ -117,7 +118,7 @@ def test_true_values_are_a_fixed_point_of_every_candidate_of_a_perfect_model():
 def test_noise_leaves_the_real_step_and_the_terminal_state_alone():
     rng = np.random.default_rng(0)
     starts = np.array([7, LAST_STATE])
-    states, returns = toy_demo.draw_rollouts(starts, 50, 4, 1.0, rng)
+    states, returns = toy_chain.draw_rollouts(starts, 50, 4, 1.0, rng)
     assert (states[0, 0] == 8).all()
     assert (returns[0, 0] == -1).all()
     assert (states[1] == TERMINAL).all()
@@ -126,7 +127,7 @@ def test_noise_leaves_the_real_step_and_the_terminal_state_alone():
 
 def test_a_jump_pays_the_reward_of_the_state_left():
     rng = np.random.default_rng(0)
-    states, returns = toy_demo.draw_rollouts(np.array([99]), 200, 1, 1.0, rng)
+    states, returns = toy_chain.draw_rollouts(np.array([99]), 200, 1, 1.0, rng)
     assert (states[0, 0] == 100).all()
     assert (states[0, 1] != TERMINAL).all()  # a jump from 100 does not end the chain
     assert (returns[0, 1] == 99).all()  # -1 on leaving 99, 100 on leaving 100
@@ -135,7 +136,7 @@ def test_a_jump_pays_the_reward_of_the_state_left():
 def test_jumps_are_as_frequent_as_told_uniform_and_drawn_anew():
     rng = np.random.default_rng(0)
     starts = np.full(20000, 10)
-    states, _ = toy_demo.draw_rollouts(starts, 2, 2, 0.1, rng)
+    states, _ = toy_chain.draw_rollouts(starts, 2, 2, 0.1, rng)
     jumped = states[:, 1] != 12
     # Uniform on 101 states: one jump in 101 goes where the chain goes. The standard
     # deviation of the share of 40000 draws is 0.0015.
@@ -186,9 +187,9 @@ def scalar_updates(tables, starts, states, returns, method):
 @pytest.mark.parametrize(
     ("method", "target", "models", "horizon"),
     [
-        ("td", toy_demo.td_target, 1, 0),
-        ("mve", toy_demo.mve_target, 2, 3),
-        ("steve", toy_demo.steve_target, 2, 3),
+        ("td", toy_chain.td_target, 1, 0),
+        ("mve", toy_chain.mve_target, 2, 3),
+        ("steve", toy_chain.steve_target, 2, 3),
     ],
 )
 def test_vectorised_updates_equal_a_direct_scalar_implementation(
@@ -196,11 +197,11 @@ def test_vectorised_updates_equal_a_direct_scalar_implementation(
 ):
     rng = np.random.default_rng(3)
     members, trials, updates = 3, 4, 60
-    tables = toy_demo.initial_tables(trials, members, rng)
+    tables = toy_chain.initial_tables(trials, members, rng)
     starts = rng.integers(80, TERMINAL, (updates, members, trials))
-    states, returns = toy_demo.draw_rollouts(starts, models, horizon, 0.1, rng)
+    states, returns = toy_chain.draw_rollouts(starts, models, horizon, 0.1, rng)
     scalar = tables.transpose(0, 2, 1).tolist()  # [T][L][S]
-    history = toy_demo.update_tables(tables, starts, states, returns, target)
+    history = toy_chain.update_tables(tables, starts, states, returns, target)
     for trial in range(trials):
         errors = scalar_updates(
             scalar[trial],
@@ -217,11 +218,11 @@ def test_later_members_see_what_earlier_ones_were_set_to():
     tables = np.zeros((1, TERMINAL + 1, 2))
     tables[0, 7] = [20.0, 40.0]
     starts = np.array([[[6], [5]]])  # [U, L, T]: member 0 in state 6, then 1 in 5
-    states, returns = toy_demo.draw_rollouts(
+    states, returns = toy_chain.draw_rollouts(
         starts, 1, 0, 0.0, np.random.default_rng(0)
     )
-    history = toy_demo.update_tables(
-        tables, starts, states, returns, toy_demo.td_target
+    history = toy_chain.update_tables(
+        tables, starts, states, returns, toy_chain.td_target
     )
     assert tables[0, 6].tolist() == [29, 0]  # -1 + (20 + 40) / 2
     assert tables[0, 5].tolist() == [0, 13.5]  # -1 + (29 + 0) / 2
@@ -234,11 +235,11 @@ def test_recorded_target_errors_are_those_of_td_mve_used_and_best():
     tables[0, 51] = [40.0, 60.0]  # T_0 = {39, 59}: mu 49, var 100
     tables[0, 52] = [52.0, 72.0]  # T_1 = {50, 70}: mu 60, var 100
     starts = np.array([[[50], [50]]])
-    states, returns = toy_demo.draw_rollouts(
+    states, returns = toy_chain.draw_rollouts(
         starts, 1, 1, 0.0, np.random.default_rng(0)
     )
-    history = toy_demo.update_tables(
-        tables, starts, states, returns, toy_demo.steve_target
+    history = toy_chain.update_tables(
+        tables, starts, states, returns, toy_chain.steve_target
     )
     # Equal variances: the target is (49 + 60) / 2 = 54.5. Errors against 50.
     np.testing.assert_allclose(history.target_error[0, :, 0], [1, 100, 20.25, 1])
@@ -246,7 +247,7 @@ def test_recorded_target_errors_are_those_of_td_mve_used_and_best():
 
 
 def test_initial_tables_are_integers_from_0_to_100_and_0_at_the_terminal_state():
-    tables = toy_demo.initial_tables(20, 8, np.random.default_rng(0))
+    tables = toy_chain.initial_tables(20, 8, np.random.default_rng(0))
     assert tables.shape == (20, 102, 8)
     assert set(np.unique(tables[:, :TERMINAL])) == set(range(101))
     assert not tables[:, TERMINAL].any()
@@ -254,19 +255,19 @@ def test_initial_tables_are_integers_from_0_to_100_and_0_at_the_terminal_state()
 
 def test_value_error_is_that_of_the_mean_table():
     tables = np.zeros((2, TERMINAL + 1, 2))
-    tables[:, :TERMINAL] = toy_demo.TRUE_VALUES[:, None]
+    tables[:, :TERMINAL] = toy_chain.TRUE_VALUES[:, None]
     tables[0] += [3.0, -3.0]  # mean 0, at the terminal state too
     tables[1] += [5.0, 1.0]  # mean 3
     tables[1, TERMINAL] = 1e6  # is not counted
-    assert toy_demo.value_error(tables).tolist() == [0, 9]
+    assert toy_chain.value_error(tables).tolist() == [0, 9]
 
 
 @pytest.mark.parametrize("steps", [3, 7])
 def test_fewer_steps_are_a_prefix_of_more(steps, monkeypatch):
-    monkeypatch.setattr(toy_demo, "STATES_PER_DRAW", 2 * 3 * 3 * 2 * 5)  # 5 updates
-    learner = toy_demo.Learner("x", 2, 2, 2, 0.1, toy_demo.steve_target)
-    short = toy_demo.learn(learner, 3, steps, np.random.default_rng(1))
-    long = toy_demo.learn(learner, 3, 23, np.random.default_rng(1))
+    monkeypatch.setattr(toy_chain, "STATES_PER_DRAW", 2 * 3 * 3 * 2 * 5)  # 5 updates
+    learner = toy_chain.Learner("x", 2, 2, 2, 0.1, toy_chain.steve_target)
+    short = toy_chain.learn(learner, 3, steps, np.random.default_rng(1))
+    long = toy_chain.learn(learner, 3, 23, np.random.default_rng(1))
     assert short.value_error.shape == (steps, 3)
     np.testing.assert_array_equal(short.value_error, long.value_error[:steps])
     np.testing.assert_array_equal(short.target_error, long.target_error[:steps])
@@ -276,15 +277,15 @@ def test_fewer_steps_are_a_prefix_of_more(steps, monkeypatch):
 def test_the_six_learners_are_those_of_the_specification():
     described = {
         x.title: (x.members, x.models, x.horizon, x.noise, x.target)
-        for x in toy_demo.learners(5, 8, 0.1)
+        for x in toy_chain.learners(5, 8, 0.1)
     }
     assert described == {
-        "basic Q": (1, 1, 0, 0.0, toy_demo.td_target),
-        "ensemble Q": (8, 1, 0, 0.0, toy_demo.td_target),
-        "MVE-oracle": (8, 1, 5, 0.0, toy_demo.mve_target),
-        "MVE-noisy": (8, 8, 5, 0.1, toy_demo.mve_target),
-        "STEVE-oracle": (8, 1, 5, 0.0, toy_demo.steve_target),
-        "STEVE-noisy": (8, 8, 5, 0.1, toy_demo.steve_target),
+        "basic Q": (1, 1, 0, 0.0, toy_chain.td_target),
+        "ensemble Q": (8, 1, 0, 0.0, toy_chain.td_target),
+        "MVE-oracle": (8, 1, 5, 0.0, toy_chain.mve_target),
+        "MVE-noisy": (8, 8, 5, 0.1, toy_chain.mve_target),
+        "STEVE-oracle": (8, 1, 5, 0.0, toy_chain.steve_target),
+        "STEVE-noisy": (8, 8, 5, 0.1, toy_chain.steve_target),
     }
 
 
@@ -292,16 +293,16 @@ def test_alike_models_give_the_targets_of_one():
     rng = np.random.default_rng(0)
     q_reached = rng.normal(size=(4, 6, 1, 8))
     returns = rng.normal(size=(4, 6, 1))
-    one = toy_demo.mean_and_variance(toy_demo.candidate_targets(returns, q_reached))
-    samples = toy_demo.candidate_targets(
+    one = toy_chain.mean_and_variance(toy_chain.candidate_targets(returns, q_reached))
+    samples = toy_chain.candidate_targets(
         returns.repeat(8, axis=-1), q_reached.repeat(8, axis=-2)
     )
-    np.testing.assert_allclose(toy_demo.mean_and_variance(samples), one)
+    np.testing.assert_allclose(toy_chain.mean_and_variance(samples), one)
 
 
 def test_first_below_counts_updates_from_one():
-    assert toy_demo.first_below(np.array([3.0, 1.0, 0.5, 2.0])) == 3
-    assert toy_demo.first_below(np.array([3.0, 1.0])) is None
+    assert toy_chain.first_below(np.array([3.0, 1.0, 0.5, 2.0])) == 3
+    assert toy_chain.first_below(np.array([3.0, 1.0])) is None
 
 
 # ---- The command ----
@@ -323,7 +324,7 @@ def test_a_small_call_writes_csv_files_and_figures_and_prints_the_table(
 ):
     out = tmp_path / "deep" / "folder"
     assert small_call(out) == 0
-    names = toy_demo.file_names(toy_demo.learners(2, 2, 0.1))
+    names = toy_demo.file_names(toy_chain.learners(2, 2, 0.1))
     assert sorted(path.name for path in out.iterdir()) == sorted(names)
     assert len(names) == 6 + 2 + 4
 
@@ -431,8 +432,8 @@ def test_matplotlib_is_imported_only_to_draw_and_pyplot_never(tmp_path):
 
 def test_figures_show_every_learner_and_every_target():
     histories = {
-        x.title: toy_demo.learn(x, 2, 30, np.random.default_rng(0))
-        for x in toy_demo.learners(2, 2, 0.1)
+        x.title: toy_chain.learn(x, 2, 30, np.random.default_rng(0))
+        for x in toy_chain.learners(2, 2, 0.1)
     }
     axes = toy_demo.value_error_figure(histories).axes[0]
     assert [line.get_label() for line in axes.lines] == list(histories)
@@ -476,7 +477,7 @@ def test_default_call_reproduces_the_reference_figures(default_call, name):
     means, stds, first = REFERENCE[name]
     rows = values[np.array(UPDATES) - 1]
     assert_agree(rows[:, 1], rows[:, 2], means, stds)
-    reached = toy_demo.first_below(values[:, 1])
+    reached = toy_chain.first_below(values[:, 1])
     if first is None:
         assert reached is None
     else:

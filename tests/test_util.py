@@ -1,13 +1,15 @@
 """util: atomic files, waiting, intervals, csv rows."""
 
+import argparse
 import errno
+import math
 import os
 import stat
 
 import pytest
 
 import util
-from util import Every, append_row, atomic_write, wait_until
+from util import Every, append_row, atomic_write, number, unused, wait_until
 
 OLD, NEW = b"the old content", b"the new content, which is longer"
 
@@ -270,3 +272,27 @@ def test_the_count_0_is_no_hit():
 
 def test_intervals_below_1_work():
     assert hits(Every(0.25), [0.1, 0.25, 0.3, 0.6, 0.7, 0.75]) == [0.25, 0.6, 0.75]
+
+
+# Arguments and paths
+
+
+@pytest.mark.parametrize("text", ["0", "0.5", "1", "1e-3"])
+def test_a_number_in_its_limits_is_taken(text):
+    assert number(0, 1)(text) == float(text)
+
+
+@pytest.mark.parametrize("text", ["-0.1", "1.01", "nan", "inf", "much", ""])
+def test_another_number_is_refused_with_the_limits(text):
+    with pytest.raises(argparse.ArgumentTypeError, match=r"in \[0, 1\]"):
+        number(0, 1)(text)
+    with pytest.raises(argparse.ArgumentTypeError, match=r"is not a number$"):
+        number(-math.inf, math.inf)("inf")
+
+
+def test_a_path_that_is_taken_gets_the_first_free_number(tmp_path):
+    path = tmp_path / "plots"
+    assert unused(path) == path
+    path.mkdir()
+    (tmp_path / "plots-2").symlink_to("nowhere")  # a name that is taken, too
+    assert unused(path) == tmp_path / "plots-3"

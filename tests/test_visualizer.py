@@ -1,7 +1,7 @@
 """The visualizer: its arithmetic by hand, and whole calls with tiny nets.
 
 Videos are made of an environment written below, which draws without any GL library;
-one test, marked slow, renders MuJoCo: python -m pytest -m slow tests/test_visualizer.py
+one test, marked gl, renders MuJoCo: python -m pytest -m gl tests/test_visualizer.py
 """
 
 import json
@@ -26,7 +26,7 @@ import visualizer
 from checkpoint import Checkpoint
 from envwrap import EnvSpec
 from episodes import Episode, EpisodeError
-from inspection import Predicted
+from inspection import Errors, Judged, ModelError, Predicted
 from policy import Policy
 from schema import Config, PolicyConfig
 from trained import build_nets, load_trained, policy_shapes
@@ -557,6 +557,48 @@ def test_one_layer_leads_straight_from_observations_to_actions():
         "policy/w0": (2, 1),
         "policy/b0": (1,),
     }
+
+
+# ---- Figures ------------------------------------------------------------------------
+
+
+def judged_episode(length: int, members_agree: bool) -> Judged:
+    rng = np.random.default_rng(0)
+    weights = rng.dirichlet(np.ones(4), length)
+    spread = np.zeros(length) if members_agree else np.ones(length)
+    value = rng.random(length)
+    return Judged(value, spread, 0.0, value, weights)
+
+
+@pytest.mark.parametrize("members_agree", [True, False])
+def test_only_an_ensemble_is_said_to_have_a_spread(members_agree):
+    judged = judged_episode(5, members_agree)
+    figure = figures.episode_figure(judged, judged.value, judged.value, "title")
+    labels = [line.get_label() for line in figure.axes[-1].lines]
+    assert any("1 sd" in label for label in labels) != members_agree
+
+
+def test_stacked_weights_cover_each_other_without_a_seam():
+    judged = judged_episode(6, True)
+    figure = figures.episode_figure(judged, judged.value, judged.value, "title")
+    bands = figure.axes[0].collections
+    orders = [band.get_zorder() for band in bands]
+    assert (np.diff(orders) < 0).all()  # w_0 is in front of all
+    for h, band in enumerate(bands):
+        box = band.get_paths()[0].get_extents()
+        top = judged.weights[:, : h + 1].sum(1).max()
+        np.testing.assert_allclose([box.x0, box.x1, box.y0, box.y1], [0, 6, 0, top])
+
+
+def test_a_log_scale_names_the_lines_that_it_cannot_show():
+    far_apart = np.array([1e-4, 1e-2])
+    zero = Errors(far_apart, far_apart, np.zeros(2))
+    other = Errors(far_apart, far_apart, far_apart)
+    errors = ModelError(other, other, zero, np.array([9, 9]))
+    panels = figures.model_error_figure(errors, 3).axes
+    said = [[text.get_text() for text in axes.texts] for axes in panels]
+    assert "error without a model: 0" in said[2]
+    assert "error without a model: 0" not in said[0] + said[1]
 
 
 # ---- Where the results go -----------------------------------------------------------

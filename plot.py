@@ -1,0 +1,216 @@
+"""Draws learning curves: python plot.py OUTPUT_FOLDERS... [--x frames|hours|updates]
+
+From the csv and logs of any number of experiments (`records`, `curves`): the score of
+the greedy policy, model usage and losses, a panel for each environment, a line for each
+algorithm; and tables of the score at some frame counts and of the frames and hours to
+reach a score.
+"""
+
+import argparse
+import math
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from curve_figures import all_figures
+from curves import SMOOTH, reach_table, score_table
+from drawing import KINDS, rendered, text_table
+from records import GROUPINGS, SCORE, X_AXES, find_runs, remarks
+from util import OneLineParser, UserError, atomic_write, number, unused, whole_number
+
+SUFFIXES = (".png", ".pdf", ".svg")
+DEFAULT_FOLDER = Path("output/plots")
+
+# ---- Tables for the terminal -------------------------------------------------------
+
+
+def printed_scores(table: pd.DataFrame) -> str:
+    """The table of scores, for the terminal."""
+    rows = [("environment", "algorithm", "frames", "runs", "mean", "95% interval")]
+    rows[0] += ("IQM", "hours")
+    for row in table.itertuples():
+        interval = f"{row.low:,.1f} .. {row.high:,.1f}"
+        rows.append(
+            (
+                row.environment,
+                row.algorithm,
+                f"{row.frames:,}",
+                f"{row.seeds} of {row.runs}",
+                f"{row.mean:,.1f}" if row.seeds else "-",
+                "-" if math.isnan(row.low) else interval,
+                "-" if math.isnan(row.iqm) else f"{row.iqm:,.1f}",
+                f"{row.hours:.3g}" if row.seeds else "-",
+            )
+        )
+    return text_table(rows)
+
+
+def printed_reach(table: pd.DataFrame) -> str:
+    """The table of frames and hours to reach a score, for the terminal."""
+    rows = [("environment", "algorithm", "reached", "frames", "hours")]
+    for row in table.itertuples():
+        never = math.isinf(row.frames)
+        rows.append(
+            (
+                row.environment,
+                row.algorithm,
+                f"{row.reached} of {row.runs}",
+                "-" if never else f"{row.frames:,.0f}",
+                "-" if never else f"{row.hours:.3g}",
+            )
+        )
+    return text_table(rows)
+
+
+# ---- The command line ---------------------------------------------------------------
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = OneLineParser(
+        prog="plot.py",
+        description="Draws learning curves of any number of experiments and prints "
+        "tables of their scores.",
+        epilog="example: python plot.py output --reach 900",
+    )
+    option = parser.add_argument
+    option(
+        "folders",
+        nargs="+",
+        type=Path,
+        metavar="OUTPUT_FOLDER",
+        help="an experiment's folder, or one that holds some at any depth",
+    )
+    option("--x", choices=X_AXES, default="frames", help="the x axis (frames)")
+    option(
+        "--group",
+        choices=GROUPINGS,
+        default="algorithm",
+        help="what one line is: an algorithm, or the experiments whose names differ "
+        "only in the digits at their end",
+    )
+    option(
+        "--smooth",
+        type=number(0, 1),
+        default=SMOOTH,
+        metavar="SHARE",
+        help=f"of the x axis over which a run's scores are averaged ({SMOOTH})",
+    )
+    option(
+        "--at",
+        type=whole_number(1, 10**12),
+        nargs="+",
+        metavar="FRAMES",
+        help="frame counts of the table of scores; by default a quarter, a half and "
+        "all of an environment's shortest run",
+    )
+    option(
+        "--reach",
+        type=number(-math.inf, math.inf),
+        metavar="SCORE",
+        help="adds a table of the frames and hours to reach this score",
+    )
+    option(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="the figure of the scores, .png, .pdf or .svg; the rest goes beside it as "
+        f"FILE_NAME; by default all goes to {DEFAULT_FOLDER}, with a number if that "
+        "is taken, as PNG and PDF",
+    )
+    option("--overwrite", action="store_true", help="replace the files of --out")
+    return parser.parse_args(arguments)
+
+
+def destinations(
+    out: Path | None, figures: Sequence[str], tables: Sequence[str]
+) -> dict[tuple[str, str], Path]:
+    """Where each (name, kind) goes."""
+    if out is None:
+        folder = unused(DEFAULT_FOLDER)
+        files = [(name, kind) for name in figures for kind in KINDS]
+        files += [(name, "csv") for name in tables]
+        return {(name, kind): folder / f"{name}.{kind}" for name, kind in files}
+    kind = out.suffix.removeprefix(".")
+    files = [(name, kind) for name in figures] + [(name, "csv") for name in tables]
+    return {
+        (name, kind): out
+        if name == SCORE
+        else out.with_name(f"{out.stem}_{name}.{kind}")
+        for name, kind in files
+    }
+
+
+def write(content: dict[Path, bytes], overwrite: bool) -> None:
+    """Writes the files; what is there already with the same content is no obstacle.
+
+    Raises:
+        UserError: there is a file with other content; nothing has been written then.
+        OSError: a file cannot be written.
+    """
+    for path, data in content.items():
+        if overwrite or not os.path.lexists(path):
+            continue
+        if not path.is_file() or path.read_bytes() != data:
+            raise UserError(f"{path} is there already; --overwrite replaces such files")
+    for path, data in content.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(path, data)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Reads the experiments, writes figures and tables, prints the tables.
+
+    Raises:
+        UserError, OSError: as `write`.
+    """
+    out = arguments.out
+    if out is not None and out.suffix not in SUFFIXES:
+        raise UserError(f"--out {out}: the name must end in {', '.join(SUFFIXES)}")
+    runs = find_runs(arguments.folders)
+    for line in remarks(runs, arguments.group):
+        print(f"note: {line}")
+    if not any(run.end("frames") for run in runs):
+        raise UserError("no run has an evaluation yet")
+    settings = {"group_by": arguments.group, "smooth": arguments.smooth}
+    figures, curves = all_figures(runs, arguments.x, **settings)
+    tables = {"table": score_table(runs, arguments.at, **settings)}
+    if arguments.reach is not None:
+        tables["reach"] = reach_table(runs, arguments.reach, **settings)
+    tables["curves"] = curves
+    paths = destinations(out, list(figures), list(tables))
+    content = {
+        path: tables[name].to_csv(index=False, float_format="%.6g").encode()
+        if kind == "csv"
+        else rendered(figures[name], kind)
+        for (name, kind), path in paths.items()
+    }
+    write(content, arguments.overwrite)
+    print(printed_scores(tables["table"]))
+    if "reach" in tables:
+        print(f"\nuntil the score is {arguments.reach:g}, median over runs:")
+        print(printed_reach(tables["reach"]))
+    print("\nwritten:", *content, sep="\n  ")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit code: 0, 1 for a failure, 2 for a user's mistake."""
+    parsed = parse_arguments(arguments)
+    try:
+        run(parsed)
+    except UserError as error:
+        print(f"plot.py: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"plot.py: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("plot.py: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

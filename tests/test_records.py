@@ -1,0 +1,255 @@
+"""Experiments' files: which are found, what is read from them, how runs are named."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from support_results import (
+    DDPG,
+    MVE_TDK,
+    SCORES,
+    STEVE,
+    settings,
+    write_csv,
+    write_experiment,
+)
+
+import configuration
+from records import algorithm, find_runs, grouped, read_config, remarks
+from schema import Config
+from util import UserError
+
+PROJECT = Path(__file__).resolve().parents[1]
+ROWS = [(0.1, 1, 100, 5.0), (0.2, 2, 200, 7.5), (0.2, 2, 200, 8.5)]
+LOG = ("hours", "epoch", "updates", "frames")
+
+
+def into_log_folder(csv: Path) -> None:
+    """Moves an experiment's files where main.py writes them."""
+    files = list(csv.parent.iterdir())
+    log = csv.parent / "log"
+    log.mkdir()
+    for file in files:
+        file.rename(log / file.name)
+
+
+# ---- Finding ------------------------------------------------------------------------
+
+
+def test_results_and_output_are_found_gzipped_or_not(tmp_path):
+    write_experiment(tmp_path / "results" / "steve0", ROWS, suffix=".gz")
+    into_log_folder(write_experiment(tmp_path / "output" / "steve1", ROWS))
+    for run in find_runs([tmp_path / "results", tmp_path / "output"]):
+        x, y = run.series("score", "frames")
+        assert x.tolist() == [100, 200, 200]
+        assert y.tolist() == [5.0, 7.5, 8.5]
+        assert run.environment == "Chain-v0"
+        assert run.group("experiment") == "steve"
+
+
+def test_an_experiment_counts_once_however_it_is_named(tmp_path):
+    path = write_experiment(tmp_path / "a" / "run0", ROWS)
+    write_csv(path.with_name(path.name + ".gz"), SCORES, ROWS)
+    (run,) = find_runs([tmp_path, path.parent, tmp_path / "a"])
+    assert run.path == path
+
+
+def test_what_was_put_aside_is_passed_over_unless_named(tmp_path):
+    for name in ("run0", "run0.old1", ".run0.rewound"):
+        folder = tmp_path / name
+        write_experiment(folder, ROWS)
+        (folder / f"{name}.greedy.csv").rename(folder / "run0.greedy.csv")
+    (run,) = find_runs([tmp_path])
+    assert run.path.parent.name == "run0"
+    (run,) = find_runs([tmp_path / "run0.old1"])
+    assert run.path.parent.name == "run0.old1"
+
+
+def test_a_folder_without_experiments_is_one_line(tmp_path):
+    with pytest.raises(UserError, match=r"holds no EXPERIMENT\.greedy\.csv"):
+        find_runs([tmp_path])
+    with pytest.raises(UserError, match="is not a folder"):
+        find_runs([tmp_path / "missing"])
+
+
+# ---- Reading ------------------------------------------------------------------------
+
+
+def test_a_torn_last_line_is_left_out(tmp_path):
+    path = write_experiment(tmp_path / "run0", ROWS)
+    path.write_bytes(path.read_bytes()[:-3])  # 8.5 without its end reads as 8
+    assert find_runs([tmp_path])[0].series("score", "frames").tolist() == [
+        [100, 200],
+        [5.0, 7.5],
+    ]
+
+
+@pytest.mark.parametrize("content", ["", "hours,epo", "hours,epochs,frames,score\n"])
+def test_a_run_that_has_just_begun_has_no_scores(tmp_path, content):
+    write_experiment(tmp_path / "run0", ROWS).write_text(content)
+    runs = find_runs([tmp_path])
+    assert runs[0].series("score", "frames") is None
+    (line,) = remarks(runs)
+    assert line.endswith("run0.greedy.csv has no evaluation yet")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("hours,frames,score\n1,2,3\n", "no column 'epochs'"),
+        ("hours,epochs,frames,score\n1,2,3,x\n", "'x'"),
+        ("hours,epochs,frames,score\n1,1,1,1\n1,2,3,nan\n", "line 3: not a finite"),
+        ("hours,epochs,frames,score\n1,1,1,1\n1,2,3\n", "columns changed"),
+        ("hours,epochs,frames,score\n1,1,1,1,1\n", "cannot be read"),
+        ("hours,epochs,frames,score\n1,2,,4\n", "cannot be read"),
+    ],
+)
+def test_a_broken_csv_is_one_line_that_names_it(tmp_path, content, said):
+    path = write_experiment(tmp_path / "run0", ROWS)
+    path.write_text(content)
+    with pytest.raises(UserError, match=said) as error:
+        find_runs([tmp_path])
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:-12], lambda b: b"no gzip"])
+def test_a_damaged_gzip_file_is_one_line(tmp_path, damage):
+    path = write_experiment(tmp_path / "run0", ROWS, suffix=".gz")
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(UserError, match="cannot be read"):
+        find_runs([tmp_path])
+
+
+def test_a_run_without_a_readable_configuration_is_one_line(tmp_path):
+    path = write_experiment(tmp_path / "run0", ROWS).with_name("hps.json")
+    for content, said in (
+        ("{", "cannot be read"),
+        ("[]", "no configuration"),
+        ('{"env": {"name": "A", "nmae": 1}}', r"env\.nmae"),
+    ):
+        path.write_text(content)
+        with pytest.raises(UserError, match=said) as error:
+            read_config(path)
+        assert "\n" not in str(error.value)
+    path.unlink()
+    with pytest.raises(UserError, match=r"there is no .*hps\.json"):
+        find_runs([tmp_path])
+
+
+def test_updates_of_scores_come_from_epochs(tmp_path):
+    content = DDPG | {"policy_config": {"epoch_every_n": 50}}
+    write_experiment(tmp_path / "run0", ROWS, content)
+    x, _ = find_runs([tmp_path])[0].series("score", "updates")
+    assert x.tolist() == [0, 50, 50]
+
+
+def test_series_are_sorted_by_x(tmp_path):
+    write_experiment(tmp_path / "run0", ROWS[::-1])
+    x, y = find_runs([tmp_path])[0].series("score", "hours")
+    assert x.tolist() == [0.1, 0.2, 0.2]
+    assert y.tolist() == [5.0, 8.5, 7.5]
+
+
+def test_metrics_come_from_either_log_without_the_pretraining(tmp_path):
+    logs = {
+        "valuerl": ((*LOG, "q_loss"), [(0.1, 1, 500, 300, 4.0)]),
+        "worldmodel": (
+            (*LOG, "reward_loss"),
+            [(0.0, 0, 0, 100, 9.0), (0.1, 1, 500, 300, 2.0)],
+        ),
+    }
+    for suffix in ("", ".gz"):
+        write_experiment(tmp_path / f"run{suffix}", ROWS, STEVE, suffix=suffix, **logs)
+    for run in find_runs([tmp_path]):
+        assert run.series("q_loss", "frames").tolist() == [[300], [4.0]]
+        assert run.series("reward_loss", "updates").tolist() == [[500], [2.0]]
+        assert run.series("no_loss", "frames") is None
+
+
+def test_model_usage_is_steves_alone(tmp_path):
+    log = ((*LOG, "model_usage"), [(0.1, 1, 500, 300, 0.25)])
+    write_experiment(tmp_path / "steve0", ROWS, STEVE, valuerl=log)
+    write_experiment(tmp_path / "mve0", ROWS, MVE_TDK, valuerl=log)
+    mve, steve = find_runs([tmp_path])
+    assert mve.series("model_usage", "frames") is None
+    assert steve.series("model_usage", "frames")[1].tolist() == [0.25]
+
+
+# ---- Grouping -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("goodruns/humanoid/ddpg0", "DDPG"),
+        ("goodruns/hopper/mve_tdk1", "MVE-TDk"),
+        ("goodruns/hopper/steve3", "STEVE"),
+        ("ablations/horizons/steve_1h0", "STEVE H=1"),
+        ("ablations/horizons/steve_2h0", "STEVE H=2"),
+        ("ablations/horizons/steve_5h0", "STEVE H=5"),
+        ("ablations/baselines/ensemble_mve_tdk0", "ensemble MVE-TDk"),
+        ("ablations/baselines/mve_25tdlambda0", "TD-lambda 0.25 MVE"),
+        ("ablations/baselines/mve_75tdlambda0", "TD-lambda 0.75 MVE"),
+        ("ablations/baselines/mve_meank0", "mean-MVE"),
+        ("ablations/baselines/steve_cov0", "COV-STEVE"),
+        ("speedruns/humanoid/speedy_ddpg0", "DDPG unpaced"),
+        ("speedruns/humanoid/speedy_steve0", "STEVE unpaced"),
+    ],
+)
+def test_algorithms_of_the_papers_experiments(file, name):
+    path = PROJECT / "config" / "experiments" / f"{file}.json"
+    assert algorithm(configuration.load(path).config) == name
+
+
+@pytest.mark.parametrize(
+    ("content", "name"),
+    [
+        (settings(), "MVE"),
+        (settings(lambda_return=0), "TD-lambda 0 MVE"),
+        (settings(steve_reweight=True), "single-net STEVE"),
+        (settings(model=False, ensembles=True), "ensemble DDPG"),
+    ],
+)
+def test_a_name_says_what_departs_from_the_usual_form(content, name):
+    assert algorithm(Config.model_validate(content)) == name
+
+
+def test_groups_are_algorithms_or_experiments_without_their_digits(tmp_path):
+    for name, content in (
+        ("steve0", STEVE),
+        ("steve1", STEVE),
+        ("wide_0", STEVE),
+        ("7", DDPG),
+    ):
+        write_experiment(tmp_path / name, ROWS, content)
+    runs = find_runs([tmp_path])
+    sizes = {k: len(group) for k, group in grouped(runs, "algorithm").items()}
+    assert sizes == {("Chain-v0", "DDPG"): 1, ("Chain-v0", "STEVE"): 3}
+    sizes = {k[1]: len(group) for k, group in grouped(runs, "experiment").items()}
+    assert sizes == {"7": 1, "steve": 2, "wide": 1}
+
+
+def test_seeds_of_one_length_and_setting_need_no_remark(tmp_path):
+    for seed in range(3):
+        write_experiment(tmp_path / f"steve{seed}", ROWS, STEVE, seed=seed)
+    write_experiment(tmp_path / "ddpg0", ROWS[:1], DDPG)
+    assert remarks(find_runs([tmp_path])) == []
+
+
+def test_what_a_reader_should_know_is_remarked(tmp_path):
+    write_experiment(tmp_path / "a0", ROWS)
+    write_experiment(tmp_path / "a1", ROWS[:1], DDPG | {"policy_config": {"layers": 3}})
+    short, settings_differ, seeds = remarks(find_runs([tmp_path]))
+    assert "a1.greedy.csv ends at 100 frames" in short
+    assert "Chain-v0" in short
+    assert "200" in short
+    assert settings_differ.endswith("differ in policy_config.layers")
+    assert seeds.endswith("a seed occurs twice: [0, 0]")
+
+
+def test_a_copied_experiment_is_remarked_as_a_seed_that_occurs_twice(tmp_path):
+    path = write_experiment(tmp_path / "output" / "a4", ROWS, seed=4)
+    shutil.copytree(path.parent, tmp_path / "results" / "a4")
+    (line,) = remarks(find_runs([tmp_path]))
+    assert line.endswith("[4, 4]")
