@@ -12,7 +12,6 @@ from rich.text import Text
 
 import configuration
 from configuration import LoadedConfig
-from schema import Config
 from util import UserError
 
 ROOT = Path(__file__).resolve().parent
@@ -38,26 +37,6 @@ def show(shown: RenderableType) -> None:
     with console.capture() as captured:
         console.print(shown)
     print("\n".join(line.rstrip() for line in captured.get().splitlines()))
-
-
-def algorithm(config: Config) -> str:
-    """The algorithm's name as in the paper, with the rollout's length H."""
-    policy = config.policy_config
-    expansion = policy.value_expansion
-    ensemble = "ensemble " if policy.bayesian else ""
-    if expansion is None:
-        return f"{ensemble}DDPG"
-    if expansion.steve_reweight:
-        name = "COV-STEVE" if expansion.covariances else "STEVE"
-    elif expansion.tdk_trick:
-        name = f"{ensemble}MVE-TDk"
-    elif expansion.mean_k_return:
-        name = f"{ensemble}mean-MVE"
-    elif expansion.lambda_return is not False:
-        name = f"{ensemble}TD-lambda MVE ({expansion.lambda_return:g})"
-    else:
-        name = f"{ensemble}MVE"
-    return f"{name} H={expansion.rollout_len}"
 
 
 # ---- --list -------------------------------------------------------------------------
@@ -117,7 +96,7 @@ def _experiments_table(root: Path, files: dict[str, Path]) -> Table:
     for pattern, path in files.items():
         try:
             config = configuration.load(root / path, root=root).config
-            what = f"{algorithm(config)} on {config.env.name}"
+            what = f"{config.algorithm} on {config.env.name}"
         except UserError as error:
             what = f"cannot be used: {error}"
         table.add_row(Text(pattern), Text(what))
@@ -129,7 +108,7 @@ def _experiments_table(root: Path, files: dict[str, Path]) -> Table:
 
 def describe(path: str, loaded: LoadedConfig) -> RenderableType:
     """A merged and checked configuration, and where each value comes from."""
-    head = f"{path}: {algorithm(loaded.config)} on {loaded.config.env.name}"
+    head = f"{path}: {loaded.config.algorithm} on {loaded.config.env.name}"
     chain = "merged in this order: " + ", ".join(dict.fromkeys(loaded.files))
     notes = map(Text, loaded.notes)
     return Group(Text(head, "bold"), Text(chain), *notes, "", _Values(loaded))

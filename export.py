@@ -24,8 +24,7 @@ from checkpoint import Checkpoint
 from episodes import redirected
 from schema import Config
 from trained import as_published, differing_keys, load_state, policy_shapes
-from util import OneLineParser, UserError
-from visualizer import appearing
+from util import OneLineParser, UserError, appearing
 
 NUMPY_NAME = "policy.npz"
 TENSORFLOW_NAME = "saved_model"

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from catalogue import algorithm
 from experiment import Run
 from replay import ReplayBuffer
 from status import (
@@ -89,7 +88,7 @@ class Progress:
     def subject(self) -> str:
         """Which algorithm learns what."""
         config = self._run.config
-        return f"{algorithm(config)} on {config.env.name}"
+        return f"{config.algorithm} on {config.env.name}"
 
     @property
     def share(self) -> float | None:

@@ -21,7 +21,6 @@ SUFFIX = ".greedy.csv"
 X_AXES = ("frames", "hours", "updates")
 GROUPINGS = ("algorithm", "experiment")
 SCORE, USAGE = "score", "model_usage"
-PAPER_HORIZON = 3
 # Keys that make no difference to what is learned, beside those that `changed_keys`
 # leaves out.
 NOT_A_SETTING = {"seed", "log_path", "save_model_path"}
@@ -55,7 +54,7 @@ class Record:
     def group(self, group_by: str) -> str:
         """The algorithm, or the experiment's name without the seed's digits."""
         if group_by == "algorithm":
-            return algorithm(self.config)
+            return self.config.algorithm
         experiment = self.path.name.split(SUFFIX)[0]
         return experiment.rstrip("0123456789").rstrip("_-") or experiment
 
@@ -172,31 +171,6 @@ def read_table(path: Path, required: Sequence[str]) -> pd.DataFrame:
 
 
 # ---- Grouping -----------------------------------------------------------------------
-
-
-def algorithm(config: Config) -> str:
-    """The name of a run's algorithm.
-
-    DDPG, MVE, MVE-TDk, mean-MVE, TD-lambda MVE, STEVE or COV-STEVE. A name says what
-    departs from the paper's usual form: "ensemble" where only STEVE has ensembles,
-    "single-net" where it has none, "H=5" for a horizon other than 3, "unpaced" for the
-    speedruns.
-    """
-    policy, expansion = config.policy_config, config.policy_config.value_expansion
-    name = "MVE" if expansion else "DDPG"
-    if expansion and expansion.steve_reweight:
-        name = "COV-STEVE" if expansion.covariances else "STEVE"
-    elif expansion and expansion.mean_k_return:
-        name = "mean-MVE"
-    elif expansion and expansion.lambda_return is not False:
-        name = f"TD-lambda {expansion.lambda_return:g} MVE"
-    if expansion and expansion.tdk_trick:
-        name += "-TDk"
-    if bool(policy.bayesian) != name.endswith("STEVE"):
-        name = f"{'ensemble' if policy.bayesian else 'single-net'} {name}"
-    if expansion and expansion.rollout_len != PAPER_HORIZON:
-        name += f" H={expansion.rollout_len}"
-    return name if policy.frames_per_update else f"{name} unpaced"
 
 
 def grouped(

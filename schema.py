@@ -26,6 +26,7 @@ SAFE_NAME = r"^[A-Za-z0-9_+=,-][A-Za-z0-9._+=,-]{0,199}$"
 # What gymnasium accepts as an id, with an optional "module:" in front. "+" and "="
 # do not occur in it, so environment_folder maps no two ids to one folder.
 ENVIRONMENT_ID = r"^[A-Za-z0-9_][A-Za-z0-9_:.-]*(/[A-Za-z0-9_][A-Za-z0-9_:.-]*)?$"
+PAPER_HORIZON = 3  # rollout_len of all experiments but the ablation of it
 
 
 def _refuse_true(value: Any) -> Any:
@@ -381,6 +382,31 @@ class Config(Section):
             return math.inf
         step = self.agent_config.batch_size
         return max(1, int(step / learner.frames_per_update))
+
+    @property
+    def algorithm(self) -> str:
+        """The name of the run's algorithm.
+
+        DDPG, MVE, MVE-TDk, mean-MVE, TD-lambda MVE, STEVE or COV-STEVE. A name says
+        what departs from the paper's usual form: "ensemble" where only STEVE has
+        ensembles, "single-net" where it has none, "H=5" for a horizon other than 3,
+        "unpaced" for the speedruns.
+        """
+        policy, expansion = self.policy_config, self.policy_config.value_expansion
+        name = "MVE" if expansion else "DDPG"
+        if expansion and expansion.steve_reweight:
+            name = "COV-STEVE" if expansion.covariances else "STEVE"
+        elif expansion and expansion.mean_k_return:
+            name = "mean-MVE"
+        elif expansion and expansion.lambda_return is not False:
+            name = f"TD-lambda {expansion.lambda_return:g} MVE"
+        if expansion and expansion.tdk_trick:
+            name += "-TDk"
+        if bool(policy.bayesian) != name.endswith("STEVE"):
+            name = f"{'ensemble' if policy.bayesian else 'single-net'} {name}"
+        if expansion and expansion.rollout_len != PAPER_HORIZON:
+            name += f" H={expansion.rollout_len}"
+        return name if policy.frames_per_update else f"{name} unpaced"
 
     @property
     def has_model(self) -> bool:

@@ -18,11 +18,9 @@ O observation, A action.
 import argparse
 import importlib.util
 import os
-import shutil
 import signal
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -64,7 +62,7 @@ from trained import (
     load_trained,
     policy_shapes,
 )
-from util import OneLineParser, UserError, unused, whole_number
+from util import OneLineParser, UserError, appearing, unused, whole_number
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -212,18 +210,6 @@ def choose_folder(asked: Path | None, trained: Trained, config: Config) -> Path:
     is_experiment = (experiment / config.log_path).is_dir()
     first = experiment / OUTPUT_NAME if is_experiment else OUTPUT_ELSEWHERE
     return unused(first)
-
-
-@contextmanager
-def appearing(folder: Path) -> Iterator[Path]:
-    """A folder that appears under its name once all in it is written, or not at all."""
-    unfinished = folder.with_name(f"{folder.name}.unfinished-{os.getpid()}")
-    unfinished.mkdir(parents=True)
-    try:
-        yield unfinished
-        unfinished.rename(folder)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def select_gpu(gpu_id: str) -> None:

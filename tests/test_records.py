@@ -15,7 +15,7 @@ from support_results import (
 )
 
 import configuration
-from records import algorithm, find_runs, grouped, read_config, remarks
+from records import find_runs, grouped, read_config, remarks
 from schema import Config
 from util import UserError
 
@@ -199,7 +199,7 @@ def test_model_usage_is_steves_alone(tmp_path):
 )
 def test_algorithms_of_the_papers_experiments(file, name):
     path = PROJECT / "config" / "experiments" / f"{file}.json"
-    assert algorithm(configuration.load(path).config) == name
+    assert configuration.load(path).config.algorithm == name
 
 
 @pytest.mark.parametrize(
@@ -212,7 +212,7 @@ def test_algorithms_of_the_papers_experiments(file, name):
     ],
 )
 def test_a_name_says_what_departs_from_the_usual_form(content, name):
-    assert algorithm(Config.model_validate(content)) == name
+    assert Config.model_validate(content).algorithm == name
 
 
 def test_groups_are_algorithms_or_experiments_without_their_digits(tmp_path):

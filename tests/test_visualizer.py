@@ -30,7 +30,7 @@ from inspection import Errors, Judged, ModelError, Predicted
 from policy import Policy
 from schema import Config, PolicyConfig
 from trained import build_nets, load_trained, policy_shapes
-from util import UserError
+from util import UserError, appearing
 from valuerl import ValueRL
 from worldmodel import WorldModel
 
@@ -625,7 +625,7 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path):
     folder = tmp_path / "new" / "results"
 
     def fail():
-        with visualizer.appearing(folder) as unfinished:
+        with appearing(folder) as unfinished:
             (unfinished / "half").touch()
             assert not folder.exists()
             raise EpisodeError("broken")
@@ -633,7 +633,7 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path):
     with pytest.raises(EpisodeError):
         fail()
     assert list((tmp_path / "new").iterdir()) == []
-    with visualizer.appearing(folder) as unfinished:
+    with appearing(folder) as unfinished:
         (unfinished / "whole").touch()
     assert [path.name for path in folder.iterdir()] == ["whole"]
 
