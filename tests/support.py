@@ -3,17 +3,22 @@
 import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import support_env
 
 import checkpoint
+import sweep_runs
 from experiment import Folders, Run
 from replay import Batch, ReplayBuffer
 from schema import Config
 from status import Board
+from sweep_runs import LOCAL, Request, Sweep
 
+PROJECT = Path(__file__).resolve().parents[1]
+QUICKSTART = str(PROJECT / "config" / "quickstart.json")
 PATIENCE = 30  # seconds until a test gives another process up
 
 
@@ -92,3 +97,20 @@ def publish_policy(
     }
     metadata = {"epoch": epoch, "frames": frames, "hours": hours}
     checkpoint.publish(path, tensors, metadata)
+
+
+def make_sweep(output_root: Path, *names: str, engine: str = LOCAL) -> Sweep:
+    """A recorded sweep of the quickstart under other names; nothing is started."""
+    settings = [f"output_root={output_root}"]
+    _, (run,) = sweep_runs.expand(Request([QUICKSTART], settings))
+    sweep = Sweep(
+        folder=sweep_runs.next_folder(output_root),
+        engine=engine,
+        working_folder=str(PROJECT),
+        gpus_per_run=0,
+        max_parallel=None,
+        runs=tuple(replace(run, experiment=name) for name in names),
+    )
+    with sweep_runs.claimed(output_root):
+        sweep_runs.save(sweep)
+    return sweep
