@@ -27,6 +27,8 @@ from experiment import (
     derive_seed,
     finish_rewind,
     has_output,
+    in_use,
+    is_finished,
     numbered_checkpoints,
     open_output,
     present,
@@ -216,6 +218,32 @@ def test_a_configuration_that_cannot_be_read_is_named(folders, content):
     assert "JSON" in message
 
 
+def test_a_first_file_that_was_not_written_to_its_end_is_no_output(folders):
+    folders.log.mkdir(parents=True)
+    (folders.log / ".hps.json.123.tmp").write_text("{")
+    assert not has_output(folders)
+    check_mode(folders, MERGED, "fresh")
+
+
+@pytest.mark.parametrize(
+    ("frames", "hours", "finished"),
+    [
+        (100, None, True),
+        (101, None, False),
+        (None, 2.0, True),
+        (None, 2.5, False),
+        (101, 2.0, True),
+        (None, None, False),
+    ],
+)
+def test_a_run_is_finished_until_its_limit_is_raised(folders, frames, hours, finished):
+    folders.log.mkdir(parents=True)
+    assert not is_finished(folders, frames, hours)
+    reached = {"frames": 100, "hours": 2.0}
+    write_json(folders.run, {"starts": [{}], "finished": reached})
+    assert is_finished(folders, frames, hours) == finished
+
+
 def test_output_without_a_configuration_is_output_too(folders):
     open_folder = folders.log / "processes"
     open_folder.mkdir(parents=True)
@@ -268,6 +296,29 @@ def test_a_second_claim_is_refused_until_the_first_has_ended(folders):
         assert "--name" in message
     with claimed(folders):
         pass
+
+
+def test_whether_a_folder_is_in_use_can_be_asked_without_getting_in_the_way(folders):
+    assert not in_use(folders)
+    with claimed(folders):
+        assert in_use(folders)
+    assert not in_use(folders)
+
+    done = threading.Event()
+
+    def ask() -> None:
+        while not done.is_set():
+            in_use(folders)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    try:
+        for _ in range(100):
+            with claimed(folders):
+                pass
+    finally:
+        done.set()
+        asking.join()
 
 
 def test_another_experiment_may_be_claimed_meanwhile(config, folders):

@@ -26,18 +26,6 @@ FAILED_LOG = (
 )
 
 
-def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "sweep.py", *map(str, arguments)],
-        cwd=PROJECT,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=DEADLINE,
-        check=False,
-    )
-
-
 def said(capsys, *arguments: object) -> tuple[int, str]:
     """Exit code and all that a call says, in this process."""
     code = sweep.main([str(argument) for argument in arguments])
@@ -52,12 +40,13 @@ def child_with(word: str, parent: int) -> int:
     return next(int(pid) for pid, line in lines.items() if word in line)
 
 
-def test_a_grid_of_six_runs_one_killed_on_the_way_and_resumed(tmp_path):
+def test_a_grid_of_six_runs_one_killed_on_the_way_and_resumed(
+    tmp_path, capsys, monkeypatch
+):
     """Six runs, two at a time; the others end, and a retry finishes the killed one."""
-    settings = [*TINY, *DDPG, "policy_config.bayesian=null", f"output_root={tmp_path}"]
+    settings = [*TINY[1:], *DDPG, "policy_config.bayesian=null", "total_frames=60"]
+    settings += ["evaluator_config.count=0", f"output_root={tmp_path}"]
     settings += [f"env.name={support_env.NAME}", "env.module=support_env"]
-    settings[0], one = "total_frames=60", "evaluator_config.count=1"
-    settings.append(one)
     grid = [QUICKSTART, *LOCAL, "--max-parallel", 2, "--seeds", "0-2", "--set"]
     grid += [*settings, "policy_config.learning_rate=1e-3,3e-4"]
     name = "quickstart-learning_rate=0.001-seed0"
@@ -80,23 +69,20 @@ def test_a_grid_of_six_runs_one_killed_on_the_way_and_resumed(tmp_path):
     assert f"{name} failed with exit code 137" in output
     assert output.count(" finished") == 5
 
-    status = run("status", tmp_path).stdout
+    monkeypatch.chdir(PROJECT)
+    monkeypatch.setenv("PYTHONPATH", environment()["PYTHONPATH"])
+    _, status = said(capsys, "status", tmp_path)
     assert status.endswith("6 runs: 5 finished, 1 failed\n")
     line = next(line for line in status.splitlines() if name in line)
     assert "killed by SIGKILL" in line
     assert str(tmp_path / "sweeps" / "1" / "0.txt") in line
 
-    again = run("retry", tmp_path)
-    assert again.returncode == 0, again.stdout + again.stderr
+    assert said(capsys, "retry", tmp_path)[0] == 0
     starts = json.loads(record.read_text())["starts"]
     assert [start["resumed"] for start in starts] == [False, True]
-    assert run("status", tmp_path).stdout.endswith("6 runs: 6 finished\n")
-
-    second = run(*grid)
-    assert second.returncode == 0
-    assert second.stdout == (
-        "6 of 6 runs: finished already\nnothing is left to start\n"
-    )
+    assert said(capsys, "status", tmp_path)[1].endswith("6 runs: 6 finished\n")
+    again = (0, "6 of 6 runs: finished already\nnothing is left to start\n")
+    assert said(capsys, *grid) == again
 
 
 # The command line

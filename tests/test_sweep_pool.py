@@ -11,6 +11,7 @@ import pytest
 from support import make_sweep, poll
 
 import experiment
+import sweep_pool
 import sweep_status
 from devices import VARIABLE, Gpu
 from sweep_pool import Pool, slots
@@ -42,6 +43,11 @@ time.sleep(0.05)
 mine.unlink()
 sys.exit(int(task))
 """
+
+
+@pytest.fixture(autouse=True)
+def _brisk(monkeypatch):
+    monkeypatch.setattr(sweep_pool, "TICK", 0.02)
 
 
 def make(folder: Path, **tasks: str) -> Sweep:
