@@ -359,6 +359,7 @@ def cancel(output_root: Path) -> int:
 
 def retry(output_root: Path) -> int:
     """Starts failed runs again, by the engine and the script that they had."""
+    _load(output_root)  # where there is none, nothing is made
     with sweep_runs.claimed(output_root):
         sweeps = _load(output_root)
         runs = sweep_runs.latest(sweeps)

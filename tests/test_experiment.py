@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import portalocker
 import pytest
 import support_env
 from support import PATIENCE, make_config
@@ -298,27 +299,22 @@ def test_a_second_claim_is_refused_until_the_first_has_ended(folders):
         pass
 
 
-def test_whether_a_folder_is_in_use_can_be_asked_without_getting_in_the_way(folders):
+def test_a_folder_is_in_use_as_long_as_a_launch_has_it(folders):
     assert not in_use(folders)
     with claimed(folders):
         assert in_use(folders)
     assert not in_use(folders)
 
-    done = threading.Event()
 
-    def ask() -> None:
-        while not done.is_set():
-            in_use(folders)
-
-    asking = threading.Thread(target=ask)
-    asking.start()
-    try:
-        for _ in range(100):
-            with claimed(folders):
-                pass
-    finally:
-        done.set()
-        asking.join()
+def test_a_claim_outwaits_one_who_only_asks(folders, monkeypatch):
+    folders.lock("run").parent.mkdir(parents=True, exist_ok=True)
+    folders.lock("run").touch()
+    shared = portalocker.LOCK_SH | portalocker.LOCK_NB
+    asker = portalocker.Lock(folders.lock("run"), "r", timeout=0, flags=shared)
+    asker.acquire()
+    monkeypatch.setattr(time, "sleep", lambda seconds: asker.release())
+    with claimed(folders):
+        assert in_use(folders)
 
 
 def test_another_experiment_may_be_claimed_meanwhile(config, folders):

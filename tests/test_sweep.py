@@ -124,6 +124,7 @@ def test_a_mistake_is_one_line(arguments, text, capsys, monkeypatch):
     assert code == 2
     assert text in error
     assert error.count("\n") == 1
+    assert not (PROJECT / "config" / "sweeps").exists()
 
 
 def test_the_dry_run_shows_the_papers_132_commands_the_script_and_the_cost(

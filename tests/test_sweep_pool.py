@@ -135,7 +135,7 @@ def test_a_signal_lets_runs_save_and_starts_no_more(tmp_path, number):
             os.kill(os.getpid(), number)
 
     before = signal.getsignal(number)
-    assert work(sweep, [{}], tell) == [0]
+    assert work(sweep, [{}, {VARIABLE: "a"}], tell) == [0]
     assert (tmp_path / "first.saved").exists()
     assert codes(sweep) == [0, None]
     assert "1 runs save and end, 1 are not started" in lines[1]
