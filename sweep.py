@@ -21,7 +21,7 @@ import sweep_runs
 import sweep_slurm
 import sweep_status
 from display import clock
-from sweep_runs import LOCAL, SLURM, PlannedRun, Request, Sweep
+from sweep_runs import LOCAL, NO_FAILURE, SLURM, PlannedRun, Request, Sweep
 from sweep_slurm import Queue, Resources
 from sweep_status import FAILED, STATES, State
 from util import OneLineParser, UserError, whole_number
@@ -79,14 +79,9 @@ def _submit_parser() -> argparse.ArgumentParser:
         help="replace values as main.py does; several values make a grid",
     )
     option("--seeds", type=seeds, default=[], metavar="0-3", help="a run for each seed")
-    limit = parser.add_mutually_exclusive_group()
-    limit.add_argument(
-        "--endless", action="store_true", help="runs without a limit are meant so"
-    )
-    limit.add_argument(
-        "--frames", type=int, metavar="N", help="each run stops after N frames"
-    )
+    option("--frames", type=int, metavar="N", help="each run stops after N frames")
     option("--hours", type=float, metavar="H", help="or after H hours of learning")
+    option("--endless", action="store_true", help="runs without a limit are meant so")
     option(
         "--gpus-per-run",
         type=int,
@@ -184,6 +179,9 @@ def submit(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> None:
+    for limit in ("frames", "hours"):
+        if arguments.endless and getattr(arguments, limit) is not None:
+            raise UserError(f"--endless and --{limit} contradict each other")
     if arguments.engine == SLURM:
         return
     for option in ("partition", "time", "cpus", "mem", "no_submit"):
@@ -267,7 +265,7 @@ def _run_pool(runs: Sequence[tuple[Sweep, int]], slots: list[dict[str, str]]) ->
     codes = sweep_pool.Pool(runs, slots, lambda line: print(line, flush=True)).run()
     root = runs[0][0].output_root
     print(f"to see all runs: python sweep.py status {_shown(root)}")
-    return 1 if any(codes) else 0
+    return 1 if set(codes) - set(NO_FAILURE) else 0
 
 
 # ---- looking after what was submitted -----------------------------------------------

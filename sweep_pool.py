@@ -18,7 +18,7 @@ from types import FrameType
 import experiment
 import process
 from devices import VARIABLE, Gpu
-from sweep_runs import Sweep
+from sweep_runs import NO_FAILURE, Sweep
 from util import UserError
 
 MAIN = Path(__file__).resolve().with_name("main.py")
@@ -94,7 +94,7 @@ class Pool:
         self._passed_on = 0
 
     def run(self) -> list[int]:
-        """Returns the exit codes of all runs that were started."""
+        """Returns the exit codes of all runs that were started, as a shell would."""
         codes = []
         with _handled(self._on_signal):
             while self._running or (self._waiting and not self._signals):
@@ -144,6 +144,7 @@ class Pool:
 
     def _collect(self) -> list[int]:
         """Takes leave of runs that have ended; returns their exit codes."""
+        codes = []
         ended = [each for each in self._running if each.process.poll() is not None]
         for each in ended:
             self._running.remove(each)
@@ -151,14 +152,15 @@ class Pool:
             path, name = each.sweep.log(each.index), each.sweep.runs[each.index].name
             code = each.process.returncode
             code = code if code >= 0 else KILLED - code
+            codes.append(code)
             with open(path, "a") as log:
                 log.write(f"== ended {_now()} with exit code {code}\n")
             self._event(f"{name} {self._ending(each, code)}")
-        return [each.process.returncode for each in ended]
+        return codes
 
     def _ending(self, each: _Running, code: int) -> str:
         run = each.sweep.runs[each.index]
-        if code:
+        if code not in NO_FAILURE:
             return f"failed with exit code {code}: {each.sweep.log(each.index)}"
         folders = each.sweep.folders(each.index)
         finished = experiment.is_finished(folders, run.frames, run.hours)

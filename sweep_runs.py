@@ -24,6 +24,9 @@ from util import UserError
 FOLDER = "sweeps"  # of the output root
 RECORD, LOCK = "sweep.json", ".lock"
 SLURM, LOCAL = "slurm", "local"
+# Exit codes, as a shell gives them, of runs that did not fail: SIGTERM (15) that comes
+# before main.py can answer it ends it as a signal does.
+NO_FAILURE = (0, 128 + 15)
 IN_A_NAME = r"[A-Za-z0-9._+=-]+"  # a value that may stand in an experiment's name
 
 

@@ -13,7 +13,7 @@ import sweep_slurm
 from experiment import Folders
 from replay import ReplayBuffer
 from status import VALUERL
-from sweep_runs import LOCAL, PlannedRun, Sweep
+from sweep_runs import LOCAL, NO_FAILURE, PlannedRun, Sweep
 from sweep_slurm import Queue, Task
 from util import UserError
 
@@ -163,7 +163,7 @@ class Attempt:
 
     @property
     def failed(self) -> bool:
-        return self.code != 0
+        return self.code not in NO_FAILURE
 
     @property
     def why(self) -> str:

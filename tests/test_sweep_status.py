@@ -97,6 +97,11 @@ def test_why_a_run_failed_is_the_last_that_it_said(sweep, text, why, monkeypatch
     assert (state.state, state.why) == (FAILED, why)
 
 
+def test_a_run_that_was_asked_to_end_before_it_could_answer_has_not_failed(sweep):
+    sweep.log(0).write_text(f"{START}{END}{128 + signal.SIGTERM}\n")
+    assert state_of(sweep).state == STOPPED
+
+
 def test_slurms_accounts_add_why_a_job_is_lost(sweep, monkeypatch):
     asked = []
 
