@@ -26,6 +26,7 @@ from util import UserError, atomic_write, fsync_folder
 
 PACKAGES = ("tensorflow", "gymnasium", "mujoco", "numpy", "safetensors", "portalocker")
 CHILDREN_PATIENCE = 15.0  # seconds that a killed launch's processes get to end
+ASKING_PATIENCE = 1.0  # seconds in which one who only asks (`is_locked`) lets go
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,9 @@ def claimed(folders: Folders) -> Iterator[None]:
     with ExitStack() as stack:
         try:
             stack.enter_context(
-                portalocker.Lock(folders.lock("run"), "a", timeout=0, flags=exclusive)
+                portalocker.Lock(
+                    folders.lock("run"), "a", timeout=ASKING_PATIENCE, flags=exclusive
+                )
             )
         except portalocker.LockException:
             raise UserError(
@@ -174,9 +177,47 @@ def present(folders: Folders) -> Iterator[None]:
         yield
 
 
+def in_use(folders: Folders) -> bool:
+    """Whether a launch has the folder now."""
+    return is_locked(folders.lock("run"))
+
+
+def is_locked(path: Path) -> bool:
+    """Whether somebody holds a lock for himself; asks without keeping him from it.
+
+    Who wants the lock must ask again for a moment (ASKING_PATIENCE).
+    """
+    shared = portalocker.LOCK_SH | portalocker.LOCK_NB
+    try:
+        with portalocker.Lock(path, "r", timeout=0, flags=shared):
+            return False
+    except FileNotFoundError:
+        return False
+    except portalocker.LockException:
+        return True
+
+
 def has_output(folders: Folders) -> bool:
-    """Whether there is any file of an earlier run."""
-    return any(path.is_file() for path in folders.root.rglob("*"))
+    """Whether there is any file of an earlier run.
+
+    One that was killed while it wrote its first file has left no more than a
+    temporary one (`atomic_write`).
+    """
+    return any(
+        path.is_file()
+        for path in folders.root.rglob("*")
+        if not (path.name.startswith(".") and path.suffix == ".tmp")
+    )
+
+
+def is_finished(folders: Folders, frames: int | None, hours: float | None) -> bool:
+    """Whether the run ended at a limit and reached one of these, today's."""
+    reached = read_run(folders)["finished"]
+    if not reached:
+        return False
+    return (frames is not None and reached["frames"] >= frames) or (
+        hours is not None and reached["hours"] >= hours
+    )
 
 
 def check_mode(folders: Folders, merged: dict[str, Any], mode: str) -> None:

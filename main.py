@@ -77,6 +77,11 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--resume", action="store_true", help="go on with an interrupted run"
     )
     how.add_argument(
+        "--resume-or-start",
+        action="store_true",
+        help="go on with an interrupted run, or start it where there is none yet",
+    )
+    how.add_argument(
         "--overwrite",
         action="store_true",
         help="start anew; the earlier output is renamed, not deleted",
@@ -211,15 +216,16 @@ def launch(arguments: argparse.Namespace) -> int:
     assignment = devices.assign(
         arguments.gpu_id, devices.visible_gpus(os.environ), loaded.config.has_model
     )
-    mode = _mode(arguments)
     experiment.finish_rewind(folders)
-    experiment.check_mode(folders, loaded.merged, mode)
+    experiment.check_mode(folders, loaded.merged, _mode(arguments, folders))
     sizes = measure_environment(loaded.config.env)
 
     display = Display(Console(highlight=False), name)
     with experiment.claimed(folders):
+        mode = _mode(arguments, folders)  # nobody else can change it from here on
         experiment.check_mode(folders, loaded.merged, mode)
-        if arguments.resume and _is_finished(folders, loaded):
+        goes_on = mode == "resume" and arguments.resume_from is None
+        if goes_on and _is_finished(folders, loaded):
             display.note(f"{folders.root} is finished: nothing is left to do")
             return 0
         notes = _prepare(arguments, loaded, folders, mode)
@@ -255,21 +261,17 @@ def _record_start(
     experiment.write_json(run.folders.run, record)
 
 
-def _mode(arguments: argparse.Namespace) -> str:
+def _mode(arguments: argparse.Namespace, folders: Folders) -> str:
+    if arguments.resume_or_start:
+        return "resume" if experiment.has_output(folders) else "fresh"
     if arguments.resume or arguments.resume_from is not None:
         return "resume"
     return "overwrite" if arguments.overwrite else "fresh"
 
 
 def _is_finished(folders: Folders, loaded: LoadedConfig) -> bool:
-    """Whether the run ended at a limit, and none of today's is above where it ended."""
-    reached = experiment.read_run(folders)["finished"]
-    if not reached:
-        return False
-    frames, hours = loaded.config.total_frames, loaded.config.total_hours
-    return (frames is not None and reached["frames"] >= frames) or (
-        hours is not None and reached["hours"] >= hours
-    )
+    config = loaded.config
+    return experiment.is_finished(folders, config.total_frames, config.total_hours)
 
 
 def _prepare(

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,15 @@ import support_env
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import checkpoint
+import sweep_runs
 from experiment import Folders, Run
 from replay import Batch, ReplayBuffer
 from schema import Config
 from status import Board
+from sweep_runs import LOCAL, Request, Sweep
 
+PROJECT = Path(__file__).resolve().parents[1]
+QUICKSTART = str(PROJECT / "config" / "quickstart.json")
 PATIENCE = 30  # seconds until a test gives another process up
 
 
@@ -102,3 +107,20 @@ def read_events(folder: Path) -> dict[str, list[tuple[int, float]]]:
         tag: [(event.step, event.value) for event in reader.Scalars(tag)]
         for tag in reader.Tags()["scalars"]
     }
+
+
+def make_sweep(output_root: Path, *names: str, engine: str = LOCAL) -> Sweep:
+    """A recorded sweep of the quickstart under other names; nothing is started."""
+    settings = [f"output_root={output_root}"]
+    _, (run,) = sweep_runs.expand(Request([QUICKSTART], settings))
+    sweep = Sweep(
+        folder=sweep_runs.next_folder(output_root),
+        engine=engine,
+        working_folder=str(PROJECT),
+        gpus_per_run=0,
+        max_parallel=None,
+        runs=tuple(replace(run, experiment=name) for name in names),
+    )
+    with sweep_runs.claimed(output_root):
+        sweep_runs.save(sweep)
+    return sweep

@@ -3,6 +3,8 @@
 Named in `env.module`, so that child processes register it too.
 """
 
+import time
+
 import gymnasium
 import numpy as np
 from gymnasium import spaces
@@ -24,13 +26,17 @@ class CountingEnv(gymnasium.Env):
     Args:
         length: steps of an episode.
         ending: "termination", "truncation" or "both": how it ends.
+        pause: seconds that each step takes.
     """
 
-    def __init__(self, length: int = 5, ending: str = "termination") -> None:
+    def __init__(
+        self, length: int = 5, ending: str = "termination", pause: float = 0.0
+    ) -> None:
         self.observation_space = spaces.Box(-np.inf, np.inf, (OBS_DIM,), np.float32)
         self.action_space = spaces.Box(-1.0, 1.0, (ACTION_DIM,), np.float32)
         self.length = length
         self.ending = ending
+        self.pause = pause
         self.number = 0
         self.episode = -1
         self.step_number = 0
@@ -50,6 +56,7 @@ class CountingEnv(gymnasium.Env):
 
     def step(self, action):
         self.step_number += 1
+        time.sleep(self.pause)
         reward = float(action[0])
         self.score += reward
         over = self.step_number >= self.length

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import portalocker
 import pytest
 import support_env
 from support import PATIENCE, make_config
@@ -27,6 +28,8 @@ from experiment import (
     derive_seed,
     finish_rewind,
     has_output,
+    in_use,
+    is_finished,
     numbered_checkpoints,
     open_output,
     present,
@@ -216,6 +219,32 @@ def test_a_configuration_that_cannot_be_read_is_named(folders, content):
     assert "JSON" in message
 
 
+def test_a_first_file_that_was_not_written_to_its_end_is_no_output(folders):
+    folders.log.mkdir(parents=True)
+    (folders.log / ".hps.json.123.tmp").write_text("{")
+    assert not has_output(folders)
+    check_mode(folders, MERGED, "fresh")
+
+
+@pytest.mark.parametrize(
+    ("frames", "hours", "finished"),
+    [
+        (100, None, True),
+        (101, None, False),
+        (None, 2.0, True),
+        (None, 2.5, False),
+        (101, 2.0, True),
+        (None, None, False),
+    ],
+)
+def test_a_run_is_finished_until_its_limit_is_raised(folders, frames, hours, finished):
+    folders.log.mkdir(parents=True)
+    assert not is_finished(folders, frames, hours)
+    reached = {"frames": 100, "hours": 2.0}
+    write_json(folders.run, {"starts": [{}], "finished": reached})
+    assert is_finished(folders, frames, hours) == finished
+
+
 def test_output_without_a_configuration_is_output_too(folders):
     open_folder = folders.log / "processes"
     open_folder.mkdir(parents=True)
@@ -268,6 +297,24 @@ def test_a_second_claim_is_refused_until_the_first_has_ended(folders):
         assert "--name" in message
     with claimed(folders):
         pass
+
+
+def test_a_folder_is_in_use_as_long_as_a_launch_has_it(folders):
+    assert not in_use(folders)
+    with claimed(folders):
+        assert in_use(folders)
+    assert not in_use(folders)
+
+
+def test_a_claim_outwaits_one_who_only_asks(folders, monkeypatch):
+    folders.lock("run").parent.mkdir(parents=True, exist_ok=True)
+    folders.lock("run").touch()
+    shared = portalocker.LOCK_SH | portalocker.LOCK_NB
+    asker = portalocker.Lock(folders.lock("run"), "r", timeout=0, flags=shared)
+    asker.acquire()
+    monkeypatch.setattr(time, "sleep", lambda seconds: asker.release())
+    with claimed(folders):
+        assert in_use(folders)
 
 
 def test_another_experiment_may_be_claimed_meanwhile(config, folders):

@@ -242,6 +242,7 @@ def test_without_pacing_nobody_waits(tmp_path):
         ([QUICKSTART], "required: GPU_ID"),
         ([QUICKSTART, "cpu", "--resume"], "nothing to resume"),
         ([QUICKSTART, "cpu", "--resume", "--overwrite"], "not allowed with"),
+        ([QUICKSTART, "cpu", "--resume-or-start", "--resume"], "not allowed with"),
         ([QUICKSTART, "cpu", "--frames", "0"], "--frames"),
         ([QUICKSTART, "cpu", "--name", "../x"], "../x"),
         ([QUICKSTART, "cpu", "--set", "policy_config.batchsize=1"], "batch_size"),
@@ -354,8 +355,9 @@ def test_interrupted_refused_resumed_and_restarted(tmp_path):
 
 
 def test_killed_launcher_leaves_no_orphan_and_the_run_goes_on(tmp_path):
+    """With one and the same command, as sweep.py gives it, from the first start on."""
     endless = ("total_frames=null",)
-    launcher = start(tmp_path, settings=endless)
+    launcher = start(tmp_path, "--resume-or-start", settings=endless)
     wait_for(lambda: len(scores(tmp_path)) >= 4, launcher)
     names = ["valuerl", "worldmodel", "interactor0", "evaluator0", "evaluator1"]
     pids = [int(board(tmp_path)[name]["pid"]) for name in names]
@@ -369,12 +371,19 @@ def test_killed_launcher_leaves_no_orphan_and_the_run_goes_on(tmp_path):
 
     before = scores(tmp_path)
     limit = int(before[-1]["frames"]) + 200
-    resumed = run(tmp_path, "--resume", settings=(f"total_frames={limit}",))
+    limited = (f"total_frames={limit}",)
+    resumed = run(tmp_path, "--resume-or-start", settings=limited)
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
     after = scores(tmp_path)
     assert after[: len(before)] == before
     assert after[-1]["frames"] >= limit
     assert_events_are_logs_and_scores(tmp_path)
+    record = json.loads((experiment(tmp_path) / "log" / "run.json").read_text())
+    assert [start["resumed"] for start in record["starts"]] == [False, True]
+
+    again = run(tmp_path, "--resume-or-start", settings=limited)
+    assert again.returncode == 0
+    assert "is finished: nothing is left to do" in again.stdout
 
 
 def test_killed_learner_is_restarted_once_and_then_ends_the_run(tmp_path):

@@ -1,0 +1,405 @@
+"""Runs many experiments: python sweep.py CONFIGS_OR_FOLDERS... [--engine slurm|local]
+
+Expands files and grids into runs of main.py and hands them to Slurm, as one array, or
+to a pool on this machine. `status`, `cancel` and `retry` look after them.
+"""
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+import devices
+import sweep_pool
+import sweep_runs
+import sweep_slurm
+import sweep_status
+from display import clock
+from sweep_runs import LOCAL, NO_FAILURE, SLURM, PlannedRun, Request, Sweep
+from sweep_slurm import Queue, Resources
+from sweep_status import FAILED, STATES, State
+from util import OneLineParser, UserError, whole_number
+
+COMMANDS = ("status", "cancel", "retry")
+MAX_SEED = 2**31 - 1
+NOT_A_TERMINAL = 1000  # columns: in a file no line is broken
+
+
+# ---- the command line ---------------------------------------------------------------
+
+
+def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
+    if arguments and arguments[0] in COMMANDS:
+        parser = OneLineParser(
+            prog=f"sweep.py {arguments[0]}",
+            description={
+                "status": "Shows how far all runs are.",
+                "cancel": "Ends what runs, which saves first, and what waits.",
+                "retry": "Goes on with the runs that failed.",
+            }[arguments[0]],
+        )
+        parser.add_argument("output_root", metavar="OUTPUT_ROOT", type=Path)
+        parsed = parser.parse_args(arguments[1:])
+        parsed.command = arguments[0]
+        return parsed
+    parsed = _submit_parser().parse_args(arguments)
+    parsed.command = "submit"
+    return parsed
+
+
+def _submit_parser() -> argparse.ArgumentParser:
+    parser = OneLineParser(
+        prog="sweep.py",
+        description="Runs many experiments, through Slurm or on this machine. "
+        "A run that is finished or running is left alone, one that was interrupted "
+        "goes on. Afterwards: sweep.py status|cancel|retry OUTPUT_ROOT.",
+        epilog="example: python sweep.py config/quickstart.json --engine local "
+        "--gpus-per-run 0 --seeds 0-3 --set policy_config.learning_rate=1e-3,3e-4",
+    )
+    option = parser.add_argument
+    option(
+        "paths",
+        nargs="+",
+        metavar="CONFIG_OR_FOLDER",
+        help="experiment files, or folders of them",
+    )
+    option("--engine", choices=(SLURM, LOCAL), default=SLURM, help="default: slurm")
+    option(
+        "--set",
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="KEY=V1,V2",
+        help="replace values as main.py does; several values make a grid",
+    )
+    option("--seeds", type=seeds, default=[], metavar="0-3", help="a run for each seed")
+    option("--frames", type=int, metavar="N", help="each run stops after N frames")
+    option("--hours", type=float, metavar="H", help="or after H hours of learning")
+    option("--endless", action="store_true", help="runs without a limit are meant so")
+    option(
+        "--gpus-per-run",
+        type=int,
+        choices=(2, 1, 0),
+        default=2,
+        help="GPUs of each run (2: one for each learner; 0: the CPU); default: 2",
+    )
+    option(
+        "--max-parallel",
+        type=whole_number(1, 100_000),
+        metavar="N",
+        help="runs at a time; default: as Slurm or the GPUs allow, on CPUs 1",
+    )
+    option("--partition", metavar="P", help="Slurm's partition")
+    option("--time", metavar="T", help="Slurm's time limit; runs go on after it")
+    option(
+        "--cpus",
+        type=whole_number(1, 10_000),
+        metavar="C",
+        help="cores of each run, for Slurm; default: one for each of its processes",
+    )
+    option("--mem", metavar="M", help="memory of each run, for Slurm, such as 16G")
+    option(
+        "--dry-run",
+        action="store_true",
+        help="show the runs and the script, do nothing",
+    )
+    option(
+        "--no-submit",
+        action="store_true",
+        help="write Slurm's script, to be edited and submitted by hand",
+    )
+    option(
+        "--updates-per-s",
+        type=float,
+        metavar="U",
+        help="also say how long it takes at this speed of the value learner",
+    )
+    return parser
+
+
+def seeds(text: str) -> list[int]:
+    """An argparse type: seeds as in "0-3" or "0,2,5-7"."""
+    number, found = whole_number(0, MAX_SEED), []
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        low, high = number(first), number(last or first)
+        if high < low:
+            raise argparse.ArgumentTypeError(f"{part!r} ends before it begins")
+        found += range(low, high + 1)
+    return list(dict.fromkeys(found))
+
+
+# ---- submitting ---------------------------------------------------------------------
+
+
+def submit(arguments: argparse.Namespace) -> int:
+    """Expands, checks, leaves out what is done or under way, and starts the rest."""
+    _check(arguments)
+    output_root, runs = sweep_runs.expand(
+        Request(
+            paths=arguments.paths,
+            settings=arguments.set,
+            seeds=arguments.seeds,
+            frames=arguments.frames,
+            hours=arguments.hours,
+            endless=arguments.endless,
+            gpu_id="0" if arguments.gpus_per_run else "cpu",
+        )
+    )
+    if arguments.dry_run:
+        _show_plan(arguments, output_root, runs)
+        return 0
+    is_local = arguments.engine == LOCAL
+    slots = _slots(arguments.gpus_per_run, arguments.max_parallel) if is_local else []
+    if not is_local and not arguments.no_submit:
+        sweep_slurm.require()
+    with sweep_runs.claimed(output_root):
+        left = _left_to_do(output_root, runs)
+        if not left:
+            print("nothing is left to start")
+            return 0
+        sweep = _sweep(arguments, output_root, left)
+        sweep_runs.save(sweep)
+        if is_local:
+            return _run_pool([(sweep, index) for index in range(len(left))], slots)
+        sweep_slurm.write_script(sweep, _resources(arguments, left))
+        if arguments.no_submit:
+            print(f"written; to submit it: sbatch {sweep.script}")
+            return 0
+        job = sweep_slurm.submit(sweep)
+        print(f"submitted {len(left)} runs as job {job}: {sweep.script}")
+        print(f"to follow them: python sweep.py status {output_root}")
+        return 0
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    for limit in ("frames", "hours"):
+        if arguments.endless and getattr(arguments, limit) is not None:
+            raise UserError(f"--endless and --{limit} contradict each other")
+    if arguments.engine == SLURM:
+        return
+    for option in ("partition", "time", "cpus", "mem", "no_submit"):
+        if getattr(arguments, option):
+            raise UserError(f"--{option.replace('_', '-')} is for --engine slurm")
+
+
+def _slots(gpus_per_run: int, max_parallel: int | None) -> list[dict[str, str]]:
+    gpus = devices.visible_gpus(os.environ) if gpus_per_run else []
+    return sweep_pool.slots(gpus_per_run, max_parallel, gpus)
+
+
+def _sweep(
+    arguments: argparse.Namespace, output_root: Path, runs: Sequence[PlannedRun]
+) -> Sweep:
+    return Sweep(
+        folder=sweep_runs.next_folder(output_root),
+        engine=arguments.engine,
+        working_folder=os.getcwd(),
+        gpus_per_run=arguments.gpus_per_run,
+        max_parallel=arguments.max_parallel,
+        runs=tuple(runs),
+    )
+
+
+def _resources(arguments: argparse.Namespace, runs: Sequence[PlannedRun]) -> Resources:
+    return Resources(
+        cpus=arguments.cpus or max(run.processes for run in runs),
+        partition=arguments.partition,
+        time=arguments.time,
+        mem=arguments.mem,
+    )
+
+
+def _left_to_do(output_root: Path, runs: Sequence[PlannedRun]) -> list[PlannedRun]:
+    """The runs that are not finished, running or queued; says how many are."""
+    sweeps = sweep_runs.load_all(output_root)
+    queue = _queue(sweeps)
+    left, skipped = [], []
+    for run in runs:
+        state = sweep_status.already(run, output_root, sweeps, queue)
+        if state:
+            skipped.append(state)
+        else:
+            left.append(run)
+    for state in dict.fromkeys(skipped):
+        print(f"{skipped.count(state)} of {len(runs)} runs: {state} already")
+    return left
+
+
+def _show_plan(
+    arguments: argparse.Namespace, output_root: Path, runs: Sequence[PlannedRun]
+) -> None:
+    for run in runs:
+        print(sweep_pool.command(run.arguments))
+    if arguments.engine == SLURM:
+        sweep = _sweep(arguments, output_root, runs)
+        print(f"\n# {sweep.script} would be:\n")
+        print(sweep_slurm.job_script(sweep, _resources(arguments, runs)))
+    if arguments.updates_per_s:
+        print(_cost(runs, arguments.updates_per_s))
+
+
+def _cost(runs: Sequence[PlannedRun], updates_per_s: float) -> str:
+    """How long it takes at a given speed."""
+    paced = [run.updates for run in runs if run.updates]
+    hours = [updates / updates_per_s / 3600 for updates in paced]
+    lines = [
+        f"{len(paced)} of {len(runs)} runs have a pace and a limit of frames; at "
+        f"{updates_per_s:g} updates/s of the value learner they take:"
+    ]
+    if hours:
+        shortest, longest = f"{min(hours):,.1f}", f"{max(hours):,.1f}"
+        each = shortest if shortest == longest else f"{shortest} to {longest}"
+        lines.append(f"  {each} hours each ({max(paced):,} updates)")
+        lines.append(f"  {sum(hours):,.0f} hours of one machine in all")
+    return "\n".join(lines)
+
+
+def _run_pool(runs: Sequence[tuple[Sweep, int]], slots: list[dict[str, str]]) -> int:
+    codes = sweep_pool.Pool(runs, slots, lambda line: print(line, flush=True)).run()
+    root = runs[0][0].output_root
+    print(f"to see all runs: python sweep.py status {_shown(root)}")
+    return 1 if set(codes) - set(NO_FAILURE) else 0
+
+
+# ---- looking after what was submitted -----------------------------------------------
+
+
+def _load(output_root: Path) -> list[Sweep]:
+    """All sweeps of an output root.
+
+    Raises:
+        UserError: there is none.
+    """
+    sweeps = sweep_runs.load_all(output_root)
+    if not sweeps:
+        raise UserError(f"{output_root} holds no sweep; name the runs' output_root")
+    return sweeps
+
+
+def _queue(sweeps: Sequence[Sweep]) -> Queue:
+    """What Slurm has queued; a user without a sweep in it needs no Slurm."""
+    return sweep_slurm.queue() if any(s.engine == SLURM for s in sweeps) else {}
+
+
+def show_status(output_root: Path) -> int:
+    sweeps = _load(output_root)
+    try:
+        queue = _queue(sweeps)
+    except UserError as error:
+        print(f"{error}: what is queued is not known", file=sys.stderr)
+        queue = {}
+    pool_is_alive = sweep_runs.holder(output_root) is not None
+    found = sweep_status.states(sweep_runs.latest(sweeps), queue, pool_is_alive)
+    _print_table(found)
+    counts = [sum(state.state == name for state in found) for name in STATES]
+    shown = [f"{n} {name}" for n, name in zip(counts, STATES, strict=True) if n]
+    print(f"{len(found)} runs: {', '.join(shown)}")
+    return 0
+
+
+def _print_table(found: Sequence[State]) -> None:
+    table = Table(box=None, pad_edge=False)
+    for column in ("run", "state", "frames", "score", "left", "log", "why"):
+        right = column in ("frames", "score", "left")
+        table.add_column(column, justify="right" if right else "left", overflow="fold")
+    for state in found:
+        limit = f" of {state.run.frames:,}" if state.run.frames else ""
+        cells = (
+            state.run.name,
+            state.state,
+            f"{state.frames:,}{limit}",
+            "-" if state.score is None else f"{state.score:,.1f}",
+            clock(state.seconds_left),
+            _shown(state.log) if state.log.exists() else "-",
+            state.why,
+        )
+        table.add_row(*map(Text, cells))
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = NOT_A_TERMINAL
+    with console.capture() as captured:
+        console.print(table)
+    print("\n".join(line.rstrip() for line in captured.get().splitlines()))
+
+
+def _shown(path: Path) -> str:
+    """A path as a user would type it here."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+
+
+def cancel(output_root: Path) -> int:
+    """Ends what is queued or running; a local pool's runs and its rest."""
+    sweeps = _load(output_root)
+    scripts = {str(sweep.script.resolve()) for sweep in sweeps}
+    tasks = [t for (script, _), t in _queue(sweeps).items() if script in scripts]
+    if tasks:
+        sweep_slurm.cancel(tasks)
+        print(f"cancelled {len(tasks)} jobs; those that run save first")
+    pool = sweep_runs.holder(output_root)
+    if pool is not None:
+        pid, host = pool
+        if host != os.uname().nodename:
+            raise UserError(f"the pool is process {pid} on {host}; cancel it there")
+        os.kill(pid, signal.SIGTERM)
+        print(f"told the pool, process {pid}, to end; its runs save first")
+    if not tasks and pool is None:
+        print("nothing is queued, and no pool is at work")
+    return 0
+
+
+def retry(output_root: Path) -> int:
+    """Starts failed runs again, by the engine and the script that they had."""
+    _load(output_root)  # where there is none, nothing is made
+    with sweep_runs.claimed(output_root):
+        sweeps = _load(output_root)
+        runs = sweep_runs.latest(sweeps)
+        found = sweep_status.states(runs, _queue(sweeps), pool_is_alive=False)
+        failed: dict[Path, list[int]] = {}
+        for (sweep, index), state in zip(runs, found, strict=True):
+            if state.state == FAILED:
+                failed.setdefault(sweep.folder, []).append(index)
+        if not failed:
+            print("no run has failed")
+            return 0
+        local = []
+        for sweep in sweeps:
+            indices = failed.get(sweep.folder, [])
+            if sweep.engine == LOCAL:
+                local += [(sweep, index) for index in indices]
+            elif indices:
+                job = sweep_slurm.submit(sweep, indices)
+                print(f"submitted {len(indices)} runs as job {job}: {sweep.script}")
+        if not local:
+            return 0
+        last = local[-1][0]
+        return _run_pool(local, _slots(last.gpus_per_run, last.max_parallel))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns the exit code: 1 where a local run failed, 2 a mistake."""
+    parsed = parse_arguments(sys.argv[1:] if arguments is None else arguments)
+    try:
+        match parsed.command:
+            case "status":
+                return show_status(parsed.output_root)
+            case "cancel":
+                return cancel(parsed.output_root)
+            case "retry":
+                return retry(parsed.output_root)
+            case _:
+                return submit(parsed)
+    except UserError as error:
+        print(f"sweep.py: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

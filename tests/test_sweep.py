@@ -1,0 +1,248 @@
+"""sweep.py as a user calls it: its arguments, a grid on this machine, and after it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import support_env
+from support import PROJECT, QUICKSTART, make_sweep
+from test_main import DDPG, TINY, environment
+
+import sweep
+import sweep_runs
+from sweep_runs import SLURM
+
+DEADLINE = 120.0
+LOCAL = ["--engine", "local", "--gpus-per-run", "0"]
+FAILED_LOG = (
+    "== started 2030-01-01T00:00:00Z on host by job 7_0\n"
+    "the reason\n"
+    "== ended 2030-01-01T00:00:00Z with exit code 1\n"
+)
+
+
+def said(capsys, *arguments: object) -> tuple[int, str]:
+    """Exit code and all that a call says, in this process."""
+    code = sweep.main([str(argument) for argument in arguments])
+    shown = capsys.readouterr()
+    return code, shown.out + shown.err
+
+
+def child_with(word: str, parent: int) -> int:
+    """The process id of the child whose command line has the word."""
+    children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+    lines = {pid: Path(f"/proc/{pid}/cmdline").read_text() for pid in children}
+    return next(int(pid) for pid, line in lines.items() if word in line)
+
+
+def test_a_grid_of_six_runs_one_killed_on_the_way_and_resumed(
+    tmp_path, capsys, monkeypatch
+):
+    """Six runs, two at a time; the others end, and a retry finishes the killed one."""
+    settings = [*TINY[1:], *DDPG, "policy_config.bayesian=null", "total_frames=60"]
+    settings += ["evaluator_config.count=0", f"output_root={tmp_path}"]
+    settings += [f"env.name={support_env.NAME}", "env.module=support_env"]
+    grid = [QUICKSTART, *LOCAL, "--max-parallel", 2, "--seeds", "0-2", "--set"]
+    grid += [*settings, "policy_config.learning_rate=1e-3,3e-4"]
+    name = "quickstart-learning_rate=0.001-seed0"
+    record = tmp_path / support_env.NAME / name / "log" / "run.json"
+    with subprocess.Popen(
+        [sys.executable, "sweep.py", *map(str, grid)],
+        cwd=PROJECT,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as pool:
+        deadline = time.monotonic() + DEADLINE
+        while not record.exists():
+            assert pool.poll() is None, pool.communicate()[0]
+            assert time.monotonic() < deadline, "not started in time"
+            time.sleep(0.02)
+        os.kill(child_with(name, pool.pid), signal.SIGKILL)
+        output = pool.communicate(timeout=DEADLINE)[0]
+    assert pool.returncode == 1
+    assert f"{name} failed with exit code 137" in output
+    assert output.count(" finished") == 5
+
+    monkeypatch.chdir(PROJECT)
+    monkeypatch.setenv("PYTHONPATH", environment()["PYTHONPATH"])
+    _, status = said(capsys, "status", tmp_path)
+    assert status.endswith("6 runs: 5 finished, 1 failed\n")
+    line = next(line for line in status.splitlines() if name in line)
+    assert "killed by SIGKILL" in line
+    assert str(tmp_path / "sweeps" / "1" / "0.txt") in line
+
+    assert said(capsys, "retry", tmp_path)[0] == 0
+    starts = json.loads(record.read_text())["starts"]
+    assert [start["resumed"] for start in starts] == [False, True]
+    assert said(capsys, "status", tmp_path)[1].endswith("6 runs: 6 finished\n")
+    again = (0, "6 of 6 runs: finished already\nnothing is left to start\n")
+    assert said(capsys, *grid) == again
+
+
+# The command line
+
+
+@pytest.mark.parametrize(
+    ("text", "seeds"),
+    [("3", [3]), ("0-3", [0, 1, 2, 3]), ("0,2,5-7,5", [0, 2, 5, 6, 7])],
+)
+def test_seeds_are_numbers_and_ranges(text, seeds):
+    assert sweep.seeds(text) == seeds
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ([QUICKSTART, "--seeds", "3-0"], "ends before it begins"),
+        ([QUICKSTART, "--seeds", "a"], "'a' is not an integer"),
+        ([QUICKSTART, "--max-parallel", "0"], "'0' is not an integer"),
+        ([QUICKSTART, "--gpus-per-run", "3"], "invalid choice"),
+        ([QUICKSTART, "--endless", "--frames", "9000"], "--endless and --frames"),
+        ([QUICKSTART, "--endless", "--hours", "1"], "--endless and --hours"),
+        ([QUICKSTART, *LOCAL, "--time", "1"], "--time is for --engine slurm"),
+        ([QUICKSTART, *LOCAL, "--no-submit"], "--no-submit is for --engine slurm"),
+        (["config/experiments"], "has no limit"),
+        (["config/none.json", *LOCAL], "config/none.json"),
+        (["status"], "required: OUTPUT_ROOT"),
+        (["status", "config"], "config holds no sweep"),
+        (["retry", "config"], "config holds no sweep"),
+        (["cancel", "config"], "config holds no sweep"),
+    ],
+)
+def test_a_mistake_is_one_line(arguments, text, capsys, monkeypatch):
+    monkeypatch.chdir(PROJECT)
+    try:
+        code = sweep.main(arguments)
+    except SystemExit as ended:
+        code = ended.code
+    error = capsys.readouterr().err
+    assert code == 2
+    assert text in error
+    assert error.count("\n") == 1
+    assert not (PROJECT / "config" / "sweeps").exists()
+
+
+def test_the_dry_run_shows_the_papers_132_commands_the_script_and_the_cost(
+    capsys, monkeypatch, tmp_path
+):
+    monkeypatch.chdir(PROJECT)
+    code, shown = said(
+        *(capsys, "config/experiments", "--frames", 1_000_000, "--dry-run"),
+        *("--partition", "gpu", "--time", "24:00:00", "--max-parallel", 20),
+        *("--updates-per-s", 6, "--set", f"output_root={tmp_path / 'out'}"),
+    )
+    assert code == 0
+    lines = shown.splitlines()
+    assert sum(line.startswith("python main.py ") for line in lines) == 132
+    assert lines[0] == (
+        "python main.py config/experiments/ablations/baselines/ensemble_mve_tdk0.json "
+        f"0 --resume-or-start --frames 1000000 --set output_root={tmp_path / 'out'}"
+    )
+    assert "#SBATCH --array=0-131%20" in lines
+    # 3,960,000 updates / 6 per second = 183.3 hours; 12 of the 132 have no pace.
+    assert "120 of 132 runs have a pace" in shown
+    assert "183.3 hours each" in shown
+    assert "22,000 hours of one machine in all" in shown
+    assert not (tmp_path / "out").exists()
+
+
+# Slurm
+
+
+def test_what_is_submitted_is_kept_and_not_submitted_twice(
+    tmp_path,
+    capsys,
+    stand_in,
+):
+    calls = stand_in("sbatch", "echo 7")
+    script = tmp_path / "sweeps" / "1" / "job.sh"
+    words = [QUICKSTART, "--seeds", "0-1", "--set", f"output_root={tmp_path}"]
+    code, shown = said(capsys, *words)
+    assert code == 0
+    assert f"submitted 2 runs as job 7: {script}" in shown
+    assert "quickstart-seed1" in script.read_text()
+    stand_in("squeue", f"echo '0|PENDING|7_0|Priority|/|{script}'")
+    code, shown = said(capsys, *words)
+    assert "1 of 2 runs: waiting already" in shown
+    assert "submitted 1 runs as job 7" in shown
+    assert len(calls.read_text().splitlines()) == 2
+
+
+def test_a_script_can_be_edited_before_it_is_submitted(
+    tmp_path,
+    capsys,
+    stand_in,
+):
+    calls = stand_in("sbatch", "echo 7")
+    words = [QUICKSTART, "--no-submit", "--set", f"output_root={tmp_path}"]
+    code, shown = said(capsys, *words)
+    assert code == 0
+    assert shown == f"written; to submit it: sbatch {tmp_path}/sweeps/1/job.sh\n"
+    assert not calls.exists()
+
+
+def make_slurm_sweep(root: Path) -> sweep_runs.Sweep:
+    """Three runs: one failed, one waits (once squeue says so), one never started."""
+    made = make_sweep(root, "failed", "waits", "new", engine=SLURM)
+    made.log(0).write_text(FAILED_LOG)
+    return made
+
+
+def test_status_retry_and_cancel_of_jobs(tmp_path, capsys, stand_in):
+    made = make_slurm_sweep(tmp_path)
+    stand_in("squeue", f"echo '1|PENDING|7_1|Priority|/|{made.script}'")
+    submitted, cancelled = stand_in("sbatch", "echo 8"), stand_in("scancel")
+
+    code, shown = said(capsys, "status", tmp_path)
+    assert code == 0
+    _, first, second, third, counts = shown.splitlines()
+    assert first.split()[1] == "failed"
+    assert first.endswith(f"{made.log(0)}  the reason")
+    assert second.split()[1] == "waiting"
+    assert second.endswith("Priority")
+    assert third.endswith("not started")
+    assert counts == "3 runs: 1 waiting, 1 failed, 1 stopped"
+
+    assert said(capsys, "retry", tmp_path)[0] == 0
+    assert submitted.read_text() == f"--parsable --array=0 {made.script}\n"
+    assert said(capsys, "cancel", tmp_path)[0] == 0
+    assert cancelled.read_text() == "7_1\n"
+
+
+def test_status_without_an_answer_of_squeue_goes_by_the_files(
+    tmp_path,
+    capsys,
+    stand_in,
+):
+    make_slurm_sweep(tmp_path)
+    stand_in("squeue", "echo 'Unable to contact slurm controller' >&2; exit 1")
+    code, shown = said(capsys, "status", tmp_path)
+    assert code == 0
+    assert "Unable to contact slurm controller: what is queued is not known" in shown
+    assert "1 failed, 2 stopped" in shown
+    assert said(capsys, "cancel", tmp_path)[0] == 2
+
+
+# A local pool
+
+
+def test_cancel_ends_the_pool_that_is_at_work(tmp_path, capsys):
+    make_sweep(tmp_path, "run")
+    assert "no pool is at work" in said(capsys, "cancel", tmp_path)[1]
+    code = (
+        "import sweep_runs, sys, pathlib, signal\n"
+        "with sweep_runs.claimed(pathlib.Path(sys.argv[1])):\n"
+        "    print('held', flush=True); signal.pause()"
+    )
+    words = [sys.executable, "-c", code, str(tmp_path)]
+    with subprocess.Popen(words, cwd=PROJECT, stdout=subprocess.PIPE) as pool:
+        assert pool.stdout.readline() == b"held\n"
+        assert said(capsys, "status", tmp_path)[1].endswith("1 runs: 1 waiting\n")
+        assert f"process {pool.pid}" in said(capsys, "cancel", tmp_path)[1]
+        assert pool.wait(timeout=DEADLINE) == -signal.SIGTERM

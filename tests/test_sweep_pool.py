@@ -1,0 +1,159 @@
+"""sweep_pool: runs side by side, with a stand-in for main.py."""
+
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from support import make_sweep, poll
+
+import experiment
+import sweep_pool
+import sweep_status
+from devices import VARIABLE, Gpu
+from sweep_pool import Pool, slots
+from sweep_runs import Sweep
+from util import UserError
+
+PROJECT = Path(__file__).resolve().parents[1]
+
+# Alone on its GPU, or it fails. What it does is in a file of its run's name.
+MAIN = """
+import os, pathlib, signal, sys, time
+folder = pathlib.Path(__file__).parent
+name = sys.argv[sys.argv.index("--name") + 1]
+def end(*_):
+    (folder / f"{name}.saved").touch()
+    mine.unlink()
+    sys.exit(0)
+signal.signal(signal.SIGTERM, end)
+mine = folder / f"gpu{os.environ.get('CUDA_VISIBLE_DEVICES')}"
+mine.touch(exist_ok=False)
+(folder / f"{name}.started").touch()
+print("this is", name, flush=True)
+task = (folder / name).read_text()
+if task == "wait":
+    signal.pause()
+if task == "die":
+    os.kill(os.getpid(), signal.SIGKILL)
+time.sleep(0.05)
+mine.unlink()
+sys.exit(int(task))
+"""
+
+
+@pytest.fixture(autouse=True)
+def _brisk(monkeypatch):
+    monkeypatch.setattr(sweep_pool, "TICK", 0.02)
+
+
+def make(folder: Path, **tasks: str) -> Sweep:
+    """A sweep of the stand-in: a run for each name, and what it does."""
+    (folder / "main.py").write_text(MAIN)
+    for name, task in tasks.items():
+        (folder / name).write_text(task)
+    sweep = make_sweep(folder / "output", *tasks)
+    runs = [replace(run, arguments=("--name", run.experiment)) for run in sweep.runs]
+    return replace(sweep, working_folder=str(folder), runs=tuple(runs))
+
+
+def work(sweep: Sweep, places: list[dict[str, str]], tell=lambda line: None) -> list:
+    runs = [(sweep, index) for index in range(len(sweep.runs))]
+    main = Path(sweep.working_folder) / "main.py"
+    return Pool(runs, places, tell, main).run()
+
+
+def codes(sweep: Sweep) -> list[int | None]:
+    """What the logs say of the last attempts."""
+    attempts = [sweep_status.last_attempt(sweep.log(i)) for i in range(len(sweep.runs))]
+    return [attempt and attempt.code for attempt in attempts]
+
+
+# GPUs
+
+
+def test_a_slot_is_a_group_of_gpus_or_a_place_on_the_cpu():
+    found = [Gpu(f"GPU-{number}", "model") for number in range(5)]
+    tokens = [gpu.token for gpu in found]
+    pairs = [{VARIABLE: ",".join(tokens[i : i + 2])} for i in (0, 2)]
+    assert slots(2, None, found) == pairs
+    assert slots(2, 1, found) == pairs[:1]
+    assert slots(1, None, found) == [{VARIABLE: token} for token in tokens]
+    assert slots(0, None, found) == [{}]
+    assert slots(0, 3, []) == [{}, {}, {}]
+    with pytest.raises(UserError, match="1 GPUs were found, and a run gets 2"):
+        slots(2, None, found[:1])
+
+
+def test_all_runs_are_done_and_no_two_share_a_slot(tmp_path):
+    sweep = make(tmp_path, **{f"r{n}": "0" for n in range(7)})
+    ended = work(sweep, [{VARIABLE: "a"}, {VARIABLE: "b"}])
+    assert ended == [0] * 7
+    assert codes(sweep) == [0] * 7
+    assert "this is r6" in sweep.log(6).read_text()
+
+
+# Failures
+
+
+def test_a_run_that_fails_does_not_stop_the_others(tmp_path):
+    sweep = make(tmp_path, bad="1", killed="die", good="0")
+    lines = []
+    work(sweep, [{}, {VARIABLE: "a"}, {VARIABLE: "b"}], lines.append)
+    assert codes(sweep) == [1, 128 + signal.SIGKILL, 0]
+    said = "\n".join(lines)
+    assert f"bad failed with exit code 1: {sweep.log(0)}" in said
+    assert "good stopped" in said  # it wrote no record of an end at a limit
+    attempt = sweep_status.last_attempt(sweep.log(1))
+    assert attempt.why == "killed by SIGKILL"
+
+
+def test_a_run_that_is_going_on_is_left_alone(tmp_path):
+    sweep = make(tmp_path, busy="0", free="0")
+    lines = []
+    with experiment.claimed(sweep.folders(0)):
+        work(sweep, [{}], lines.append)
+    assert codes(sweep) == [None, 0]
+    assert "busy is running already" in lines[0]
+
+
+# Signals
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_lets_runs_save_and_starts_no_more(tmp_path, number):
+    sweep = make(tmp_path, first="wait", second="0")
+    lines = []
+
+    def tell(line: str) -> None:
+        lines.append(line)
+        if "started" in line:
+            poll((tmp_path / "first.started").exists, "the run's start")
+            os.kill(os.getpid(), number)
+
+    before = signal.getsignal(number)
+    assert work(sweep, [{}, {VARIABLE: "a"}], tell) == [0]
+    assert (tmp_path / "first.saved").exists()
+    assert codes(sweep) == [0, None]
+    assert "1 runs save and end, 1 are not started" in lines[1]
+    assert signal.getsignal(number) is before
+
+    (tmp_path / "first").write_text("0")
+    assert work(sweep, [{}]) == [0, 0]
+    assert sweep.log(0).read_text().count("this is first") == 2
+
+
+def test_when_the_pool_is_killed_its_runs_save(tmp_path):
+    code = (
+        "import sys, pathlib, test_sweep_pool as t\n"
+        "t.work(t.make(pathlib.Path(sys.argv[1]), first='wait'), [{}])"
+    )
+    words = [sys.executable, "-c", code, str(tmp_path)]
+    environ = {**os.environ, "PYTHONPATH": f"{PROJECT}:{PROJECT / 'tests'}"}
+    with subprocess.Popen(words, env=environ) as pool:
+        poll((tmp_path / "first.started").exists, "the run's start")
+        pool.kill()
+    poll((tmp_path / "first.saved").exists, "its saving")

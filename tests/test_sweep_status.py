@@ -1,0 +1,186 @@
+"""sweep_status: what a run's files, its log and the queue say together."""
+
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from support import append_frames, make_sweep
+
+import experiment
+import sweep_slurm
+import sweep_status
+from replay import ReplayBuffer
+from sweep_runs import SLURM, Sweep
+from sweep_slurm import Task
+from sweep_status import (
+    FAILED,
+    FINISHED,
+    RUNNING,
+    STOPPED,
+    WAITING,
+    State,
+    already,
+    last_attempt,
+    states,
+)
+
+START = "== started 2030-01-01T00:00:00Z on host by job 7_0\n"
+END = "== ended 2030-01-01T00:00:00Z with exit code "
+
+
+@pytest.fixture
+def sweep(tmp_path) -> Sweep:
+    made = make_sweep(tmp_path, "run", engine=SLURM)
+    return replace(made, runs=tuple(replace(run, frames=100) for run in made.runs))
+
+
+def state_of(sweep: Sweep, task: Task | None = None, pool: bool = False) -> State:
+    queue = {(str(sweep.script), 0): task} if task else {}
+    return states([(sweep, 0)], queue, pool)[0]
+
+
+def finish(sweep: Sweep, frames: int) -> None:
+    folders = sweep.folders(0)
+    folders.log.mkdir(parents=True, exist_ok=True)
+    reached = {"frames": frames, "hours": 0.5}
+    experiment.write_json(folders.run, {"starts": [{}], "finished": reached})
+
+
+# States
+
+
+def test_a_run_that_nobody_started_is_stopped_or_waits_for_its_pool(sweep):
+    assert (state_of(sweep).state, state_of(sweep).why) == (STOPPED, "not started")
+    local = replace(sweep, engine="local")
+    assert state_of(local, pool=True).state == WAITING
+    assert state_of(local, pool=False).state == STOPPED
+
+
+def test_the_queue_says_who_waits_and_who_runs(sweep):
+    sweep.log(0).write_text(f"{START}{END}0\n")  # an attempt before it was requeued
+    pending = Task("7_0", "PENDING", "BeginTime")
+    state = state_of(sweep, pending)
+    assert (state.state, state.why, state.task) == (WAITING, "BeginTime", pending)
+    assert state_of(sweep, Task("7_0", "RUNNING", "None")).state == RUNNING
+
+
+def test_a_run_whose_folder_is_in_use_is_running(sweep):
+    sweep.log(0).write_text(f"{START}main.py: in use by another launch\n{END}2\n")
+    with experiment.claimed(sweep.folders(0)):
+        assert state_of(sweep).state == RUNNING
+    assert state_of(sweep).state == FAILED
+
+
+def test_a_run_that_reached_its_limit_is_finished_until_the_limit_is_raised(sweep):
+    sweep.log(0).write_text(f"{START}{END}0\n")
+    assert state_of(sweep).state == STOPPED
+    finish(sweep, frames=100)
+    assert state_of(sweep).state == FINISHED
+    finish(sweep, frames=99)
+    assert state_of(sweep).state == STOPPED
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        (f"a line\nvalue learner: diverged\n{END}1\n", "value learner: diverged"),
+        (f"a line\n{END}{128 + signal.SIGKILL}\n", "killed by SIGKILL"),
+        (f"{END}1\n", ""),
+        ("a line\n", "ended without a word: killed together with what watched it"),
+    ],
+)
+def test_why_a_run_failed_is_the_last_that_it_said(sweep, text, why, monkeypatch):
+    monkeypatch.setattr(sweep_slurm, "past_states", lambda jobs: {})
+    sweep.log(0).write_text(f"{START}an old reason\n{END}2\n{START}{text}")
+    state = state_of(sweep)
+    assert (state.state, state.why) == (FAILED, why)
+
+
+def test_a_run_that_was_asked_to_end_before_it_could_answer_has_not_failed(sweep):
+    sweep.log(0).write_text(f"{START}{END}{128 + signal.SIGTERM}\n")
+    assert state_of(sweep).state == STOPPED
+
+
+def test_slurms_accounts_add_why_a_job_is_lost(sweep, monkeypatch):
+    asked = []
+
+    def past_states(jobs):
+        asked.extend(jobs)
+        return {"7_0": "OUT_OF_MEMORY"}
+
+    monkeypatch.setattr(sweep_slurm, "past_states", past_states)
+    sweep.log(0).write_text(f"{START}a line\n")
+    assert state_of(sweep).why.endswith("; Slurm says OUT_OF_MEMORY")
+    assert asked == ["7_0"]
+    sweep.log(0).write_text(f"{START}a line\n{END}1\n")
+    assert state_of(sweep).why == "a line"
+
+
+# Not twice
+
+
+def test_what_is_finished_running_or_queued_is_not_submitted_again(sweep):
+    run, root = sweep.runs[0], sweep.output_root
+    sweep.log(0).write_text(f"{START}{END}1\n")
+    assert already(run, root, [sweep], {}) is None
+    for name, state in (("PENDING", WAITING), ("RUNNING", RUNNING)):
+        queue = {(str(sweep.script), 0): Task("7_0", name, "")}
+        assert already(run, root, [sweep], queue) == state
+        other = replace(run, experiment="other")
+        assert already(other, root, [sweep], queue) is None
+    with experiment.claimed(sweep.folders(0)):
+        assert already(run, root, [], {}) == RUNNING
+    finish(sweep, frames=100)
+    assert already(run, root, [], {}) == FINISHED
+    assert already(replace(run, frames=101), root, [], {}) is None
+
+
+# Progress
+
+
+def write_csv(path: Path, header: str, *rows: str, torn: str = "") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"{line}\n" for line in (header, *rows)) + torn)
+
+
+def test_frames_score_and_time_left_come_from_the_runs_files(sweep):
+    folders = sweep.folders(0)
+    assert (state_of(sweep).frames, state_of(sweep).score) == (0, None)
+    folders.replay.mkdir(parents=True)
+    with ReplayBuffer.create(folders.replay, 3, 1, 1000) as replay:
+        append_frames(replay, 60)
+    rows = [f"0.1,1,50,{score}" for score in range(1, 13)]
+    write_csv(folders.scores, "hours,epochs,frames,score", *rows, torn="0.1,1,50,9")
+    # 20 frames in 0.1 hours; 40 are missing.
+    header = "hours,epoch,updates,frames"
+    write_csv(folders.learner_log("valuerl"), header, "0.1,1,1,30", "0.2,2,2,50")
+    with experiment.claimed(folders):
+        state = state_of(sweep)
+        assert state.frames == 60
+        assert state.score == sum(range(3, 13)) / 10
+        assert state.seconds_left == pytest.approx(0.2 * 3600)
+        sooner = replace(sweep, runs=(replace(sweep.runs[0], hours=0.25),))
+        assert state_of(sooner).seconds_left == pytest.approx(0.05 * 3600)
+    assert state_of(sweep).seconds_left is None
+
+
+def test_only_the_end_of_a_long_csv_is_read(tmp_path):
+    path = tmp_path / "long.csv"
+    rows = [f"{n},{'1' * 20}" for n in range(5000)]
+    write_csv(path, "n,text", *rows, torn="5000,1")
+    found = sweep_status._rows(path)
+    assert 0 < len(found) < 1000
+    assert [row["n"] for row in found] == list(range(5000 - len(found), 5000))
+    assert sweep_status._rows(tmp_path / "none.csv") == []
+
+
+def test_a_log_without_a_start_is_no_attempt(tmp_path):
+    log = tmp_path / "log.txt"
+    assert last_attempt(log) is None
+    log.write_text("")
+    assert last_attempt(log) is None
+    log.write_text("slurmstepd: error: no space\n")
+    assert last_attempt(log) is None
+    log.write_text("== started 2030-01-01T00:00:00Z on host\n")
+    assert last_attempt(log).job is None
