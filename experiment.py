@@ -19,6 +19,7 @@ import portalocker
 
 import checkpoint
 from configuration import changed_keys
+from disk import full_disk_line, is_full, network_filesystem
 from replay import DATA_NAME, ReplayBuffer
 from schema import Config
 from status import VALUERL, WORLDMODEL, Board, process_names
@@ -171,8 +172,14 @@ def present(folders: Folders) -> Iterator[None]:
 
 
 def has_output(folders: Folders) -> bool:
-    """Whether there is any file of an earlier run."""
-    return any(path.is_file() for path in folders.root.rglob("*"))
+    """Whether there is any file of an earlier run.
+
+    Temporary files are none: they are all that is left of a launch that was killed
+    before it had written anything.
+    """
+    return any(
+        path.is_file() and not path.match(".*.tmp") for path in folders.root.rglob("*")
+    )
 
 
 def check_mode(folders: Folders, merged: dict[str, Any], mode: str) -> None:
@@ -269,11 +276,19 @@ def rewind(folders: Folders, config: Config, updates: int) -> Path:
 
 
 def finish_rewind(folders: Folders) -> None:
-    """Puts a complete rewound folder in its place, where a kill prevented that."""
+    """Puts a complete rewound folder in its place, where a kill prevented that.
+
+    Raises:
+        UserError: another launch has the folder, and is perhaps just doing that.
+    """
     staging = folders.root.with_name(f".{folders.root.name}.rewound")
     complete = staging / folders.hyperparameters.relative_to(folders.root)
-    if not folders.root.exists() and complete.exists():
-        staging.rename(folders.root)
+    if folders.root.exists() or not complete.exists():
+        return
+    with claimed(folders):
+        if not folders.root.exists():
+            staging.rename(folders.root)
+            fsync_folder(staging.parent)
 
 
 def _copy_replay(folders: Folders, staging: Folders, updates: int, frames: int) -> None:
@@ -307,9 +322,9 @@ def numbered_checkpoints(folders: Folders, config: Config) -> list[int]:
 
 def _copy_rows(source: Path, target: Path, column: str, last: int) -> None:
     """Copies a csv up to the row in which `column` passes `last`."""
-    if not source.exists() or source.stat().st_size == 0:
+    if not source.exists() or not _whole_lines(source):
         return
-    header, *rows = source.read_text().splitlines(keepends=True)
+    header, *rows = _whole_lines(source)
     position = header.strip().split(",").index(column)
     kept = [
         row
@@ -318,6 +333,12 @@ def _copy_rows(source: Path, target: Path, column: str, last: int) -> None:
         and float(row.split(",")[position]) <= last
     ]
     atomic_write(target, "".join([header, *kept]).encode())
+
+
+def _whole_lines(path: Path) -> list[str]:
+    """The lines of a file, without a torn one at its end."""
+    lines = path.read_text().splitlines(keepends=True)
+    return [line for line in lines if line.endswith("\n")]
 
 
 def learner_names(config: Config) -> list[str]:
@@ -333,7 +354,8 @@ def open_output(run: Run, merged: dict[str, Any]) -> list[str]:
             nothing else could be resumed.
 
     Returns:
-        Lines for the user: damaged transitions or states that were passed over.
+        Lines for the user: damaged transitions or states that were passed over, and
+        a filesystem that promises less.
 
     Raises:
         UserError: a folder cannot be created, the replay buffer cannot be read, or a
@@ -342,6 +364,13 @@ def open_output(run: Run, merged: dict[str, Any]) -> list[str]:
     notes = []
     folders, config = run.folders, run.config
     try:
+        folders.root.mkdir(parents=True, exist_ok=True)
+        if kind := network_filesystem(folders.root):
+            notes.append(
+                f"{folders.root} is on a network filesystem ({kind}): a run of one "
+                "host is safe there; that a launch on another host is refused, or "
+                "leaves this run unharmed, is not promised"
+            )
         for folder in (folders.checkpoints, folders.log / "processes"):
             folder.mkdir(parents=True, exist_ok=True)
         write_json(folders.hyperparameters, merged)
@@ -378,6 +407,9 @@ def open_output(run: Run, merged: dict[str, Any]) -> list[str]:
 
 
 def _unwritable(error: OSError, folders: Folders) -> UserError:
+    if is_full(error):
+        line = full_disk_line(error, folders.root.parent)
+        return UserError(f"cannot write to {line}; free some space")
     return UserError(
         f"cannot write to {error.filename or folders.root}: {error.strerror}"
     )

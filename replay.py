@@ -43,7 +43,7 @@ from typing import NamedTuple, Self
 import numpy as np
 import portalocker
 
-from util import UserError, fsync_folder
+from util import UserError, fsync_folder, named
 
 DATA_NAME = "replay.bin"
 LOCK_NAME = "replay.lock"
@@ -330,7 +330,7 @@ class ReplayBuffer:
         self._require_writable()
         rows = _pack(transitions, self._layout)
         count = len(rows)
-        with self._locked():
+        with named(self._path), self._locked():
             frames = self.frames
             if frames + count > frame_limit:
                 return False
@@ -435,7 +435,8 @@ class ReplayBuffer:
 
     def sync(self) -> None:
         """Makes everything appended so far survive a power failure."""
-        os.fdatasync(self._file.fileno())
+        with named(self._path):
+            os.fdatasync(self._file.fileno())
 
     def recover(self) -> int:
         """Verifies all rows; keeps the longest unbroken run of good ones.
@@ -567,7 +568,7 @@ def _new_file(folder: Path, layout: _Layout) -> Iterator[int]:
     if path.exists():
         raise FileExistsError(f"{path}: exists already")
     try:
-        with open(temporary, "wb", buffering=0) as file:
+        with named(path), open(temporary, "wb", buffering=0) as file:
             os.ftruncate(file.fileno(), layout.file_bytes)
             _write_all(file.fileno(), layout.header(intent=0, frames=0), 0)
             yield file.fileno()

@@ -22,6 +22,7 @@ setup(
         "compute",
         "configuration",
         "devices",
+        "disk",
         "display",
         "envwrap",
         "episodes",

@@ -30,6 +30,7 @@ ROW = np.dtype(
         ("heartbeat", "f8"),  # seconds of the system's monotonic clock
         ("phase", "i8"),  # launcher: one of the above; evaluators: of `pending`
         ("ready", "i8"),  # learners: 1 once built and restored
+        ("disk_full", "i8"),  # 1 while it waits for space on the disk
         ("updates", "i8"),  # learners: updates done, without pretraining
         ("pretrained", "i8"),  # world-model learner: pretraining updates done
         ("epoch", "i8"),  # learners: own epoch; evaluators: that of their policy

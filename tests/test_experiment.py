@@ -121,7 +121,7 @@ def test_no_two_things_share_a_path(folders):
     assert len(set(paths)) == len(paths)
 
 
-@pytest.mark.parametrize("name", ["dm_control/cheetah-run-v0", "module:Env-v0"])
+@pytest.mark.parametrize("name", ["dm_control/cheetah-run-v0", "Env-v0"])
 def test_an_environment_is_one_folder_whatever_its_id(tmp_path, name):
     config = Config.model_validate({"env": {"name": name}, "output_root": "out"})
     assert len(Folders.of(config, "first").root.parts) == 3

@@ -14,7 +14,7 @@ import pytest
 from support import PATIENCE, open_run, poll
 
 import process
-from process import FAILED, HOPELESS, MISTAKE, STOPPED
+from process import FAILED, FULL_DISK, HOPELESS, MISTAKE, STOPPED
 from status import Board
 
 SPAWN = multiprocessing.get_context("spawn")
@@ -85,7 +85,7 @@ def test_what_is_no_bug_is_one_line(run, function, code, line):
 )
 def test_a_full_disk_is_one_line_with_path_and_free_bytes(run, function, path, cause):
     code, output = outcome(run, function)
-    assert code == HOPELESS
+    assert code == FULL_DISK
     assert output.count("\n") == 1
     assert output.startswith(f"{path or run.folders.root}: {cause} (")
     free = int(re.search(r"\(([\d,]+) bytes are free\)", output)[1].replace(",", ""))
