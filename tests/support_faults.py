@@ -59,10 +59,12 @@ class Layer:
         if number < self._at or (number > self._at and self._how != "full"):
             return call()
         how = self._how
-        if how in ("torn", "after"):
-            (half if how == "torn" and half else call)()
-        if how in KILLS:
-            os.kill(os.getpid(), signal.SIGKILL)
+        try:
+            if how in ("torn", "after"):
+                (half if how == "torn" and half else call)()
+        finally:
+            if how in KILLS:
+                os.kill(os.getpid(), signal.SIGKILL)
         if how == "full" and name in FREE:
             return call()
         if how == "full" and number == self._at and half:
