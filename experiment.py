@@ -377,7 +377,7 @@ def open_output(run: Run, merged: dict[str, Any]) -> list[str]:
         for leftover in folders.root.rglob(".*.tmp"):  # of writers that were killed
             leftover.unlink()
         if (folders.replay / DATA_NAME).exists():
-            with ReplayBuffer.open(folders.replay, writable=True) as replay:
+            with _open_replay(run, notes) as replay:
                 if (replay.obs_dim, replay.action_dim) != (run.obs_dim, run.action_dim):
                     raise UserError(
                         f"{folders.replay} holds transitions of {replay.obs_dim} "
@@ -404,6 +404,28 @@ def open_output(run: Run, merged: dict[str, Any]) -> list[str]:
     except OSError as error:
         raise _unwritable(error, folders) from None
     return notes
+
+
+def _open_replay(run: Run, notes: list[str]) -> ReplayBuffer:
+    """Opens the replay buffer; where it is damaged, one of its good rows.
+
+    Raises:
+        UserError: it cannot be opened and has no good row.
+    """
+    folder = run.folders.replay
+    try:
+        return ReplayBuffer.open(folder, writable=True)
+    except UserError as error:
+        kept = ReplayBuffer.salvage(
+            folder, run.obs_dim, run.action_dim, run.config.replay_capacity
+        )
+        if kept is None:
+            raise
+        notes.append(
+            f"{error}; its {kept[0]} good transitions were taken over, and the damaged "
+            f"file is now {kept[1].name}"
+        )
+    return ReplayBuffer.open(folder, writable=True)
 
 
 def _unwritable(error: OSError, folders: Folders) -> UserError:

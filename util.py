@@ -55,7 +55,8 @@ def fsync_folder(folder: Path) -> None:
     """Makes the names in a folder durable (a rename is not, before this)."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.fsync(descriptor)
+        with named(folder):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 

@@ -447,6 +447,13 @@ def run_kills(kills: int, seconds: float, seed: int) -> Harness:
     return harness
 
 
+def test_a_run_that_is_killed_again_and_again_loses_nothing():
+    harness = run_kills(kills=3, seconds=10, seed=0)
+    assert harness.violations == []
+    assert harness.killed
+    shutil.rmtree(harness.folder)
+
+
 def report(harness: Harness) -> dict[str, object]:
     """What is printed, and appended to a file of results."""
     return {
