@@ -26,6 +26,7 @@ from status import VALUERL, WORLDMODEL, Board, process_names
 from util import UserError, atomic_write, fsync_folder
 
 PACKAGES = ("tensorflow", "gymnasium", "mujoco", "numpy", "safetensors", "portalocker")
+MAX_JSON_BYTES = 64 << 20
 CHILDREN_PATIENCE = 15.0  # seconds that a killed launch's processes get to end
 
 
@@ -465,13 +466,14 @@ def read_run(folders: Folders) -> dict[str, Any]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text())
+        with open(path, "rb") as file:
+            content = json.loads(file.read(MAX_JSON_BYTES))
     except FileNotFoundError:
         raise UserError(
             f"{path} is missing, so how the run was configured is not known; "
             "--overwrite puts its folder aside"
         ) from None
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         content = None
     if not isinstance(content, dict):
         raise UserError(f"{path} cannot be read, or is not a JSON object")

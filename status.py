@@ -23,6 +23,7 @@ WORLDMODEL = "worldmodel"
 RUNNING, FINAL_EPISODES = 0, 1
 
 METRICS = 8
+MAX_BYTES = 64 << 20  # of an earlier board
 ROW = np.dtype(
     [
         ("name", "S32"),
@@ -81,7 +82,8 @@ class Board:
     def create(cls, path: Path, config: Config) -> "Board":
         """A fresh board; evaluators' counts go on from an earlier board at `path`."""
         earlier = {}
-        if path.exists() and path.stat().st_size % ROW.itemsize == 0:
+        size = path.stat().st_size if path.exists() else 0
+        if size <= MAX_BYTES and size % ROW.itemsize == 0 and size:
             rows = np.fromfile(path, ROW)
             earlier = {
                 bytes(row["name"]).decode("ascii", "replace"): row for row in rows
