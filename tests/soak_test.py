@@ -71,9 +71,8 @@ class Course:
 def rates(counts: list[int]) -> tuple[float, float]:
     """Counts per second in the first and the last third of the time."""
     third = max(1, (len(counts) - 1) // 3)
-    return (counts[third] - counts[0]) / third, (
-        counts[-1] - counts[-1 - third]
-    ) / third
+    first, last = counts[third] - counts[0], counts[-1] - counts[-1 - third]
+    return first / third, last / third
 
 
 def judge(
