@@ -41,6 +41,7 @@ RESUME_PATIENCE = 60.0  # seconds in which a resumed run must learn again
 ORPHAN_PATIENCE = 5.0  # seconds after which no process of a killed run is left
 NOTICE_PATIENCE = 5.0  # seconds in which the launcher notices a dead child
 STOP_PATIENCE = 15.0  # seconds in which a run that is asked to end has ended
+STEP_TIMEOUT = 5.0  # seconds after which a process that shows no life is killed
 TAG = "STEVE_CRASH_TEST"  # a variable by which a run's processes are known
 LOG_EVERY, EPOCH_EVERY, BACKUP_EVERY = 20, 100, 2000
 
@@ -62,6 +63,7 @@ def configuration(folder: Path) -> dict[str, object]:
             "name": "Journal-v0",
             "module": "support_journal",
             "make_kwargs": {"folder": str(folder / "journal")},
+            "step_timeout": STEP_TIMEOUT,
         },
         "agent_config": {"count": 2, "batch_size": 2, "full_random_n": 40},
         "evaluator_config": {"count": 2},
@@ -126,6 +128,7 @@ class Harness:
         content = configuration(folder)
         (folder / "run.json").write_text(json.dumps({"updates": content}))
         self.names = process_names(Config.model_validate(content))[1:]
+        self.kinds = {name.rstrip("0123456789") for name in self.names}
         self.root = folder / "output" / "Journal-v0" / "run"
         self.seen = Seen()
         self.killed: collections.Counter[str] = collections.Counter()
@@ -219,6 +222,9 @@ class Harness:
         """Kills a random victim, or all."""
         victims = self.victims()
         kind = self.rng.choice([*sorted(victims), "group"])
+        if kind in self.kinds and self.rng.random() < 0.1:
+            self.hang(kind, self.rng.choice(victims[kind]))
+            return
         notes = self.notices()
         self.note_state()
         if kind == "group":
@@ -236,6 +242,22 @@ class Harness:
             noticed = self.until(lambda: self.notices() > notes, NOTICE_PATIENCE)
             if not noticed:
                 self.violation(f"the death of {kind} was not noticed")
+
+    def hang(self, kind: str, pid: int) -> None:
+        """Stops a process, which the launcher must notice, kill and restart."""
+        board = self.board()
+        (row,) = (board[name] for name in self.names if board[name]["pid"] == pid)
+        notes = self.notices()
+        os.kill(pid, signal.SIGSTOP)
+        writes = row["heartbeat"] > time.monotonic()  # a slow disk is no hanging
+        if writes or (kind in (VALUERL, WORLDMODEL) and not row["ready"]):
+            os.kill(pid, signal.SIGCONT)
+            return
+        self.killed[f"{kind} (stopped, as if it hung)"] += 1
+        self.killed_here[kind] += 1
+        patience = STEP_TIMEOUT + NOTICE_PATIENCE
+        if not self.until(lambda: self.notices() > notes, patience):
+            self.violation(f"{kind} hung and was not noticed")
 
     def may_have_ended(self) -> bool:
         """Whether the launcher has a reason to be gone."""
