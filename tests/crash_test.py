@@ -470,7 +470,7 @@ def run_kills(kills: int, seconds: float, seed: int) -> Harness:
 
 
 def test_a_run_that_is_killed_again_and_again_loses_nothing():
-    harness = run_kills(kills=3, seconds=10, seed=0)
+    harness = run_kills(kills=2, seconds=5, seed=0)
     assert harness.violations == []
     assert harness.killed
     shutil.rmtree(harness.folder)
