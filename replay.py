@@ -31,6 +31,7 @@ rely on a memory map that shows what other processes wrote, in their order.
 import math
 import mmap
 import os
+import shutil
 import struct
 import zlib
 from collections.abc import Iterator
@@ -268,7 +269,8 @@ class ReplayBuffer:
         """
         layout, path = _Layout(obs_dim, action_dim, capacity), folder / DATA_NAME
         workplace = folder / "salvaged"
-        (workplace / DATA_NAME).unlink(missing_ok=True)  # of an attempt that was killed
+        if workplace.exists():
+            shutil.rmtree(workplace)  # of an attempt that was killed
         with open(path, "rb") as file:
             start, end = _good_frames(file.fileno(), layout)
             if start == end:

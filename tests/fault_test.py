@@ -219,6 +219,29 @@ def check_copied(folder: Path, acknowledged: int) -> None:
             assert rewards(replay) == [0, 1]
 
 
+def prepare_damaged(folder: Path) -> None:
+    prepare_replay(folder)
+    with open(folder / "replay.bin", "r+b") as file:
+        file.write(b"damaged!")
+
+
+def salvage_replay(folder: Path, acknowledge: Acknowledge) -> None:
+    assert ReplayBuffer.salvage(folder, *SIZES, CAPACITY)
+    acknowledge(1)
+
+
+def check_salvaged(folder: Path, acknowledged: int) -> None:
+    done = (folder / "replay.bin").read_bytes()[:8] != b"damaged!"
+    assert done or not acknowledged
+    if not done:
+        salvage_replay(folder, lambda _: None)
+    assert (folder / "replay.bin.damaged1").read_bytes()[:8] == b"damaged!"
+    with ReplayBuffer.open(folder, writable=True) as replay:
+        assert replay.recover() == 0
+        append_frames(replay, 1)
+        assert rewards(replay) == [0, 1, 2]
+
+
 # -- rows of csv files -------------------------------------------------------------
 
 
@@ -429,6 +452,7 @@ KINDS = {
     "replay, appended to": Kind(prepare_replay, append_around, check_appended),
     "replay, cut back": Kind(prepare_replay, truncate_replay, check_truncated),
     "replay, copied": Kind(prepare_replay, copy_replay, check_copied),
+    "replay, salvaged": Kind(prepare_damaged, salvage_replay, check_salvaged),
     "scores": Kind(prepare_scores, record_scores, check_recorded),
     "learner's log": Kind(nothing, append_rows, check_rows),
     "folder, made": Kind(nothing, open_output, check_opened),
