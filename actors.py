@@ -4,9 +4,7 @@ Both use the policy in NumPy and never import TensorFlow: it would cost each pro
 half a gigabyte, and it cannot live beside MuJoCo's renderer.
 """
 
-import errno
 import math
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,9 +28,8 @@ from status import (
     WORLDMODEL,
     Board,
 )
-from util import wait_until
+from util import cut_torn_line, named, wait_until, write_whole
 
-MAX_LINE = 256  # bytes; a row is shorter
 CSV_HEADER = b"hours,epochs,frames,score\n"
 VECTOR_STEPS_AHEAD = 2
 
@@ -140,7 +137,9 @@ def interact(context: Context) -> None:
         transitions, obs = step_all(envs, obs, action, beat)
         # Another interactor may have used the room up: the limit is checked again
         # under the lock.
-        while not replay.append(transitions, frame_limit(config, board)):
+        while not context.store(
+            lambda batch=transitions: replay.append(batch, frame_limit(config, board))
+        ):
             wait_until(room)
             if context.stop():
                 return
@@ -298,7 +297,11 @@ class Evaluator:
                 scores[i] += step.reward
                 if step.over:
                     running.remove(i)
-                    self._scores.record(policy, scores[i], final)
+                    self._context.store(
+                        lambda score=scores[i]: self._scores.record(
+                            policy, score, final
+                        )
+                    )
 
 
 def _counter(final: bool) -> str:
@@ -323,9 +326,9 @@ class ScoreFile:
         line = f"{policy.hours:.6f},{policy.epoch},{policy.frames},{score!r}\n".encode()
         row = self._row
         with self._opened() as file:
-            self._cut_torn_line(file)
-            if file.seek(0, os.SEEK_END) == 0:
-                file.write(CSV_HEADER)
+            # Under the lock, the writer of a torn line is dead.
+            if cut_torn_line(file) == 0:
+                write_whole(file, CSV_HEADER)
             if row["epoch"] != policy.epoch:
                 # In this order: a kill on the way must not leave old counts behind.
                 row["episodes"] = row["final_episodes"] = 0
@@ -333,8 +336,7 @@ class ScoreFile:
             row["pending"], row["phase"] = line, final
             row["pending_count"] = row[_counter(final)] + 1
             row["offset"] = file.tell()
-            if file.write(line) < len(line):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
+            write_whole(file, line)
             self._count()
 
     def settle(self) -> None:
@@ -343,21 +345,12 @@ class ScoreFile:
         if int(row["offset"]) < 0:
             return
         with self._opened() as file:
-            self._cut_torn_line(file)
+            cut_torn_line(file)
             line = bytes(row["pending"])
             file.seek(int(row["offset"]))
             if file.read(len(line)) == line:
                 self._count()
             row["offset"] = -1
-
-    @staticmethod
-    def _cut_torn_line(file: BinaryIO) -> None:
-        """Cuts a part of a line at the end: under the lock, its writer is dead."""
-        end = file.seek(0, os.SEEK_END)
-        file.seek(max(0, end - MAX_LINE))
-        tail = file.read()
-        if tail and not tail.endswith(b"\n"):
-            file.truncate(end - len(tail) + tail.rfind(b"\n") + 1)
 
     def _count(self) -> None:
         """Counts the pending row; doing it twice changes nothing."""
@@ -367,6 +360,6 @@ class ScoreFile:
     @contextmanager
     def _opened(self) -> Iterator[BinaryIO]:
         """The file, locked against the other evaluators until it is closed."""
-        with open(self._path, "ab+", buffering=0) as file:
+        with named(self._path), open(self._path, "ab+", buffering=0) as file:
             portalocker.lock(file, portalocker.LockFlags.EXCLUSIVE)
             yield file

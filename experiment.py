@@ -19,12 +19,14 @@ import portalocker
 
 import checkpoint
 from configuration import changed_keys
+from disk import full_disk_line, is_full, network_filesystem
 from replay import DATA_NAME, ReplayBuffer
 from schema import Config
 from status import VALUERL, WORLDMODEL, Board, process_names
 from util import UserError, atomic_write, fsync_folder
 
 PACKAGES = ("tensorflow", "gymnasium", "mujoco", "numpy", "safetensors", "portalocker")
+MAX_JSON_BYTES = 64 << 20
 CHILDREN_PATIENCE = 15.0  # seconds that a killed launch's processes get to end
 ASKING_PATIENCE = 1.0  # seconds in which one who only asks (`is_locked`) lets go
 
@@ -317,11 +319,19 @@ def rewind(folders: Folders, config: Config, updates: int) -> Path:
 
 
 def finish_rewind(folders: Folders) -> None:
-    """Puts a complete rewound folder in its place, where a kill prevented that."""
+    """Puts a complete rewound folder in its place, where a kill prevented that.
+
+    Raises:
+        UserError: another launch has the folder, and is perhaps just doing that.
+    """
     staging = folders.root.with_name(f".{folders.root.name}.rewound")
     complete = staging / folders.hyperparameters.relative_to(folders.root)
-    if not folders.root.exists() and complete.exists():
-        staging.rename(folders.root)
+    if folders.root.exists() or not complete.exists():
+        return
+    with claimed(folders):
+        if not folders.root.exists():
+            staging.rename(folders.root)
+            fsync_folder(staging.parent)
 
 
 def _copy_replay(folders: Folders, staging: Folders, updates: int, frames: int) -> None:
@@ -355,9 +365,9 @@ def numbered_checkpoints(folders: Folders, config: Config) -> list[int]:
 
 def _copy_rows(source: Path, target: Path, column: str, last: int) -> None:
     """Copies a csv up to the row in which `column` passes `last`."""
-    if not source.exists() or source.stat().st_size == 0:
+    if not source.exists() or not _whole_lines(source):
         return
-    header, *rows = source.read_text().splitlines(keepends=True)
+    header, *rows = _whole_lines(source)
     position = header.strip().split(",").index(column)
     kept = [
         row
@@ -366,6 +376,12 @@ def _copy_rows(source: Path, target: Path, column: str, last: int) -> None:
         and float(row.split(",")[position]) <= last
     ]
     atomic_write(target, "".join([header, *kept]).encode())
+
+
+def _whole_lines(path: Path) -> list[str]:
+    """The lines of a file, without a torn one at its end."""
+    lines = path.read_text().splitlines(keepends=True)
+    return [line for line in lines if line.endswith("\n")]
 
 
 def learner_names(config: Config) -> list[str]:
@@ -381,7 +397,8 @@ def open_output(run: Run, merged: dict[str, Any]) -> list[str]:
             nothing else could be resumed.
 
     Returns:
-        Lines for the user: damaged transitions or states that were passed over.
+        Lines for the user: damaged transitions or states that were passed over, and
+        a filesystem that promises less.
 
     Raises:
         UserError: a folder cannot be created, the replay buffer cannot be read, or a
@@ -390,13 +407,20 @@ def open_output(run: Run, merged: dict[str, Any]) -> list[str]:
     notes = []
     folders, config = run.folders, run.config
     try:
+        folders.root.mkdir(parents=True, exist_ok=True)
+        if kind := network_filesystem(folders.root):
+            notes.append(
+                f"{folders.root} is on a network filesystem ({kind}): a run of one "
+                "host is safe there; that a launch on another host is refused, or "
+                "leaves this run unharmed, is not promised"
+            )
         for folder in (folders.checkpoints, folders.log / "processes"):
             folder.mkdir(parents=True, exist_ok=True)
         write_json(folders.hyperparameters, merged)
         for leftover in folders.root.rglob(".*.tmp"):  # of writers that were killed
             leftover.unlink()
         if (folders.replay / DATA_NAME).exists():
-            with ReplayBuffer.open(folders.replay, writable=True) as replay:
+            with _open_replay(run, notes) as replay:
                 if (replay.obs_dim, replay.action_dim) != (run.obs_dim, run.action_dim):
                     raise UserError(
                         f"{folders.replay} holds transitions of {replay.obs_dim} "
@@ -425,7 +449,32 @@ def open_output(run: Run, merged: dict[str, Any]) -> list[str]:
     return notes
 
 
+def _open_replay(run: Run, notes: list[str]) -> ReplayBuffer:
+    """Opens the replay buffer; where it is damaged, one of its good rows.
+
+    Raises:
+        UserError: it cannot be opened and has no good row.
+    """
+    folder = run.folders.replay
+    try:
+        return ReplayBuffer.open(folder, writable=True)
+    except UserError as error:
+        kept = ReplayBuffer.salvage(
+            folder, run.obs_dim, run.action_dim, run.config.replay_capacity
+        )
+        if kept is None:
+            raise
+        notes.append(
+            f"{error}; its {kept[0]} good transitions were taken over, and the damaged "
+            f"file is now {kept[1].name}"
+        )
+    return ReplayBuffer.open(folder, writable=True)
+
+
 def _unwritable(error: OSError, folders: Folders) -> UserError:
+    if is_full(error):
+        line = full_disk_line(error, folders.root.parent)
+        return UserError(f"cannot write to {line}; free some space")
     return UserError(
         f"cannot write to {error.filename or folders.root}: {error.strerror}"
     )
@@ -459,13 +508,14 @@ def read_run(folders: Folders) -> dict[str, Any]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text())
+        with open(path, "rb") as file:
+            content = json.loads(file.read(MAX_JSON_BYTES))
     except FileNotFoundError:
         raise UserError(
             f"{path} is missing, so how the run was configured is not known; "
             "--overwrite puts its folder aside"
         ) from None
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         content = None
     if not isinstance(content, dict):
         raise UserError(f"{path} cannot be read, or is not a JSON object")

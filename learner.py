@@ -245,7 +245,8 @@ class Learner(abc.ABC):
             **self.counters(),
             **{name: f"{means[name]:.6g}" for name in self.metric_names},
         }
-        append_row(self.folders.learner_log(self.name), values)
+        path = self.folders.learner_log(self.name)
+        self.context.store(lambda: append_row(path, values))
         self._events.add(values)
         self.row["updates_per_s"] = rate
         for i, name in enumerate(self.metric_names):
@@ -279,7 +280,7 @@ class Learner(abc.ABC):
         """
         self.tick()
         self.check_metrics()
-        self.replay.sync()
+        self.context.store(self.replay.sync)
         self._write_state(self.folders.state(self.name), keep_previous=True)
 
     def backup(self) -> None:
@@ -291,8 +292,10 @@ class Learner(abc.ABC):
     def _write_state(self, path: Path, keep_previous: bool) -> None:
         tensors = {name: v.numpy() for name, v in self.variables().items()}
         try:
-            checkpoint.publish(
-                path, tensors, self.metadata(), keep_previous=keep_previous
+            self.context.store(
+                lambda: checkpoint.publish(
+                    path, tensors, self.metadata(), keep_previous=keep_previous
+                )
             )
         except NonFiniteError as error:
             raise self._diverged(error) from None
@@ -322,19 +325,18 @@ class Learner(abc.ABC):
             return
         now = {"updates": self.updates, **self.counters()}
         content = path.read_text()
-        if "\n" not in content:  # a torn header
-            atomic_write(path, b"")
-            return
-        rows = list(csv.DictReader(content.splitlines()))
+        whole = content[: content.rfind("\n") + 1]  # without a torn line at the end
+        header, *lines = whole.splitlines(keepends=True) or [""]
+        rows = csv.DictReader([header, *lines])
         kept = [
-            row
-            for row in rows
+            line
+            for line, row in zip(lines, rows, strict=True)
             if None not in row.values()  # a torn line
             and all(int(row[name]) <= count for name, count in now.items())
         ]
-        if len(kept) < len(rows):
-            lines = [",".join(rows[0]), *(",".join(row.values()) for row in kept)]
-            atomic_write(path, "".join(line + "\n" for line in lines).encode())
+        trimmed = "".join([header, *kept])
+        if trimmed != content:
+            atomic_write(path, trimmed.encode())
 
 
 def updates_per_call(config: Config, settings: LearnerConfig, on_cpu: bool) -> int:

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -24,8 +25,10 @@ import devices
 import experiment
 from configuration import LoadedConfig
 from devices import NO_GPU, VARIABLE, Assignment
+from disk import full_disk_line, is_full
 from display import Display, closing_lines
 from experiment import Folders, Run
+from process import end_with_parent
 from progress import Progress
 from schema import Environment
 from status import VALUERL, WORLDMODEL, process_names
@@ -129,7 +132,9 @@ def measure_environment(env: Environment) -> "EnvSpec":
     Raises:
         UserError: it cannot be made, or does not fit the configuration.
     """
-    pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+    pool = ProcessPoolExecutor(
+        1, multiprocessing.get_context("spawn"), initializer=end_with_parent
+    )
     try:
         patience = env.step_timeout + IMPORT_PATIENCE
         return pool.submit(_measure, env).result(patience)
@@ -362,7 +367,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise  # a bug of ours
-        print(f"main.py: {error.filename}: {error.strerror}", file=sys.stderr)
+        line = f"{error.filename}: {error.strerror}"
+        if is_full(error):
+            line = f"{full_disk_line(error, Path.cwd())}; free some and --resume"
+        print(f"main.py: {line}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("stopped before the start", file=sys.stderr)

@@ -10,9 +10,9 @@ transition ever appended, lies in row f mod capacity:
     f                                                         uint64
     CRC-32 of everything before it in the row                 uint32
 
-The header holds two counters that say what is in the ring. `frames` counts the
-transitions that are completely stored; `intent` is raised before rows are written
-and never falls:
+The header holds two counters that say what is in the ring, and their complements,
+which show a damaged one. `frames` counts the transitions that are completely stored;
+`intent` is raised before rows are written and never falls:
 
     append:  lock; intent = max(intent, frames + B); write rows; frames += B; unlock
     live:    frames f with  max(0, intent - capacity) <= f < frames
@@ -31,6 +31,7 @@ rely on a memory map that shows what other processes wrote, in their order.
 import math
 import mmap
 import os
+import shutil
 import struct
 import zlib
 from collections.abc import Iterator
@@ -43,7 +44,7 @@ from typing import NamedTuple, Self
 import numpy as np
 import portalocker
 
-from util import UserError, fsync_folder
+from util import UserError, fsync_folder, named
 
 DATA_NAME = "replay.bin"
 LOCK_NAME = "replay.lock"
@@ -54,8 +55,10 @@ HEADER_BYTES = 4096
 # magic, version, obs_dim, action_dim, row words, capacity; their CRC-32 follows
 FIXED_FIELDS = struct.Struct("<8sIIIIQ")
 CHECKSUM = struct.Struct("<I")
-COUNTERS = slice(64, 88)  # three uint64: 8-byte aligned, so each is stored at once
+COUNTERS = slice(64, 112)  # six uint64: 8-byte aligned, so each is stored at once
 INTENT, FRAMES, RESERVED = range(3)
+COPIES = 3  # behind each counter by so many: its complement, by which damage is seen
+ALL_ONES = (1 << 64) - 1
 
 MAX_DIM = 1 << 20
 MAX_CAPACITY = 1 << 32
@@ -136,7 +139,9 @@ class _Layout:
         page = bytearray(HEADER_BYTES)
         page[: len(fixed)] = fixed
         CHECKSUM.pack_into(page, len(fixed), zlib.crc32(fixed))
-        page[COUNTERS] = struct.pack("<QQQ", intent, frames, 0)
+        counters = (intent, frames, 0)
+        copies = (value ^ ALL_ONES for value in counters)
+        page[COUNTERS] = struct.pack("<6Q", *counters, *copies)
         return bytes(page)
 
     @classmethod
@@ -244,6 +249,48 @@ class ReplayBuffer:
             raise
         return buffer
 
+    @classmethod
+    def salvage(
+        cls, folder: Path, obs_dim: int, action_dim: int, capacity: int
+    ) -> tuple[int, Path] | None:
+        """Makes a buffer of the good rows of a file that cannot be opened.
+
+        To be called while no other process uses it. Of the rows that lie where they
+        belong with a matching checksum the longest unbroken run is taken over. The
+        damaged file stays, under another name.
+
+        Args:
+            folder: where it is.
+            obs_dim, action_dim, capacity: what the damaged header should say.
+
+        Returns:
+            (rows taken over, where the damaged file is now), or None if there is no
+            good row; then nothing is changed.
+        """
+        layout, path = _Layout(obs_dim, action_dim, capacity), folder / DATA_NAME
+        workplace = folder / "salvaged"
+        if workplace.exists():
+            shutil.rmtree(workplace)  # of an attempt that was killed
+        with open(path, "rb") as file:
+            start, end = _good_frames(file.fileno(), layout)
+            if start == end:
+                return None
+            with _new_file(workplace, layout) as descriptor:
+                for slot in {frame % capacity for frame in range(start, end)}:
+                    offset = HEADER_BYTES + slot * layout.row_bytes
+                    row = os.pread(file.fileno(), layout.row_bytes, offset)
+                    _write_all(descriptor, row, offset)
+                header = layout.header(max(end, start + capacity if start else 0), end)
+                _write_all(descriptor, header, 0)
+        number = 1
+        while (aside := folder / f"{DATA_NAME}.damaged{number}").exists():
+            number += 1
+        os.link(path, aside)
+        os.replace(workplace / DATA_NAME, path)
+        workplace.rmdir()
+        fsync_folder(folder)
+        return end - start, aside
+
     def _check_counters(self) -> None:
         frames = -1
         while frames != self._counters[FRAMES]:  # until no append falls in between
@@ -254,6 +301,31 @@ class ReplayBuffer:
                 f"{self._path}: is damaged: counters {frames}, {intent}, {reserved} "
                 f"do not fit together"
             )
+
+    def _count(self, counter: int, value: int) -> None:
+        """Stores a counter, then its complement."""
+        self._counters[counter] = value
+        self._counters[counter + COPIES] = value ^ ALL_ONES
+
+    def _mend_counters(self) -> None:
+        """Decides where a counter and its complement differ.
+
+        Either a process was killed between the two stores, or one of them is damaged;
+        in a file of an earlier program all complements are missing. `frames` is the
+        higher one: rows that are not there are found when the rows are verified.
+        `intent` is the lower one: it is stored before any row that it announces.
+        """
+        frames, copy = self._both(FRAMES)
+        limit = max(self._both(INTENT)) if frames != copy else frames
+        frames = max((n for n in (frames, copy) if n <= limit), default=frames)
+        possible = [n for n in self._both(INTENT) if 0 <= n - frames <= self.capacity]
+        self._count(FRAMES, frames)
+        self._count(INTENT, min(possible, default=self._counters[INTENT]))
+
+    def _both(self, counter: int) -> tuple[int, int]:
+        """A counter, and what its complement says; the same where that is missing."""
+        value, copy = self._counters[counter], self._counters[counter + COPIES]
+        return value, copy ^ ALL_ONES if copy else value
 
     @property
     def obs_dim(self) -> int:
@@ -330,7 +402,7 @@ class ReplayBuffer:
         self._require_writable()
         rows = _pack(transitions, self._layout)
         count = len(rows)
-        with self._locked():
+        with named(self._path), self._locked():
             frames = self.frames
             if frames + count > frame_limit:
                 return False
@@ -338,11 +410,11 @@ class ReplayBuffer:
             _seal(rows, frames)
             # `intent` may be ahead already, by a writer that was killed: the rows
             # that one overwrote do not come back.
-            self._counters[INTENT] = max(self._counters[INTENT], frames + count)
+            self._count(INTENT, max(self._counters[INTENT], frames + count))
             for first, part in self._stretches(frames, frames + count):
                 start = first - frames
                 self._write(self._file.fileno(), first, rows[start : start + part])
-            self._counters[FRAMES] = frames + count
+            self._count(FRAMES, frames + count)
         return True
 
     def _reserve(self, rows: int) -> None:
@@ -361,7 +433,7 @@ class ReplayBuffer:
             HEADER_BYTES + reserved * self._layout.row_bytes,
             (until - reserved) * self._layout.row_bytes,
         )
-        self._counters[RESERVED] = until
+        self._count(RESERVED, until)
 
     def _stretches(self, first: int, end: int) -> Iterator[tuple[int, int]]:
         """Cuts frames first..end into (first, count) parts contiguous in the file."""
@@ -435,7 +507,8 @@ class ReplayBuffer:
 
     def sync(self) -> None:
         """Makes everything appended so far survive a power failure."""
-        os.fdatasync(self._file.fileno())
+        with named(self._path):
+            os.fdatasync(self._file.fileno())
 
     def recover(self) -> int:
         """Verifies all rows; keeps the longest unbroken run of good ones.
@@ -454,6 +527,7 @@ class ReplayBuffer:
         """
         self._require_writable()
         with self._locked():
+            self._mend_counters()
             self._check_counters()
             oldest, frames = self._window()
             bad = [oldest - 1]
@@ -461,16 +535,12 @@ class ReplayBuffer:
                 sound = _sound(self._read_rows(first, count), first)
                 bad.extend((first + np.flatnonzero(~sound)).tolist())
             bad.append(frames)
-            # Of runs of equal length the newest.
-            start, end = max(
-                ((left + 1, right) for left, right in pairwise(bad)),
-                key=lambda run: (run[1] - run[0], run[1]),
-            )
+            start, end = _longest_run(bad)
             if start == end:  # nothing is left: count from the oldest again
                 start = end = oldest
-            self._counters[FRAMES] = end
+            self._count(FRAMES, end)
             if start > oldest:
-                self._counters[INTENT] = start + self.capacity
+                self._count(INTENT, start + self.capacity)
         return (frames - oldest) - (end - start)
 
     def _read_rows(self, first: int, count: int) -> np.ndarray:
@@ -494,7 +564,7 @@ class ReplayBuffer:
         self._require_writable()
         with self._locked():
             self._check_end(frames)
-            self._counters[FRAMES] = frames
+            self._count(FRAMES, frames)
             self.sync()
 
     def _check_end(self, frames: int) -> None:
@@ -567,7 +637,7 @@ def _new_file(folder: Path, layout: _Layout) -> Iterator[int]:
     if path.exists():
         raise FileExistsError(f"{path}: exists already")
     try:
-        with open(temporary, "wb", buffering=0) as file:
+        with named(path), open(temporary, "wb", buffering=0) as file:
             os.ftruncate(file.fileno(), layout.file_bytes)
             _write_all(file.fileno(), layout.header(intent=0, frames=0), 0)
             yield file.fileno()
@@ -576,6 +646,44 @@ def _new_file(folder: Path, layout: _Layout) -> Iterator[int]:
     finally:
         temporary.unlink(missing_ok=True)
     fsync_folder(folder)
+
+
+def _longest_run(bad: list[int]) -> tuple[int, int]:
+    """The longest (first, end) between bad frames; of equal ones the newest."""
+    return max(
+        ((left + 1, right) for left, right in pairwise(bad)),
+        key=lambda run: (run[1] - run[0], run[1]),
+    )
+
+
+def _good_frames(descriptor: int, layout: _Layout) -> tuple[int, int]:
+    """The longest run of frames, (first, end), of which a file has good rows.
+
+    Nothing but the rows themselves is trusted, neither header nor the file's length.
+    """
+    found: list[np.ndarray] = []
+    for first in range(0, layout.capacity, layout.chunk_rows):
+        count = min(layout.chunk_rows, layout.capacity - first)
+        content = os.pread(
+            descriptor,
+            count * layout.row_bytes,
+            HEADER_BYTES + first * layout.row_bytes,
+        )
+        whole = len(content) // layout.row_bytes
+        if whole == 0:
+            break
+        rows = np.frombuffer(content, "<u4", whole * layout.row_words)
+        rows = rows.reshape(whole, layout.row_words)
+        frames, slots = _frame_numbers(rows), np.arange(first, first + whole)
+        in_place = (frames >= 0) & (frames % layout.capacity == slots)
+        found.append(frames[in_place & (_checksums(rows) == rows[:, -1])])
+    frames = np.sort(np.concatenate(found)) if found else np.zeros(0, int)
+    if frames.size == 0:
+        return 0, 0
+    breaks = np.flatnonzero(np.diff(frames) != 1) + 1
+    runs = np.split(frames, breaks)
+    longest = max(runs, key=lambda run: (len(run), run[-1]))
+    return int(longest[0]), int(longest[-1]) + 1
 
 
 def _pack(transitions: Batch, layout: _Layout) -> np.ndarray:

@@ -23,9 +23,9 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
 SAFE_NAME = r"^[A-Za-z0-9_+=,-][A-Za-z0-9._+=,-]{0,199}$"
-# What gymnasium accepts as an id, with an optional "module:" in front. "+" and "="
-# do not occur in it, so environment_folder maps no two ids to one folder.
-ENVIRONMENT_ID = r"^[A-Za-z0-9_][A-Za-z0-9_:.-]*(/[A-Za-z0-9_][A-Za-z0-9_:.-]*)?$"
+# What gymnasium accepts as an id, but for "module:" in front: only env.module is ever
+# imported. "+" does not occur in it, so environment_folder maps no two ids to one.
+ENVIRONMENT_ID = r"^[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)?$"
 PAPER_HORIZON = 3  # rollout_len of all experiments but the ablation of it
 
 
@@ -148,7 +148,8 @@ class Environment(Section):
         Field(
             pattern=ENVIRONMENT_ID,
             max_length=200,
-            description="an environment id such as Hopper-v1",
+            description="an environment id such as Hopper-v1 (a module that is to be "
+            "imported first goes into env.module)",
         ),
     ]
     reward_scale: Positive = 1.0
@@ -424,7 +425,7 @@ class Config(Section):
     @property
     def environment_folder(self) -> str:
         """The environment's id as the name of one folder, another for each id."""
-        return self.env.name.replace("/", "+").replace(":", "=")
+        return self.env.name.replace("/", "+")
 
 
 def known_keys(section: type[Section]) -> dict[str, FieldInfo]:

@@ -23,6 +23,7 @@ WORLDMODEL = "worldmodel"
 RUNNING, FINAL_EPISODES = 0, 1
 
 METRICS = 8
+MAX_BYTES = 64 << 20  # of an earlier board
 ROW = np.dtype(
     [
         ("name", "S32"),
@@ -30,6 +31,7 @@ ROW = np.dtype(
         ("heartbeat", "f8"),  # seconds of the system's monotonic clock
         ("phase", "i8"),  # launcher: one of the above; evaluators: of `pending`
         ("ready", "i8"),  # learners: 1 once built and restored
+        ("disk_full", "i8"),  # 1 while it waits for space on the disk
         ("updates", "i8"),  # learners: updates done, without pretraining
         ("pretrained", "i8"),  # world-model learner: pretraining updates done
         ("epoch", "i8"),  # learners: own epoch; evaluators: that of their policy
@@ -80,7 +82,8 @@ class Board:
     def create(cls, path: Path, config: Config) -> "Board":
         """A fresh board; evaluators' counts go on from an earlier board at `path`."""
         earlier = {}
-        if path.exists() and path.stat().st_size % ROW.itemsize == 0:
+        size = path.stat().st_size if path.exists() else 0
+        if size <= MAX_BYTES and size % ROW.itemsize == 0 and size:
             rows = np.fromfile(path, ROW)
             earlier = {
                 bytes(row["name"]).decode("ascii", "replace"): row for row in rows

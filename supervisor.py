@@ -1,5 +1,6 @@
 """Starts the processes of a run, watches them, and ends them (SPEC section 12)."""
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -12,6 +13,7 @@ from multiprocessing.process import BaseProcess
 from types import FrameType
 
 import process
+from disk import full_disk_line
 from display import Display
 from experiment import Run
 from progress import Progress
@@ -20,6 +22,9 @@ from status import FINAL_EPISODES, LAUNCHER, VALUERL, WORLDMODEL, Board
 
 TICK = 0.25  # seconds between looks at the children
 STARTUP_GRACE = 60.0  # seconds more than step_timeout for imports and environments
+LEARNER_STARTUP = 1800.0  # seconds in which a learner builds and compiles its graphs
+LEARNER_PATIENCE = 10.0  # seconds without life that a learner gets at least
+OWN_PAUSE = 5.0  # seconds between looks after which the launcher itself was stopped
 STOP_PATIENCE = 12.0  # seconds that children get to save and end
 ONE_REQUEST = 0.5  # seconds in which several signals are one: some tools send two
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -95,6 +100,10 @@ def _without_interrupts() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
+def _no_space() -> OSError:
+    return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
 class Supervisor:
     """Runs all processes of a run until its limit, a failure, or a signal."""
 
@@ -110,6 +119,8 @@ class Supervisor:
         self._events = ScoreEvents(run, display.note)
         self._asked_at: float | None = None  # when the first signal came
         self._at_once = False  # a second one came
+        self._looked_at = self._awake_since = time.monotonic()
+        self._waiting: set[str] = set()  # children that wait for space on the disk
         self._spawn = multiprocessing.get_context("spawn")
 
     def run(self) -> Outcome:
@@ -139,7 +150,9 @@ class Supervisor:
         path = self._run.folders.process_output(child.name)
         child.output_from = path.stat().st_size if path.exists() else 0
         now = time.monotonic()
-        self._board[child.name]["heartbeat"] = now + STARTUP_GRACE
+        row = self._board[child.name]
+        row["heartbeat"] = now + STARTUP_GRACE
+        row["ready"] = row["disk_full"] = 0
         child.process = self._spawn.Process(
             target=process.child_main,
             name=child.name,
@@ -163,6 +176,7 @@ class Supervisor:
             if self._asked_at is not None:
                 return Outcome(0)
             self._kill_hung()
+            self._note_full_disk()
             for child in self._children:
                 if not child.alive and not child.done:
                     failure = self._bury(child)
@@ -196,15 +210,40 @@ class Supervisor:
         )
 
     def _kill_hung(self) -> None:
-        timeout = self._run.config.env.step_timeout
+        now = time.monotonic()
+        if now - self._looked_at > OWN_PAUSE:
+            # By Ctrl-Z or a cluster that suspends jobs; the children were stopped too.
+            self._awake_since = now
+        self._looked_at = now
         for child in self._children:
-            silence = time.monotonic() - self._board[child.name]["heartbeat"]
-            if not child.is_learner and child.alive and silence > timeout:
+            patience = self._patience(child)
+            heartbeat = self._board[child.name]["heartbeat"]
+            silence = now - max(heartbeat, self._awake_since)
+            if child.alive and silence > patience:
                 self._display.note(
-                    f"{child.name} shows no life for {timeout:g} s and is killed"
+                    f"{child.name} shows no life for {patience:g} s and is killed"
                 )
                 child.process.kill()
                 child.process.join()
+
+    def _patience(self, child: Child) -> float:
+        """For how many seconds a child may show no life."""
+        timeout = self._run.config.env.step_timeout
+        if not child.is_learner:
+            return timeout
+        if not self._board[child.name]["ready"]:
+            return max(timeout, LEARNER_STARTUP)
+        return max(timeout, LEARNER_PATIENCE)
+
+    def _note_full_disk(self) -> None:
+        """Says who begins and who ceases to wait for space on the disk."""
+        waiting = {c.name for c in self._children if self._board[c.name]["disk_full"]}
+        for name in sorted(waiting - self._waiting):
+            line = full_disk_line(_no_space(), self._run.folders.root)
+            self._display.note(f"{line}; {name} waits for space")
+        for name in sorted(self._waiting - waiting):
+            self._display.note(f"{name} has space again and goes on")
+        self._waiting = waiting
 
     def _bury(self, child: Child) -> Outcome | None:
         """Decides about a dead child: done, restarted, or the end of the run."""
@@ -217,7 +256,9 @@ class Supervisor:
         output = self._output(child)
         if code == process.MISTAKE:
             return Outcome(2, error=self._last_line(child, output))
-        if code == process.HOPELESS:
+        if code == process.FULL_DISK and not output:  # no space for its line either
+            return Outcome(1, error=process.full_disk_advice(_no_space(), self._run))
+        if code in (process.HOPELESS, process.FULL_DISK):
             return Outcome(1, error=self._last_line(child, output))
         now = time.monotonic()
         child.died.append(now)

@@ -1,6 +1,7 @@
 """What every part shares: errors, arguments, atomic files, waiting, intervals."""
 
 import argparse
+import errno
 import math
 import os
 import shutil
@@ -8,7 +9,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import BinaryIO, NoReturn
+
+MAX_LINE = 4096  # bytes; no row of a csv is longer
 
 
 class UserError(Exception):
@@ -63,11 +66,23 @@ def unused(path: Path) -> Path:
     return free
 
 
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Adds the file to an OSError that names none, as those of write and fsync do."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+
+
 def fsync_folder(folder: Path) -> None:
     """Makes the names in a folder durable (a rename is not, before this)."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.fsync(descriptor)
+        with named(folder):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
@@ -83,7 +98,7 @@ def atomic_write(path: Path, content: bytes) -> None:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as file:
+        with named(path), open(temporary, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -106,12 +121,40 @@ def appearing(folder: Path) -> Iterator[Path]:
 
 
 def append_row(path: Path, values: Mapping[str, object]) -> None:
-    """Appends a csv row in one write, the column names before the first one."""
-    fresh = not path.exists() or path.stat().st_size == 0
-    lines = [list(values)] if fresh else []
-    lines.append([str(value) for value in values.values()])
-    with open(path, "a") as file:
-        file.write("".join(",".join(line) + "\n" for line in lines))
+    """Appends a csv row in one write, the column names before the first one.
+
+    Raises:
+        OSError: the disk is full, say; a later call may succeed.
+    """
+    with named(path), open(path, "ab+", buffering=0) as file:
+        fresh = cut_torn_line(file) == 0
+        lines = [list(values)] if fresh else []
+        lines.append([str(value) for value in values.values()])
+        write_whole(file, "".join(",".join(line) + "\n" for line in lines).encode())
+
+
+def cut_torn_line(file: BinaryIO) -> int:
+    """Cuts a part of a line at a file's end, which a killed writer left.
+
+    Returns:
+        the file's size then; that is where it stands.
+    """
+    end = file.seek(0, os.SEEK_END)
+    file.seek(max(0, end - MAX_LINE))
+    tail = file.read()
+    if tail and not tail.endswith(b"\n"):
+        file.truncate(end - len(tail) + tail.rfind(b"\n") + 1)
+    return file.seek(0, os.SEEK_END)
+
+
+def write_whole(file: BinaryIO, content: bytes) -> None:
+    """Writes to an unbuffered file in one write.
+
+    Raises:
+        OSError: not all of it found room.
+    """
+    if file.write(content) < len(content):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def wait_until(

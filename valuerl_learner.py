@@ -84,10 +84,9 @@ class ValueRLLearner(Learner):
     def publish(self) -> None:
         """Publishes the small policy file that interactors and evaluators read."""
         variables = nn.prefixed({"policy": self.valuerl.policy.named_variables()})
-        checkpoint.publish(
-            self.folders.policy,
-            {name: v.numpy()[0] for name, v in variables.items()},
-            self.metadata(),
+        tensors = {name: v.numpy()[0] for name, v in variables.items()}
+        self.context.store(
+            lambda: checkpoint.publish(self.folders.policy, tensors, self.metadata())
         )
 
     def backup(self) -> None:
@@ -96,7 +95,7 @@ class ValueRLLearner(Learner):
         folder = self.folders.numbered_replay(self.updates)
         there = (folder / DATA_NAME).exists()
         if self.config.keep_all_replay_buffers and not there:
-            self.replay.copy_to(folder)
+            self.context.store(lambda: self.replay.copy_to(folder))
 
     def _load_model(self) -> bool:
         """Takes up the newest world model; whether there was a new one.

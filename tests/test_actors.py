@@ -31,6 +31,7 @@ from process import Context
 from replay import ReplayBuffer
 from safeenv import SafeEnv
 from status import FINAL_EPISODES, LAUNCHER, VALUERL, WORLDMODEL, Board
+from util import MAX_LINE
 
 SPAWN = multiprocessing.get_context("spawn")
 IDLE = 20  # questions without a step after which a process counts as waiting
@@ -451,8 +452,8 @@ def test_the_longest_row_fits_the_board_and_the_search_for_torn_lines(csv, row):
     line = line_of(LONGEST, -1.2345678901234567e-308)
     row["pending"] = line
     assert bytes(row["pending"]) == line
-    assert len(line) < actors.MAX_LINE
-    assert len(CSV_HEADER) < actors.MAX_LINE
+    assert len(line) < MAX_LINE
+    assert len(CSV_HEADER) < MAX_LINE
 
 
 # A kill on the way: the board and the file as it leaves them

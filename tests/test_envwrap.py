@@ -252,7 +252,6 @@ def test_the_papers_environments_have_no_clock_but_max_frames(name):
         ("Hopper-v9", {}, "nearest known: Hopper-v"),
         ("Striker-v2", {}, "no such environment"),
         ("nobody/Hopper-v1", {}, "nearest known"),
-        ("no_such_module:Hopper-v1", {}, "no_such_module"),
         ("CartPole-v1", {}, "only continuous actions"),
         ("Hopper-v1", {"obs_dims": [12]}, "env.obs_dims is [12] but Hopper-v1 obse"),
         ("Hopper-v1", {"action_dim": 4}, "env.action_dim is 4 but Hopper-v1 takes 3"),

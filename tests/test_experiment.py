@@ -124,7 +124,7 @@ def test_no_two_things_share_a_path(folders):
     assert len(set(paths)) == len(paths)
 
 
-@pytest.mark.parametrize("name", ["dm_control/cheetah-run-v0", "module:Env-v0"])
+@pytest.mark.parametrize("name", ["dm_control/cheetah-run-v0", "Env-v0"])
 def test_an_environment_is_one_folder_whatever_its_id(tmp_path, name):
     config = Config.model_validate({"env": {"name": name}, "output_root": "out"})
     assert len(Folders.of(config, "first").root.parts) == 3
@@ -627,12 +627,13 @@ def test_what_an_interrupted_attempt_left_is_no_obstacle(config, folders, monkey
     assert numbered_checkpoints(folders, config) == [100]
 
 
-def test_torn_lines_and_rows_of_later_times_are_left_behind(config, folders):
+@pytest.mark.parametrize("torn", ["0.1", "0.6,6,60,-6.2"])
+def test_torn_lines_and_rows_of_later_times_are_left_behind(config, folders, torn):
     former_run(folders)
     with open(folders.scores, "a") as file:
-        file.write("0.1")
+        file.write(torn)
     rewind(folders, config, 200)
-    assert [row[1] for row in rows_of(folders.scores)][-1] == "6"
+    assert rows_of(folders.scores)[-1] == ["0.6", "6", "60", "-6"]
 
 
 @pytest.mark.parametrize("killed_at", [1, 2])
@@ -659,6 +660,22 @@ def test_going_back_that_was_killed_between_its_renamings_is_finished(
     assert rewards_in(folders.replay) == list(range(frames))
     finish_rewind(folders)
     assert rewards_in(folders.replay) == list(range(frames))
+
+
+def test_who_is_just_going_back_is_not_interfered_with(config, folders, monkeypatch):
+    """Between its renamings there is no folder, but one that is complete."""
+    former_run(folders)
+
+    def put_aside_and_look(folders):
+        aside = put_aside(folders)
+        with pytest.raises(UserError, match="in use by another launch"):
+            finish_rewind(folders)
+        return aside
+
+    monkeypatch.setattr(experiment, "put_aside", put_aside_and_look)
+    with claimed(folders):
+        rewind(folders, config, 200)
+    assert rewards_in(folders.replay) == list(range(62))
 
 
 def test_where_nothing_was_interrupted_there_is_nothing_to_finish(config, folders):
@@ -877,3 +894,102 @@ def test_json_is_published_whole_and_ends_with_a_line_break(tmp_path):
     assert json.loads(path.read_text()) == {"a": [1, None, "ü"]}
     assert path.read_text().endswith("}\n")
     assert os.listdir(tmp_path) == ["run.json"]
+
+
+# What a kill before everything leaves, and what the disk is
+
+
+def test_temporary_files_are_no_output(config, folders):
+    """They are all that is there of a launch killed while it wrote its first file."""
+    (folders.root / "log").mkdir(parents=True)
+    (folders.log / ".hps.json.123.tmp").write_text("{")
+    assert not has_output(folders)
+    check_mode(folders, MERGED, "fresh")
+    open_now(folders, config)
+    assert has_output(folders)
+
+
+def test_a_network_filesystem_is_one_line_that_says_what_is_promised(
+    config, folders, monkeypatch
+):
+    monkeypatch.setattr(experiment, "network_filesystem", lambda path: "nfs4")
+    (note,) = open_now(folders, config)
+    assert note.startswith(f"{folders.root} is on a network filesystem (nfs4): ")
+    assert "one host" in note
+    assert "not promised" in note
+    assert "\n" not in note
+
+
+def test_a_local_filesystem_is_nothing_to_speak_of(config, folders, monkeypatch):
+    monkeypatch.setattr(experiment, "network_filesystem", lambda path: None)
+    assert open_now(folders, config) == []
+
+
+def test_a_full_disk_is_one_line_with_path_and_free_bytes(config, folders, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device", str(folders.hyperparameters))
+
+    monkeypatch.setattr(experiment, "write_json", full)
+    with pytest.raises(UserError, match=r"hps.json: No space left .* bytes are free"):
+        open_now(folders, config)
+
+
+# Two launches at once
+
+LAUNCHES = """
+import sys
+from pathlib import Path
+import support, support_env
+import experiment
+from util import UserError
+
+config = support.make_config(Path(sys.argv[1]))
+merged = config.model_dump(mode="json", by_alias=True)
+for line in sys.stdin:
+    number = line.strip()
+    folders = experiment.Folders.of(config, f"run{number}")
+    run = experiment.Run(config, folders, 3, 1, 0, True)
+    try:
+        experiment.check_mode(folders, merged, "fresh")
+        with experiment.claimed(folders):
+            experiment.check_mode(folders, merged, "fresh")
+            experiment.open_output(run, merged)
+            print("won", flush=True)
+            sys.stdin.readline()
+    except UserError as error:
+        print(f"lost {error}", flush=True)
+        sys.stdin.readline()
+"""
+
+
+def test_of_two_launches_at_once_one_wins_a_hundred_times(tmp_path):
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    launches = [
+        subprocess.Popen(
+            [sys.executable, "-c", LAUNCHES, str(tmp_path)],
+            env={**os.environ, "PYTHONPATH": paths},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+
+    def tell(text):
+        for launch in launches:
+            launch.stdin.write(f"{text}\n")
+            launch.stdin.flush()
+
+    reasons = []
+    try:
+        for number in range(100):
+            tell(number)
+            lost, won = sorted(launch.stdout.readline() for launch in launches)
+            assert won == "won\n", (lost, won)
+            assert "in use by another launch" in lost or "holds output" in lost, lost
+            reasons.append("in use" in lost)
+            tell("on")
+    finally:
+        for launch in launches:
+            launch.communicate(timeout=PATIENCE)
+    assert any(reasons), "they were never there at once"

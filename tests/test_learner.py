@@ -669,7 +669,9 @@ def test_a_state_of_other_sizes_is_refused(tmp_path):
         build(run, board).restore()
 
 
-@pytest.mark.parametrize("torn", ["", "0.000001", "0.000001,2,6,5,1.0,6.", "\0\0\0"])
+@pytest.mark.parametrize(
+    "torn", ["", "0.1", "0.1,2,6,5,1.0,6.", "0.1,1,3,5,1.0,3,0", "\0\0\0"]
+)
 def test_log_lines_after_the_restored_state_and_torn_ones_are_cut(tmp_path, torn):
     run, board, _ = open_fake(tmp_path, policy_config={"log_every_n": 1})
     learner = build(run, board)

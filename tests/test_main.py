@@ -386,6 +386,34 @@ def test_killed_launcher_leaves_no_orphan_and_the_run_goes_on(tmp_path):
     assert "is finished: nothing is left to do" in again.stdout
 
 
+def test_the_process_that_measures_the_environment_ends_with_its_killed_launcher(
+    tmp_path,
+):
+    pid = tmp_path / "pid"
+    (tmp_path / "hanging.py").write_text(
+        "import os, signal\n"
+        f"with open({str(pid)!r}, 'w') as file:\n"
+        "    file.write(f'{os.getpid()}\\n')\n"
+        "signal.pause()\n"
+    )
+    launcher = subprocess.Popen(
+        command(tmp_path, settings=('env.module="hanging"',)),
+        cwd=PROJECT,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    wait_for(lambda: pid.exists() and pid.read_text().endswith("\n"), launcher)
+    assert is_alive(int(pid.read_text()))
+    launcher.kill()
+    launcher.communicate()
+    deadline = time.monotonic() + 5
+    while is_alive(int(pid.read_text())):
+        assert time.monotonic() < deadline, "an orphan is left"
+        time.sleep(0.05)
+
+
 def test_killed_learner_is_restarted_once_and_then_ends_the_run(tmp_path):
     launcher = start(tmp_path, settings=("total_frames=null",))
     wait_for(lambda: len(scores(tmp_path)) >= 4, launcher)

@@ -1,5 +1,6 @@
 """The child's side of a process: output, exit codes, and its end with the launcher."""
 
+import errno
 import multiprocessing
 import os
 import re
@@ -7,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import portalocker
@@ -14,7 +16,7 @@ import pytest
 from support import PATIENCE, open_run, poll
 
 import process
-from process import FAILED, HOPELESS, MISTAKE, STOPPED
+from process import FAILED, FULL_DISK, HOPELESS, MISTAKE, STOPPED, Context
 from status import Board
 
 SPAWN = multiprocessing.get_context("spawn")
@@ -85,7 +87,7 @@ def test_what_is_no_bug_is_one_line(run, function, code, line):
 )
 def test_a_full_disk_is_one_line_with_path_and_free_bytes(run, function, path, cause):
     code, output = outcome(run, function)
-    assert code == HOPELESS
+    assert code == FULL_DISK
     assert output.count("\n") == 1
     assert output.startswith(f"{path or run.folders.root}: {cause} (")
     free = int(re.search(r"\(([\d,]+) bytes are free\)", output)[1].replace(",", ""))
@@ -112,6 +114,85 @@ def test_a_crash_in_a_library_leaves_where_it_was(run):
     code, output = outcome(run, "abort")
     assert code == -signal.SIGABRT
     assert "in abort" in output
+
+
+# A full disk
+
+
+def context_of(run, stop=lambda: False):
+    board = Board.open(run.folders.board)
+    return Context(run, NAME, 0, board, stop), board[NAME]
+
+
+@pytest.fixture
+def full_disk(monkeypatch):
+    """A write that finds no space so many times."""
+    monkeypatch.setattr(process, "FULL_DISK_RETRY", 0.0)
+
+    def make(times, code=errno.ENOSPC):
+        left = [times]
+
+        def write():
+            if left[0]:
+                left[0] -= 1
+                raise OSError(code, os.strerror(code), "/folder/file")
+            return "written"
+
+        return write
+
+    return make
+
+
+def test_a_write_waits_for_space_and_says_so_once(run, full_disk, capfd):
+    context, row = context_of(run)
+    assert context.store(full_disk(3)) == "written"
+    assert not row["disk_full"]
+    said = capfd.readouterr().err
+    assert said.count("/folder/file: No space left on device (") == 1
+    assert said.endswith(" bytes are free); interactor0 waits for space\n")
+
+
+def test_while_it_waits_the_launcher_sees_why_and_that_it_lives(
+    run, full_disk, monkeypatch
+):
+    monkeypatch.setattr(process, "FULL_DISK_RETRY", 0.01)
+    context, row = context_of(run)
+    seen = []
+
+    def stop():
+        seen.append((bool(row["disk_full"]), float(row["heartbeat"])))
+        return False
+
+    context = Context(run, NAME, 0, context.board, stop)
+    context.store(full_disk(2))
+    assert any(full and beat <= time.monotonic() for full, beat in seen)
+
+
+def test_a_write_that_lasts_is_no_sign_of_death(run):
+    context, row = context_of(run)
+    during = context.store(lambda: float(row["heartbeat"]))
+    assert during > time.monotonic() + 100
+    assert row["heartbeat"] <= time.monotonic()
+
+
+@pytest.mark.parametrize("why", ["asked to end", "patience", "another error"])
+def test_a_write_does_not_wait_for_ever(run, full_disk, monkeypatch, why):
+    context, _ = context_of(run, lambda: why == "asked to end")
+    if why == "patience":
+        monkeypatch.setattr(process, "FULL_DISK_PATIENCE", -1.0)
+    code = errno.EIO if why == "another error" else errno.ENOSPC
+    with pytest.raises(OSError, match=os.strerror(code)):
+        context.store(full_disk(1000, code))
+
+
+def test_a_child_whose_own_output_finds_no_space_still_ends_as_it_should(
+    run, monkeypatch
+):
+    path = run.folders.process_output(NAME)
+    path.symlink_to("/dev/full")
+    child = start(run, "full_disk")
+    child.join(PATIENCE)
+    assert child.exitcode == FULL_DISK
 
 
 def test_sigterm_becomes_a_flag_and_the_folder_is_held_meanwhile(run):

@@ -281,12 +281,90 @@ def test_actors_that_hang_again_and_again_end_the_run(pretend):
     assert len(world.killed) == 6
 
 
-def test_a_learner_is_given_all_the_time_it_wants(pretend):
+@pytest.mark.parametrize(("timeout", "patience"), [(30.0, 30), (1.0, 10)])
+def test_a_learner_that_hangs_is_killed_and_restarted_once(pretend, timeout, patience):
+    supervisor, world, _ = pretend({}, env={"step_timeout": timeout})
+
+    def on_show():
+        if world.now == 200 * world.started.count(VALUERL):
+            world.board[VALUERL]["ready"] = True
+            world.silent.add(VALUERL)
+
+    supervisor._display.on_show = on_show
+    outcome = supervisor.run()
+    assert outcome.code == 1
+    assert "valuerl died by SIGKILL after 1 restarts" in outcome.error
+    first, second = world.killed
+    assert first == (VALUERL, 200 + patience + 1)
+    assert second[0] == VALUERL
+    assert (
+        f"valuerl shows no life for {patience} s and is killed"
+        in supervisor._display.notes
+    )
+
+
+def test_a_learner_has_half_an_hour_to_build_and_compile_its_graphs(pretend):
     supervisor, world, _ = pretend({}, env={"step_timeout": 1.0})
     world.silent.add(VALUERL)
-    stop_at(supervisor, world, 1000)
-    assert supervisor.run().code == 0
-    assert world.killed == []
+    stop_at(supervisor, world, 1900)
+    supervisor.run()
+    # The minute is that in which it imports, before its first sign of life.
+    assert world.killed == [(VALUERL, 60 + 1801)]
+
+
+def test_a_learner_that_starts_anew_may_build_and_compile_anew(pretend):
+    supervisor, world, _ = pretend({VALUERL: 100}, env={"step_timeout": 1.0})
+    world.board[VALUERL]["ready"] = True
+    supervisor._start(supervisor._children[0])
+    assert not world.board[VALUERL]["ready"]
+
+
+def test_after_a_pause_of_the_launcher_itself_nobody_counts_as_hung(pretend):
+    """Ctrl-Z, or a cluster that suspends jobs, stops all processes of a run."""
+    supervisor, world, _ = pretend({"interactor0": None}, env={"step_timeout": 30.0})
+
+    def on_show():
+        if world.now == 200:
+            world.now += 3600
+            world.silent.add("interactor0")  # it comes back, but does not go on
+        if world.now == 3900:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    supervisor._display.on_show = on_show
+    supervisor.run()
+    assert world.killed == [("interactor0", 3801 + 31)]
+
+
+def test_who_waits_for_space_on_the_disk_is_said_once(pretend):
+    supervisor, world, _ = pretend({"interactor0": None})
+
+    def on_show():
+        world.board["interactor0"]["disk_full"] = 10 <= world.now < 20
+        if world.now == 30:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    supervisor._display.on_show = on_show
+    supervisor.run()
+    root = supervisor._run.folders.root
+    waits, goes_on, _ = supervisor._display.notes
+    assert re.fullmatch(
+        rf"{root}: No space left on device \([\d,]+ bytes are free\); "
+        "interactor0 waits for space",
+        waits,
+    )
+    assert goes_on == "interactor0 has space again and goes on"
+
+
+def test_a_full_disk_has_its_line_also_where_the_child_could_not_write_it(pretend):
+    supervisor, _, _ = pretend(
+        {"interactor0": 5.0}, codes={"interactor0": process.FULL_DISK}
+    )
+    outcome = supervisor.run()
+    assert outcome.code == 1
+    assert "No space left on device" in outcome.error
+    assert "bytes are free); the run stops. Free some space and --resume" in (
+        outcome.error
+    )
 
 
 @pytest.mark.parametrize("limit", ["total_frames", "total_hours"])

@@ -1,0 +1,597 @@
+"""Lets the n-th call that changes a file go wrong, n = 1, 2, ..., for every file kind.
+
+    python tests/fault_test.py
+
+For each kind of file, and each way in which a call can go wrong (support_faults), what
+writes it runs in a process of its own until that call, again and again until a whole
+run goes by without reaching it. After each, what the next launch does is done, and then
+everything that was acknowledged must be there, whole and once. Prints how many points
+were tried. The exit code is 1 where anything was violated.
+"""
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+PROJECT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(PROJECT), str(PROJECT / "tests")]
+
+import numpy as np  # noqa: E402
+import support_env  # noqa: E402
+import test_experiment  # noqa: E402
+from support import append_frames, make_config, make_run, open_run  # noqa: E402
+from support_faults import ERRORS, KILLS, VARIABLE, armed  # noqa: E402
+
+import checkpoint  # noqa: E402
+import experiment  # noqa: E402
+import process  # noqa: E402
+import replay as replay_module  # noqa: E402
+from actors import CSV_HEADER, ScoreFile  # noqa: E402
+from replay import ReplayBuffer  # noqa: E402
+from status import Board  # noqa: E402
+from util import UserError, append_row  # noqa: E402
+
+SIZES = (support_env.OBS_DIM, support_env.ACTION_DIM)
+CAPACITY = 8
+ENDED, FAILED, BUG = 0, 7, 8  # exit codes of the process
+MOST_POINTS = 300
+HOWS = (*KILLS, *ERRORS)
+
+Acknowledge = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of file.
+
+    Attributes:
+        prepare: what there is before.
+        act: writes; acknowledges what is stored by then, as growing numbers.
+        check: recovers as the next launch does, goes on writing, and raises
+            AssertionError; is given the last number acknowledged, 0 for none.
+    """
+
+    prepare: Callable[[Path], None]
+    act: Callable[[Path, Acknowledge], None]
+    check: Callable[[Path, int], None]
+
+
+# -- checkpoints and other files that are published whole --------------------------
+
+
+def publish(folder: Path, number: int, keep: bool) -> None:
+    tensors = {"w": np.full(3, number, np.float32)}
+    path = folder / "state.safetensors"
+    checkpoint.publish(path, tensors, {"n": number}, keep_previous=keep)
+
+
+def prepare_states(folder: Path, keep: bool) -> None:
+    publish(folder, 1, keep)
+    publish(folder, 2, keep)
+
+
+def publish_two(folder: Path, acknowledge: Acknowledge, keep: bool) -> None:
+    for number in (3, 4):
+        publish(folder, number, keep)
+        acknowledge(number)
+
+
+def check_states(folder: Path, acknowledged: int, keep: bool) -> None:
+    path = folder / "state.safetensors"
+    found, warning = checkpoint.load_newest(path)
+    assert warning is None, warning
+    assert found.metadata["n"] in (acknowledged or 2, (acknowledged or 2) + 1)
+    assert (found.tensors["w"] == found.metadata["n"]).all()
+    if keep:
+        before = checkpoint.load(checkpoint.previous_path(path)).metadata["n"]
+        assert found.metadata["n"] - 2 <= before <= found.metadata["n"], before
+    publish(folder, 9, keep)
+    visible = {entry.name for entry in folder.iterdir() if entry.name[0] != "."}
+    assert visible <= {"state.safetensors", "state.previous.safetensors"}
+    assert checkpoint.load(path).metadata["n"] == 9
+
+
+def write_two_objects(folder: Path, acknowledge: Acknowledge) -> None:
+    for number in (1, 2):
+        experiment.write_json(folder / "run.json", {"n": number, "x": "y" * 5000})
+        acknowledge(number)
+
+
+def check_object(folder: Path, acknowledged: int) -> None:
+    content = experiment._read_json(folder / "run.json")
+    assert content["n"] in (acknowledged, acknowledged + 1)
+
+
+def evaluators(folder: Path):
+    return make_config(folder, evaluator_config={"count": 2})
+
+
+def prepare_board(folder: Path) -> None:
+    row = Board.create(folder / "status.bin", evaluators(folder))["evaluator1"]
+    row["epoch"], row["episodes"] = 7, 3
+
+
+def create_board(folder: Path, acknowledge: Acknowledge) -> None:
+    Board.create(folder / "status.bin", evaluators(folder))
+
+
+def check_board(folder: Path, acknowledged: int) -> None:
+    for board in (
+        Board.open(folder / "status.bin"),
+        Board.create(folder / "status.bin", evaluators(folder)),
+    ):
+        row = board["evaluator1"]
+        assert (row["epoch"], row["episodes"], row["offset"]) == (7, 3, -1)
+
+
+# -- the replay buffer -------------------------------------------------------------
+
+
+def rewards(replay: ReplayBuffer) -> list[float]:
+    return replay.read(replay.oldest, replay.size).reward.tolist()
+
+
+def create_replay(folder: Path, acknowledge: Acknowledge) -> None:
+    ReplayBuffer.create(folder, *SIZES, CAPACITY).close()
+    acknowledge(1)
+
+
+def check_created(folder: Path, acknowledged: int) -> None:
+    there = (folder / "replay.bin").exists()
+    assert there or not acknowledged
+    if not there:
+        create_replay(folder, lambda _: None)
+    with ReplayBuffer.open(folder, writable=True) as replay:
+        append_frames(replay, 2)
+        assert rewards(replay) == [0, 1]
+
+
+def prepare_replay(folder: Path) -> None:
+    with ReplayBuffer.create(folder, *SIZES, CAPACITY) as replay:
+        append_frames(replay, 2)
+
+
+def append_around(folder: Path, acknowledge: Acknowledge) -> None:
+    """Reserves space twice, goes around the ring's end, and waits for the disk."""
+    with ReplayBuffer.open(folder, writable=True) as replay:
+        for count in (2, 3, 3, 1):
+            append_frames(replay, count)
+            acknowledge(replay.frames)
+        replay.sync()
+
+
+def check_appended(folder: Path, acknowledged: int) -> None:
+    with ReplayBuffer.open(folder, writable=True) as replay:
+        assert replay.recover() == 0, "rows were damaged"
+        assert replay.frames in ([acknowledged or 2, *others(acknowledged or 2)])
+        # What a killed append may have overwritten does not count, and no more.
+        assert replay.oldest >= max(0, replay.frames - CAPACITY)
+        assert replay.oldest <= max(0, replay.frames + 3 - CAPACITY)
+        assert rewards(replay) == list(range(replay.oldest, replay.frames))
+        before = replay.frames
+        append_frames(replay, 3)
+        assert replay.frames == before + 3
+        assert rewards(replay) == list(range(replay.oldest, replay.frames))
+
+
+def others(frames: int) -> list[int]:
+    """The count after the append that follows."""
+    counts = [2, 4, 7, 10, 11]
+    return counts[counts.index(frames) + 1 :][:1]
+
+
+def truncate_replay(folder: Path, acknowledge: Acknowledge) -> None:
+    with ReplayBuffer.open(folder, writable=True) as replay:
+        append_frames(replay, 4)
+        replay.truncate(3)
+        acknowledge(3)
+
+
+def check_truncated(folder: Path, acknowledged: int) -> None:
+    with ReplayBuffer.open(folder, writable=True) as replay:
+        assert replay.recover() == 0
+        assert replay.frames == 3 if acknowledged else replay.frames in (2, 3, 6)
+        assert rewards(replay) == list(range(replay.frames))
+
+
+def copy_replay(folder: Path, acknowledge: Acknowledge) -> None:
+    with ReplayBuffer.open(folder) as replay:
+        replay.copy_to(folder / "copy")
+        acknowledge(1)
+
+
+def check_copied(folder: Path, acknowledged: int) -> None:
+    there = (folder / "copy" / "replay.bin").exists()
+    assert there or not acknowledged
+    if not there:
+        copy_replay(folder, lambda _: None)
+    for place in (folder, folder / "copy"):
+        with ReplayBuffer.open(place, writable=True) as replay:
+            assert replay.recover() == 0
+            assert rewards(replay) == [0, 1]
+
+
+def prepare_damaged(folder: Path) -> None:
+    prepare_replay(folder)
+    with open(folder / "replay.bin", "r+b") as file:
+        file.write(b"damaged!")
+
+
+def salvage_replay(folder: Path, acknowledge: Acknowledge) -> None:
+    assert ReplayBuffer.salvage(folder, *SIZES, CAPACITY)
+    acknowledge(1)
+
+
+def check_salvaged(folder: Path, acknowledged: int) -> None:
+    done = (folder / "replay.bin").read_bytes()[:8] != b"damaged!"
+    assert done or not acknowledged
+    if not done:
+        salvage_replay(folder, lambda _: None)
+    assert (folder / "replay.bin.damaged1").read_bytes()[:8] == b"damaged!"
+    with ReplayBuffer.open(folder, writable=True) as replay:
+        assert replay.recover() == 0
+        append_frames(replay, 1)
+        assert rewards(replay) == [0, 1, 2]
+
+
+# -- rows of csv files -------------------------------------------------------------
+
+
+def score_file(folder: Path) -> tuple[ScoreFile, np.void]:
+    row = Board.open(folder / "status.bin")["evaluator0"]
+    return ScoreFile(folder / "run.greedy.csv", row), row
+
+
+def score(number: int) -> tuple[SimpleNamespace, float, bool]:
+    return SimpleNamespace(epoch=1, hours=0.5, frames=100), number + 0.125, False
+
+
+def prepare_scores(folder: Path) -> None:
+    Board.create(folder / "status.bin", evaluators(folder))
+
+
+def record_scores(folder: Path, acknowledge: Acknowledge) -> None:
+    scores, _ = score_file(folder)
+    scores.settle()
+    for number in (1, 2, 3):
+        scores.record(*score(number))
+        acknowledge(number)
+
+
+def check_recorded(folder: Path, acknowledged: int) -> None:
+    scores, row = score_file(folder)
+    scores.settle()
+    counted = int(row["episodes"])
+    assert counted in (acknowledged, acknowledged + 1)
+    for number in range(counted + 1, 5):
+        scores.record(*score(number))
+    lines = [f"0.500000,1,100,{number}.125\n".encode() for number in (1, 2, 3, 4)]
+    path = folder / "run.greedy.csv"
+    assert path.read_bytes() == CSV_HEADER + b"".join(lines)
+
+
+def append_rows(folder: Path, acknowledge: Acknowledge) -> None:
+    for number in (1, 2, 3):
+        append_row(folder / "log", {"updates": number, "loss": f"{number}.25"})
+        acknowledge(number)
+
+
+def check_rows(folder: Path, acknowledged: int) -> None:
+    append_row(folder / "log", {"updates": 9, "loss": "9.25"})
+    content = (folder / "log").read_text()
+    counts = [*range(1, acknowledged + 1), 9]
+    one_more = [*range(1, acknowledged + 2), 9]
+    assert content in [
+        "updates,loss\n" + "".join(f"{n},{n}.25\n" for n in numbers)
+        for numbers in (counts, one_more)
+    ]
+
+
+# -- a whole folder ----------------------------------------------------------------
+
+
+def folders_in(folder: Path):
+    config = make_config(folder / "output", model=True)
+    return test_experiment, config, experiment.Folders.of(config, "first")
+
+
+def prepare_output(folder: Path) -> None:
+    helpers, _, folders = folders_in(folder)
+    helpers.former_run(folders)
+
+
+def go_back(folder: Path, acknowledge: Acknowledge) -> None:
+    _, config, folders = folders_in(folder)
+    with experiment.claimed(folders):
+        experiment.rewind(folders, config, 200)
+        acknowledge(1)
+
+
+def check_gone_back(folder: Path, acknowledged: int) -> None:
+    helpers, config, folders = folders_in(folder)
+    experiment.finish_rewind(folders)
+    aside = folders.root.with_name("first.old1")
+    gone = aside.exists()
+    assert gone or not acknowledged
+    frames = 62 if gone else 90
+    assert helpers.rewards_in(folders.replay) == list(range(frames))
+    if gone:
+        kept = aside / folders.replay.relative_to(folders.root)
+        assert helpers.rewards_in(kept) == list(range(90))
+    assert helpers.rows_of(folders.scores)[-1][1] == ("6" if gone else "12")
+    with experiment.claimed(folders):
+        experiment.rewind(folders, config, 200)  # and one can do it again
+    assert helpers.rewards_in(folders.replay) == list(range(62))
+
+
+def put_output_aside(folder: Path, acknowledge: Acknowledge) -> None:
+    _, _, folders = folders_in(folder)
+    with experiment.claimed(folders):
+        experiment.put_aside(folders)
+        acknowledge(1)
+
+
+def check_aside(folder: Path, acknowledged: int) -> None:
+    helpers, _, folders = folders_in(folder)
+    aside = folders.root.with_name("first.old1")
+    assert folders.root.exists() != aside.exists()
+    kept = aside if aside.exists() else folders.root
+    replay = kept / folders.replay.relative_to(folders.root)
+    assert helpers.rewards_in(replay) == list(range(90))
+
+
+def open_output(folder: Path, acknowledge: Acknowledge) -> None:
+    """What a launch does between its checks and its processes."""
+    run = make_run_of(folder)
+    merged = run.config.model_dump(mode="json", by_alias=True)
+    with experiment.claimed(run.folders):
+        experiment.open_output(run, merged)
+        record = experiment.read_run(run.folders)
+        record["starts"].append(experiment.start_record(run.config, 0, {}, False))
+        experiment.write_json(run.folders.run, record)
+        acknowledge(1)
+
+
+def make_run_of(folder: Path) -> experiment.Run:
+    config = make_config(folder / "output")
+    folders = experiment.Folders.of(config, "run")
+    return experiment.Run(config, folders, *SIZES, 0, True)
+
+
+def check_opened(folder: Path, acknowledged: int) -> None:
+    """It is there to be resumed, or to be started as if nothing had happened."""
+    run = make_run_of(folder)
+    merged = run.config.model_dump(mode="json", by_alias=True)
+    mode = "resume" if experiment.has_output(run.folders) else "fresh"
+    assert mode == "resume" or not acknowledged
+    experiment.check_mode(run.folders, merged, mode)
+    open_output(folder, lambda _: None)
+    starts = experiment.read_run(run.folders)["starts"]
+    assert len(starts) in (1 + acknowledged, 2)
+    assert not list(run.folders.root.rglob(".*.tmp"))
+
+
+# -- a learner ---------------------------------------------------------------------
+
+LEARNER = {
+    "batch_size": 4,
+    "frames_before_learning": 4,
+    "frames_per_update": False,
+    "log_every_n": 1,
+    "epoch_every_n": 3,
+    "backup_every_n": 5,
+}
+
+
+def prepare_learner(folder: Path) -> None:
+    _, _, replay = open_run(folder, policy_config=LEARNER)
+    append_frames(replay, 20)
+    replay.close()
+
+
+def learner_in(folder: Path):
+    import test_learner as helpers
+
+    run = make_run(make_config(folder, policy_config=LEARNER))
+    return helpers, helpers.build(run, Board.create(run.folders.board, run.config))
+
+
+def learn(folder: Path, acknowledge: Acknowledge) -> None:
+    """Seven updates: logs, epochs, a numbered state, and the state at the end."""
+    process.FULL_DISK_RETRY, process.FULL_DISK_PATIENCE = 0.001, 0.01
+    helpers, learner = learner_in(folder)
+    learner.publish = lambda: acknowledge(learner.epoch)
+    helpers.train(learner, 7)
+
+
+def check_learned(folder: Path, acknowledged: int) -> None:
+    helpers, learner = learner_in(folder)
+    learner.restore()
+    assert learner.epoch in (acknowledged, acknowledged + 1)
+    lines = helpers.column(learner, "updates")
+    assert lines == list(range(1, learner.updates + 1)), lines
+    _, learner = learner_in(folder)
+    helpers.train(learner, 10)
+    assert helpers.column(learner, "updates") == list(range(1, 11))
+    states = {path.name for path in learner.folders.checkpoints.glob("v*.safetensors")}
+    assert states >= {"valuerl-5.safetensors", "valuerl-10.safetensors"}
+    for name in states:
+        checkpoint.load(learner.folders.checkpoints / name)
+
+
+def nothing(folder: Path) -> None:
+    pass
+
+
+KINDS = {
+    "state, the one before kept": Kind(
+        lambda folder: prepare_states(folder, True),
+        lambda folder, acknowledge: publish_two(folder, acknowledge, True),
+        lambda folder, acknowledged: check_states(folder, acknowledged, True),
+    ),
+    "policy, numbered state": Kind(
+        lambda folder: prepare_states(folder, False),
+        lambda folder, acknowledge: publish_two(folder, acknowledge, False),
+        lambda folder, acknowledged: check_states(folder, acknowledged, False),
+    ),
+    "hps.json, run.json": Kind(
+        lambda folder: experiment.write_json(folder / "run.json", {"n": 0}),
+        write_two_objects,
+        check_object,
+    ),
+    "status board": Kind(prepare_board, create_board, check_board),
+    "replay, made": Kind(nothing, create_replay, check_created),
+    "replay, appended to": Kind(prepare_replay, append_around, check_appended),
+    "replay, cut back": Kind(prepare_replay, truncate_replay, check_truncated),
+    "replay, copied": Kind(prepare_replay, copy_replay, check_copied),
+    "replay, salvaged": Kind(prepare_damaged, salvage_replay, check_salvaged),
+    "scores": Kind(prepare_scores, record_scores, check_recorded),
+    "learner's log": Kind(nothing, append_rows, check_rows),
+    "folder, made": Kind(nothing, open_output, check_opened),
+    "folder, gone back": Kind(prepare_output, go_back, check_gone_back),
+    "folder, put aside": Kind(prepare_output, put_output_aside, check_aside),
+    "learner": Kind(prepare_learner, learn, check_learned),
+}
+SLOW = {"learner"}  # imports TensorFlow
+
+
+# -- the trials --------------------------------------------------------------------
+
+
+def in_child(
+    act: Callable[[], None], expected: tuple[type[Exception], ...] = ()
+) -> int:
+    """Does something in a process of its own; returns its exit code.
+
+    That is FAILED after an expected exception, BUG after any other.
+    """
+    pid = os.fork()
+    if pid == 0:
+        code = ENDED
+        try:
+            act()
+        except expected:
+            code = FAILED
+        except BaseException:
+            traceback.print_exc()
+            code = BUG
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def attempt(kind: Kind, folder: Path, how: str, number: int) -> tuple[int, int, int]:
+    """Lets one call go wrong.
+
+    Returns:
+        (exit code, calls that were reached or -1 where it was killed, the last number
+        acknowledged)
+    """
+    reader, writer = os.pipe()
+    write = os.write  # not the counted one
+
+    def act() -> None:
+        os.environ[VARIABLE] = f"{number}:{how}"
+        with armed() as layer:
+            try:
+                kind.act(folder, lambda count: write(writer, f"{count}\n".encode()))
+            finally:
+                write(writer, f"calls {len(layer.calls)}\n".encode())
+
+    code = in_child(act, (OSError, UserError))
+    os.close(writer)
+    with open(reader) as file:
+        said = file.read().splitlines()
+    calls = int(said.pop().split()[1]) if said and said[-1][0] == "c" else -1
+    return code, calls, int(said[-1]) if said else 0
+
+
+def trial(kind: Kind, how: str, number: int) -> tuple[bool, str | None]:
+    """Lets one call go wrong, recovers and checks.
+
+    Returns:
+        (whether the call was reached, what was violated)
+    """
+    with tempfile.TemporaryDirectory(prefix="fault-") as name:
+        folder = Path(name)
+        assert in_child(lambda: kind.prepare(folder)) == ENDED
+        code, calls, acknowledged = attempt(kind, folder, how, number)
+        if code == ENDED and calls < number:
+            return False, None
+        if code not in (-signal.SIGKILL if how in KILLS else FAILED, ENDED):
+            return True, f"exit code {code}"
+        if in_child(lambda: kind.check(folder, acknowledged)) != ENDED:
+            return True, f"after number {acknowledged} was acknowledged: see above"
+    return True, None
+
+
+def trials(kind: Kind, how: str, stride: int) -> tuple[int, list[str]]:
+    """All points of one kind of file; returns their number and what was violated."""
+    violations = []
+    for points, number in enumerate(range(1, MOST_POINTS, stride)):
+        reached, violation = trial(kind, how, number)
+        if not reached:
+            return points, violations
+        if violation:
+            violations.append(f"{how} at call {number}: {violation}")
+    raise AssertionError("it does not end")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--only", choices=KINDS, help="one kind of file")
+    parser.add_argument("--how", choices=HOWS, help="one way to go wrong")
+    parser.add_argument("--quick", action="store_true", help="all but the slow ones")
+    parser.add_argument("--stride", type=int, default=1, help="every so many calls")
+    given = parser.parse_args()
+    names = [given.only] if given.only else [*KINDS]
+    if given.quick:
+        names = [name for name in names if name not in SLOW]
+    if SLOW & set(names):
+        # Once, for all processes that are forked, and without its notes.
+        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        import tensorflow  # noqa: F401
+
+    replay_module.CHUNK_BYTES = 2 * 4 * (2 * SIZES[0] + SIZES[1] + 5)  # two rows
+    ways = [given.how] if given.how else HOWS
+    print(f"{'points of failure':28}" + "".join(f"{how:>8}" for how in ways))
+    bad = 0
+    for name in names:
+        print(f"{name:28}", end="", flush=True)
+        violations = []
+        for how in ways:
+            points, found = trials(KINDS[name], how, given.stride)
+            violations += found
+            print(f"{points:8}", end="", flush=True)
+        print()
+        for violation in violations:
+            print(f"    VIOLATION {violation}")
+        bad += len(violations)
+    print(f"violations: {bad}")
+    return 1 if bad else 0
+
+
+def test_nothing_acknowledged_is_lost_whichever_call_goes_wrong():
+    """A share of the calls, in a process without TensorFlow's threads: it forks."""
+    done = subprocess.run(
+        [sys.executable, __file__, "--quick", "--stride", "11"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "violations: 0" in done.stdout
+
+
+if __name__ == "__main__":
+    sys.exit(main())
