@@ -96,7 +96,8 @@ def _experiments_table(root: Path, files: dict[str, Path]) -> Table:
     for pattern, path in files.items():
         try:
             config = configuration.load(root / path, root=root).config
-            what = f"{config.algorithm} on {config.env.name}"
+            # The group says that nobody waits.
+            what = f"{config.algorithm.removesuffix(' unpaced')} on {config.env.name}"
         except UserError as error:
             what = f"cannot be used: {error}"
         table.add_row(Text(pattern), Text(what))

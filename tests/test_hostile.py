@@ -185,7 +185,7 @@ def test_a_name_in_a_state_is_no_path(run, tmp_path):
     checkpoint.publish(path, tensors, {"../n": 1})
     before = sorted(tmp_path.parent.rglob("*"))
     state = checkpoint.load(path)
-    with pytest.raises(CheckpointError, match=r"2 unknown \(../../outside, ...\)"):
+    with pytest.raises(CheckpointError, match=r"2 unknown \((../..)?/outside, ...\)"):
         check_tensors(path, state, {})
     assert sorted(tmp_path.parent.rglob("*")) == before
 
