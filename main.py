@@ -150,7 +150,8 @@ def measure_environment(env: Environment) -> "EnvSpec":
     finally:
         for worker in multiprocessing.active_children():
             worker.kill()
-        pool.shutdown(wait=False, cancel_futures=True)
+        # Waits for its thread, which would else race with the interpreter's end.
+        pool.shutdown(cancel_futures=True)
 
 
 def plan_children(run: Run, valuerl_gpu: str, worldmodel_gpu: str) -> list[Child]:
