@@ -23,7 +23,7 @@ from status import FINAL_EPISODES, LAUNCHER, VALUERL, WORLDMODEL, Board
 TICK = 0.25  # seconds between looks at the children
 STARTUP_GRACE = 60.0  # seconds more than step_timeout for imports and environments
 LEARNER_STARTUP = 1800.0  # seconds in which a learner builds and compiles its graphs
-LEARNER_PATIENCE = 10.0  # seconds without life that a learner gets at least
+LEARNER_GRACE = 4.0  # seconds more than step_timeout: an update may be a long one
 OWN_PAUSE = 5.0  # seconds between looks after which the launcher itself was stopped
 STOP_PATIENCE = 12.0  # seconds that children get to save and end
 ONE_REQUEST = 0.5  # seconds in which several signals are one: some tools send two
@@ -233,7 +233,7 @@ class Supervisor:
             return timeout
         if not self._board[child.name]["ready"]:
             return max(timeout, LEARNER_STARTUP)
-        return max(timeout, LEARNER_PATIENCE)
+        return timeout + LEARNER_GRACE
 
     def _note_full_disk(self) -> None:
         """Says who begins and who ceases to wait for space on the disk."""

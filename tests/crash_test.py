@@ -249,6 +249,8 @@ class Harness:
         (row,) = (board[name] for name in self.names if board[name]["pid"] == pid)
         notes = self.notices()
         os.kill(pid, signal.SIGSTOP)
+        stat = Path(f"/proc/{pid}/stat")
+        self.until(lambda: stat.read_text().rpartition(")")[2].split()[0] == "T", 1)
         writes = row["heartbeat"] > time.monotonic()  # a slow disk is no hanging
         if writes or (kind in (VALUERL, WORLDMODEL) and not row["ready"]):
             os.kill(pid, signal.SIGCONT)
@@ -257,7 +259,7 @@ class Harness:
         self.killed_here[kind] += 1
         patience = STEP_TIMEOUT + NOTICE_PATIENCE
         if not self.until(lambda: self.notices() > notes, patience):
-            self.violation(f"{kind} hung and was not noticed")
+            self.violation(f"{kind} hung and was not noticed in {patience:g} s")
 
     def may_have_ended(self) -> bool:
         """Whether the launcher has a reason to be gone."""
