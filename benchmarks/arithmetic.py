@@ -12,7 +12,7 @@ Letters as in valuerl.py: B batch, H horizon, M transition, N reward, L Q member
 from dataclasses import dataclass
 from itertools import pairwise
 
-from schema import Config, Ensemble
+from schema import Config, Ensemble, WorldModelConfig
 
 SINGLE = Ensemble(ensemble_size=1, train_sample_count=1, eval_sample_count=1)
 
@@ -35,6 +35,20 @@ class Net:
         """Forward, and the gradients of the weights."""
         first_out = self.hidden_dim if self.layers > 1 else self.out_dim
         return 3 * self.forward(rows) - 2.0 * rows * self.in_dim * first_out
+
+
+def model_nets(
+    model: WorldModelConfig, obs_dim: int, action_dim: int
+) -> tuple[Net, Net]:
+    """One transition net, and one of the termination and reward nets."""
+    transition = Net(
+        obs_dim + action_dim,
+        model.transition_hidden_dim,
+        obs_dim,
+        model.transition_layers,
+    )
+    aux = Net(2 * obs_dim + action_dim, model.aux_hidden_dim, 1, model.aux_layers)
+    return transition, aux
 
 
 def valuerl_flop(
@@ -64,13 +78,7 @@ def valuerl_flop(
     transitions = sizes.transition.eval_sample_count if sizes else 1
     rewards = sizes.reward.eval_sample_count if sizes else 1
     horizon = settings.value_expansion.rollout_len
-    transition = Net(
-        obs_dim + action_dim,
-        model.transition_hidden_dim,
-        obs_dim,
-        model.transition_layers,
-    )
-    aux = Net(2 * obs_dim + action_dim, model.aux_hidden_dim, 1, model.aux_layers)
+    transition, aux = model_nets(model, obs_dim, action_dim)
     imagined = transitions * horizon * batch  # rows
     first = batch if shared else transitions * batch
     flop += transition.forward(imagined) + (1 + rewards) * aux.forward(imagined)
@@ -84,11 +92,5 @@ def valuerl_flop(
 def worldmodel_flop(config: Config, obs_dim: int, action_dim: int) -> float:
     """One update of the world model; each sample is given to one member."""
     model = config.world_model_config
-    transition = Net(
-        obs_dim + action_dim,
-        model.transition_hidden_dim,
-        obs_dim,
-        model.transition_layers,
-    )
-    aux = Net(2 * obs_dim + action_dim, model.aux_hidden_dim, 1, model.aux_layers)
+    transition, aux = model_nets(model, obs_dim, action_dim)
     return transition.training(model.batch_size) + 2 * aux.training(model.batch_size)
