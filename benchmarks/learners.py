@@ -67,7 +67,7 @@ def learn(
     answer.send({"updates_per_s": rate, "first_call_s": warm_up})
 
 
-def multiply(gpu: str, threads: int, answer: Connection) -> None:
+def multiply(gpu: str, threads: int, seconds: float, answer: Connection) -> None:
     """A process: the best of three libraries at one large product, in GFLOP/s."""
     _quiet(gpu)
     os.environ["OPENBLAS_NUM_THREADS"] = str(threads)
@@ -92,8 +92,8 @@ def multiply(gpu: str, threads: int, answer: Connection) -> None:
     speeds = {}
     for library, product in products.items():
         product()
-        times = []
-        for _ in range(20):
+        times: list[float] = []
+        while sum(times) < seconds / len(products):
             start = time.perf_counter()
             product()
             times.append(time.perf_counter() - start)
@@ -145,7 +145,7 @@ def measure(
     run = harness.open_run(config, device, ROWS)
 
     threads = config.policy_config.threads or len(os.sched_getaffinity(0))
-    (limits,) = in_processes([(multiply, (gpus[VALUERL], threads))])
+    (limits,) = in_processes([(multiply, (gpus[VALUERL], threads, seconds / 4))])
     limit = max(limits.values())
 
     def figures(name: str, found: dict[str, float]) -> dict[str, float]:
