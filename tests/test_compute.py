@@ -8,10 +8,12 @@ from support import append_frames, make_config, open_run
 
 import compute
 import nn
+import valuerl_learner
+import worldmodel_learner
 from compute import BatchSource, Updater
 from process import Context
 from replay import Batch, ReplayBuffer
-from status import VALUERL
+from status import VALUERL, WORLDMODEL
 from util import UserError
 from valuerl_learner import ValueRLLearner
 from worldmodel_learner import WorldmodelLearner
@@ -272,3 +274,29 @@ def test_a_call_has_at_most_the_updates_of_one_vector_step(
     keys["policy_config"]["updates_per_call"] = most + 1
     with pytest.raises(ValueError, match=f"must be at most {most}, the updates"):
         make_config(tmp_path, **keys)
+
+
+@pytest.mark.parametrize(
+    ("keys", "value_members", "model_members"),
+    [
+        ({}, 2, None),  # DDPG: policy and Q side by side
+        ({"bayesian": SIZES | {"eval_sample_count": 4}}, 4, None),
+        ({"value_expansion": EXPANSIONS["tdk"]}, 2, 3),  # of SIZES: eval and train
+        ({"value_expansion": EXPANSIONS["tdk"]} | NETS, 3, 3),
+    ],
+)
+def test_a_learner_computes_as_many_nets_at_once_as_take_part(
+    tmp_path, monkeypatch, keys, value_members, model_members
+):
+    model = {"model_config": PACE | MODEL} if model_members else {}
+    run, board, _ = open_run(tmp_path, policy_config=PACE | keys, **model)
+    asked = []
+    for learner in (valuerl_learner, worldmodel_learner)[: 1 + bool(model)]:
+        monkeypatch.setattr(
+            learner, "prepare_tensorflow", lambda *given: asked.append(given)
+        )
+        name = VALUERL if learner is valuerl_learner else WORLDMODEL
+        learner.build(Context(run, name, 0, board, lambda: False))
+    expected = [(VALUERL, True, None, value_members)]
+    expected += [(WORLDMODEL, True, None, model_members)] if model else []
+    assert asked == expected
