@@ -30,6 +30,7 @@ ONE_REQUEST = 0.5  # seconds in which several signals are one: some tools send t
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 ACTOR_RESTARTS, RESTART_WINDOW = 5, 600.0  # times, in seconds
 LEARNER_RESTARTS = 1
+GIVEN_UP = (process.MISTAKE, process.HOPELESS, process.FULL_DISK)  # with one line
 ACTOR_NICE = 10
 
 
@@ -45,7 +46,7 @@ class Child:
     starts: int = 0
     died: list[float] = field(default_factory=list)  # when, monotonic seconds
     output_from: int = 0  # where its last start's output begins in its file
-    done: bool = False  # ended because its work is done
+    done: bool = False  # its work is done, or it was the reason to end the run
 
     @property
     def is_learner(self) -> bool:
@@ -98,6 +99,13 @@ def _without_interrupts() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
+def _how(code: int) -> str:
+    """How a process with this exit code ended."""
+    if code < 0:
+        return f"died by {signal.Signals(-code).name}"
+    return f"ended with exit code {code}"
 
 
 def _no_space() -> OSError:
@@ -181,6 +189,7 @@ class Supervisor:
                 if not child.alive and not child.done:
                     failure = self._bury(child)
                     if failure:
+                        child.done = True
                         return failure
             if self._advance():
                 return Outcome(0, finished=True)
@@ -253,18 +262,12 @@ class Supervisor:
         if code == process.STOPPED and expected:
             child.done = True
             return None
-        output = self._output(child)
-        if code == process.MISTAKE:
-            return Outcome(2, error=self._last_line(child, output))
-        if code == process.FULL_DISK and not output:  # no space for its line either
-            return Outcome(1, error=process.full_disk_advice(_no_space(), self._run))
-        if code in (process.HOPELESS, process.FULL_DISK):
-            return Outcome(1, error=self._last_line(child, output))
+        if code in GIVEN_UP:
+            error = self._last_line(child)
+            return Outcome(2 if code == process.MISTAKE else 1, error=error)
         now = time.monotonic()
         child.died.append(now)
-        how = f"ended with exit code {code}"
-        if code < 0:
-            how = f"died by {signal.Signals(-code).name}"
+        how = _how(code)
         if child.is_learner:
             too_often = len(child.died) > LEARNER_RESTARTS
         else:
@@ -274,15 +277,19 @@ class Supervisor:
             file = self._run.folders.process_output(child.name)
             return Outcome(
                 1,
-                error=f"{output}\n{child.name} {how} after {child.starts - 1} "
-                f"restarts; the run stops (its output: {file})",
+                error=f"{self._output(child)}\n{child.name} {how} after "
+                f"{child.starts - 1} restarts; the run stops (its output: {file})",
             )
         self._display.note(f"{child.name} {how} and is restarted")
         self._start(child)
         return None
 
-    def _last_line(self, child: Child, output: str) -> str:
+    def _last_line(self, child: Child) -> str:
         """The line with which a child gave up; names the child."""
+        output = self._output(child)
+        if child.process.exitcode == process.FULL_DISK and not output:
+            # There was no space for its line either.
+            return process.full_disk_advice(_no_space(), self._run)
         line = (output.splitlines() or ["gave up without a word"])[-1]
         return line if line.startswith(child.name) else f"{child.name}: {line}"
 
@@ -320,7 +327,23 @@ class Supervisor:
                 f"{', '.join(killed)} killed before the end of its saving; "
                 "--resume goes on from its last state"
             )
+        failures = [
+            self._failure_at_the_end(child)
+            for child in self._children
+            # By SIGTERM: it was asked before it had begun.
+            if not (child.done or child in alive or child.process is None)
+            and child.process.exitcode not in (process.STOPPED, -signal.SIGTERM)
+        ]
         self._events.close()
         self._display.show(self.progress, last=True)
         self._display.close()
-        return Outcome(1) if self._at_once and not outcome.code else outcome
+        if outcome.code == 0 and (self._at_once or failures):
+            return Outcome(1, error="\n".join(failures) or None)
+        return outcome
+
+    def _failure_at_the_end(self, child: Child) -> str:
+        """Why a child that was asked to save and end did not."""
+        code = child.process.exitcode
+        if code in GIVEN_UP:
+            return self._last_line(child)
+        return f"{self._output(child)}\n{child.name} {_how(code)} when asked to end"

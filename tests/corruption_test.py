@@ -121,6 +121,7 @@ REPLAYS: dict[str, Damage] = {
     "index: complement of frames": flip(96, 1),
     "index: complement of intent": flip(88, 0),
     "index: reserved rows": flip(80, 6),
+    "index: no complements, as in older files": lambda c: c[:88] + bytes(24) + c[112:],
     "first row: observation": flip(HEADER_BYTES),
     "first row: trailer": flip(HEADER_BYTES + ROW - 1),
     "row 5: next observation": flip(HEADER_BYTES + 5 * ROW + 4 * SIZES[0]),

@@ -116,6 +116,24 @@ def obey(context: Context) -> None:
     mark(context, "saved")
 
 
+def cannot_save(context: Context) -> None:
+    mark(context, "ready")
+    beat_until_stopped(context)
+    full_disk(context)
+
+
+def fail_to_save(context: Context) -> None:
+    mark(context, "ready")
+    beat_until_stopped(context)
+    raise ValueError(f"failure {starts(context)}")
+
+
+def die_while_saving(context: Context) -> None:
+    mark(context, "ready")
+    beat_until_stopped(context)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def obey_slowly(context: Context) -> None:
     """As `obey`, but saving takes a while."""
     mark(context, "ready")

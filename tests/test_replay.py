@@ -377,6 +377,26 @@ def test_recover_of_nothing_but_bad_rows_leaves_an_empty_buffer(tmp_path):
     assert live_values(buffer) == [5]
 
 
+def test_a_file_of_an_earlier_program_has_no_complements_and_gets_them(tmp_path):
+    # Earlier programs left zeros there, and do again when they go on with a file.
+    filled(tmp_path, 130).close()
+    path = tmp_path / "replay.bin"
+    counters, complements = struct.Struct("<3Q"), slice(88, 112)
+    content = bytearray(path.read_bytes())
+    content[complements] = bytes(24)
+    path.write_bytes(content)
+    buffer = ReplayBuffer.open(tmp_path, writable=True)
+    assert live_values(buffer) == list(range(30, 130))
+    assert buffer.recover() == 0
+    content = path.read_bytes()
+    values = counters.unpack_from(content, 64)
+    assert values[:2] == (130, 130)
+    copies = counters.unpack(content[complements])
+    assert [~copy % 2**64 for copy in copies[:2]] == list(values[:2])
+    buffer.append(rows(np.arange(130, 140)))
+    assert live_values(buffer) == list(range(40, 140))
+
+
 def test_recover_works_across_chunks(tmp_path, monkeypatch):
     monkeypatch.setattr(replay, "CHUNK_BYTES", 7 * ROW_BYTES)
     filled(tmp_path, 130).close()

@@ -623,6 +623,28 @@ def test_a_childs_line_is_what_the_launcher_says(watched, function, code, line):
     assert [child.starts for child in supervisor._children] == [1, 1]
 
 
+@pytest.mark.parametrize(
+    ("function", "line"),
+    [
+        ("cannot_save", "valuerl: .*/file: No space left on device .*--resume"),
+        ("fail_to_save", "valuerl ended with exit code 1 when asked to end"),
+        ("die_while_saving", "valuerl died by SIGKILL when asked to end"),
+    ],
+)
+def test_who_is_asked_to_end_and_cannot_save_is_no_success(watched, function, line):
+    supervisor, _ = watched({VALUERL: function, "interactor0": "obey"})
+    names = {VALUERL, "interactor0"}
+    supervisor._display.on_show = lambda: (
+        marked(supervisor, "ready") == names and send(signal.SIGTERM)
+    )
+    outcome = supervisor.run()
+    assert (outcome.code, outcome.finished) == (1, False)
+    *before, last = outcome.error.strip().splitlines()
+    assert re.fullmatch(line, last)
+    assert ("ValueError: failure 1" in before) == (function == "fail_to_save")
+    assert marked(supervisor, "saved") == {"interactor0"}
+
+
 def test_a_process_that_hangs_is_killed_and_started_again(watched):
     functions = {VALUERL: "obey", "interactor0": "hang_once"}
     supervisor, _ = watched(functions, env={"step_timeout": 1.5})

@@ -1,0 +1,182 @@
+"""Fills the disk under a run, frees it again, and looks whether anything was lost.
+
+    python tests/full_disk_test.py
+
+The run of crash_test writes into a filesystem of its own (tmpfs, of 64 MiB), which
+needs the right to mount one: user namespaces, or root. It is full at the first
+transition, in the middle of learning, when the run is asked to end, when it is killed,
+and when it is resumed. Everything that crash_test wants of a run at rest must be true
+whenever it is. The exit code is 1 where anything was violated.
+"""
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(PROJECT), str(PROJECT / "tests")]
+
+from crash_test import Harness  # noqa: E402
+
+from status import VALUERL, WORLDMODEL  # noqa: E402
+
+SIZE = "64m"
+PATIENCE = 60.0  # seconds: those who wait try again every ten
+INSIDE = "--inside"  # the call within the new namespace
+
+
+class FullDisk:
+    """A run whose disk is filled and freed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.harness = Harness(folder, seed=0)
+        self.disk = folder / "output"
+        self.disk.mkdir()
+        subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"size={SIZE}", "tmpfs", self.disk],
+            check=True,
+        )
+
+    def fill(self, leave: int = 0) -> None:
+        """Takes all space but so many bytes."""
+        with open(self.disk / "ballast", "ab", buffering=0) as file:
+            while (free := shutil.disk_usage(self.disk).free) > leave:
+                size = os.fstat(file.fileno()).st_size
+                with contextlib.suppress(OSError):  # the run was faster: look again
+                    os.posix_fallocate(file.fileno(), size, free - leave)
+
+    def free(self) -> None:
+        (self.disk / "ballast").unlink()
+
+    def check(self, what: str, condition: Callable[[], bool]) -> None:
+        """What must become true while the run lives."""
+        if self.harness.until(condition, PATIENCE):
+            print(f"seen: {what}", flush=True)
+        else:
+            end = self.harness.output()[-500:]
+            self.harness.violation(f"not seen: {what}; the last output: {end}")
+
+    def says(self, text: str, times: int = 1) -> Callable[[], bool]:
+        return lambda: self.harness.output().count(text) >= times
+
+    def at_rest(self, what: str) -> None:
+        self.harness.check_orphans()
+        self.harness.check_at_rest()
+        stored = self.harness.counts["transitions stored"]
+        print(f"seen: {what}; {stored:,} transitions are there", flush=True)
+
+    def learns_on(self) -> Callable[[], bool]:
+        """Whether both learners get beyond what they have done by now."""
+        self.harness.note_state()
+        before = dict(self.harness.seen.updates)
+
+        def more() -> bool:
+            self.harness.note_state()
+            now = self.harness.seen.updates
+            return all(now[name] > before[name] + 200 for name in (VALUERL, WORLDMODEL))
+
+        return more
+
+    def waiting(self) -> Callable[[], bool]:
+        """Whether both learners wait for space."""
+
+        def wait() -> bool:
+            board = self.harness.board()
+            names = (VALUERL, WORLDMODEL)
+            return board is not None and all(board[name]["disk_full"] for name in names)
+
+        return wait
+
+    def run(self) -> None:
+        harness = self.harness
+        self.fill(leave=1 << 20)  # enough to start, too little for transitions
+        harness.launch()
+        self.check("interactors wait", self.says("interactor0 waits for space"))
+        self.check("  with the free bytes", self.says("bytes are free); interactor0"))
+        self.free()
+        self.check("both learn", harness.is_ready)
+        self.check("  and go on", self.learns_on())
+
+        self.fill()
+        self.check("learners wait", self.waiting())
+        self.check("  and say so", self.says("valuerl waits for space"))
+        harness.note_state()
+        self.free()
+        self.check("both go on", self.says("valuerl has space again and goes on"))
+        self.check("  learning", self.learns_on())
+
+        self.fill()
+        self.check("learners wait again", self.waiting())
+        harness.launcher.send_signal(signal.SIGTERM)
+        code = harness.launcher.wait(PATIENCE)
+        if code != 1 or "free some space" not in harness.output().lower():
+            harness.violation(f"exit code {code}: {harness.output()[-500:]}")
+        self.at_rest("asked to end, it ended")
+
+        harness.launch()  # the disk is still full
+        code = harness.launcher.wait(PATIENCE)
+        if code != 2 or "Traceback" in harness.output():
+            harness.violation(f"exit code {code}: {harness.output()[-500:]}")
+        self.at_rest("a resume is refused in one line")
+
+        self.free()
+        harness.launch()
+        self.check("resumed, both learn", harness.is_ready)
+        self.check("  and go on", self.learns_on())
+        self.fill()
+        self.check("learners wait a third time", self.waiting())
+        os.killpg(harness.launcher.pid, signal.SIGKILL)
+        harness.launcher.wait()
+        self.at_rest("killed while they wait")
+
+        self.free()
+        harness.launch()
+        self.check("resumed, both learn", harness.is_ready)
+        self.check("  and go on", self.learns_on())
+        harness.stop()
+        self.at_rest("ended")
+
+
+def outside() -> int:
+    """Calls this program again in a namespace in which it may mount."""
+    return subprocess.call(
+        [
+            *("unshare", "--map-root-user", "--mount"),
+            *(sys.executable, __file__, INSIDE),
+        ]
+    )
+
+
+def inside() -> int:
+    folder = Path(tempfile.mkdtemp(prefix="full-disk-"))
+    test = FullDisk(folder)
+    started = time.monotonic()
+    try:
+        test.run()
+    finally:
+        if test.harness.launcher.poll() is None:
+            os.killpg(test.harness.launcher.pid, signal.SIGKILL)
+            test.harness.launcher.wait()
+    violations = test.harness.violations
+    print(f"violations: {len(violations)}; {time.monotonic() - started:.0f} s")
+    subprocess.run(["umount", test.disk], check=True)
+    shutil.rmtree(folder)
+    return 1 if violations else 0
+
+
+@pytest.mark.mount
+def test_a_full_disk_stops_a_run_only_until_there_is_space():
+    assert outside() == 0
+
+
+if __name__ == "__main__":
+    sys.exit(inside() if sys.argv[1:] == [INSIDE] else outside())
