@@ -16,13 +16,15 @@ from util import UserError
 
 ROOT = Path(__file__).resolve().parent
 QUICKSTART = Path("config/quickstart.json")
-EXPERIMENTS = Path("config/experiments")
-# By folder below EXPERIMENTS. One that is not named here is listed without a word.
+CONFIG = Path("config")
+EXPERIMENTS = ("experiments/**/*.json", "cpu/*/*.json")  # below CONFIG
+# By folder below CONFIG. One that is not named here is listed without a word.
 SHOWS = {
-    "goodruns": "learning curves: score against environment frames",
-    "ablations/horizons": "rollouts of 1, 2 and 5 steps",
-    "ablations/baselines": "each part of STEVE on its own",
-    "speedruns": "score against hours: neither side waits",
+    "experiments/goodruns": "learning curves: score against environment frames",
+    "experiments/ablations/horizons": "rollouts of 1, 2 and 5 steps",
+    "experiments/ablations/baselines": "each part of STEVE on its own",
+    "experiments/speedruns": "score against hours: neither side waits",
+    "cpu": "the comparison at a size for two CPU cores",
 }
 NOT_A_TERMINAL = 1000  # columns: in a file no line is broken
 
@@ -46,7 +48,7 @@ def list_experiments(root: Path = ROOT) -> RenderableType:
     """The experiments under config/, grouped; repeats of one experiment are one row."""
     parts: list[RenderableType] = []
     for folder, files in _grouped(root).items():
-        title = Text(f"{EXPERIMENTS}/{folder}", "bold")
+        title = Text(f"{CONFIG}/{folder}", "bold")
         shows = SHOWS.get(folder)
         parts.append(title.append(f": {shows}" if shows else "", "not bold"))
         parts += [_experiments_table(root, files), ""]
@@ -67,9 +69,10 @@ def _grouped(root: Path) -> dict[str, dict[str, Path]]:
     """Group to pattern of file names to one of the files, in the order of SHOWS."""
     repeats: dict[Path, list[int]] = {}
     files: dict[Path, Path] = {}
-    for path in sorted((root / EXPERIMENTS).rglob("*.json")):
+    found = (path for pattern in EXPERIMENTS for path in (root / CONFIG).glob(pattern))
+    for path in sorted(found):
         name, number = re.fullmatch(r"(.*?)(\d*)", path.stem).groups()
-        base = path.relative_to(root / EXPERIMENTS).with_name(name)
+        base = path.relative_to(root / CONFIG).with_name(name)
         repeats.setdefault(base, []).extend([int(number)] if number else [])
         files.setdefault(base, path.relative_to(root))
     groups: dict[str, dict[str, Path]] = {folder: {} for folder in SHOWS}

@@ -16,6 +16,8 @@ from util import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 EXPERIMENTS = ROOT / "config" / "experiments"
+CPU = ROOT / "config" / "cpu"
+CPU_EXPERIMENTS = sorted(CPU.glob("*/*.json"))
 
 # folder: (env.name, obs_dims, action_dim), as in the paper's table of environments.
 ENVIRONMENTS = {
@@ -216,9 +218,60 @@ def test_every_remaining_file_under_config_is_part_of_an_experiment():
     parts = {
         str(path.relative_to(ROOT))
         for path in (ROOT / "config").rglob("*.json")
-        if EXPERIMENTS not in path.parents
+        if EXPERIMENTS not in path.parents and path not in CPU_EXPERIMENTS
     }
     assert parts == inherited
+
+
+@pytest.mark.parametrize("path", CPU_EXPERIMENTS, ids=lambda path: path.stem)
+def test_a_cpu_experiment_is_the_papers_with_what_its_size_changes(path, tree):
+    """The same algorithm in the same environment, and size.json on top."""
+    name, seed = path.stem[:-1], int(path.stem[-1])
+    (kind,) = {
+        kind for _, _, names, _ in TABLE for n, kind in names.items() if n == name
+    }
+    loaded = load(path)
+    assert loaded.notes == []
+    assert loaded.config.seed == seed
+    assert found_algorithm(loaded.config) == kind
+    content = json.loads(path.read_text())
+    assert content["updates"].keys() <= {"seed", "policy_config"}
+    assert content["inherits"][-2:] == [
+        f"config/envs/{path.parent.name}.json",
+        "config/cpu/size.json",
+    ]
+    inherits = content["inherits"][:-1]
+    tree.write(a={"inherits": inherits, "updates": content["updates"]})
+    paper = load(tree.root / "a.json", root=ROOT)
+    changed = set(changed_keys(paper.merged, loaded.merged))
+    assert changed <= {key for key, _ in cpu_departures()}
+
+
+def cpu_departures() -> list[tuple[str, object]]:
+    """The dotted keys and values of size.json."""
+    updates = json.loads((CPU / "size.json").read_text())["updates"]
+    departures = []
+    for section, value in updates.items():
+        if isinstance(value, dict):
+            name = section.removeprefix("*")
+            departures += [(f"{name}.{key}", inner) for key, inner in value.items()]
+        else:
+            departures.append((section, value))
+    return departures
+
+
+def test_every_departure_of_the_cpu_experiments_has_its_reason():
+    rows = [
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in (CPU / "README.md").read_text().splitlines()
+        if line.startswith("| `")
+    ]
+    documented = {key.strip("`"): (value, reason) for key, _, value, reason in rows}
+    departures = dict(cpu_departures())
+    assert documented.keys() == departures.keys()
+    for key, value in departures.items():
+        assert documented[key][0].replace(",", "") == json.dumps(value)
+        assert documented[key][1]
 
 
 def test_core_files_say_what_the_schema_has_as_defaults(tree):

@@ -1,0 +1,93 @@
+"""The runs in results/: how they get there, and that what is there can be used."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support import make_config, make_run
+
+import experiment
+from records import find_runs
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "results"
+CSV = "hours,epochs,frames,score\n0.1,1,100,{score}\n"
+
+
+def write_run(output: Path, name: str, *, score: float = 1.0, finished: bool = True):
+    """A run's output as main.py leaves it, as far as it matters here."""
+    config = make_config(output, model=True)
+    run = make_run(config, name)
+    folders = run.folders
+    folders.scores.write_text(CSV.format(score=score))
+    for learner in ("valuerl", "worldmodel"):
+        folders.learner_log(learner).write_text(f"hours,frames,updates\n{learner}\n")
+    merged = config.model_dump(mode="json", by_alias=True)
+    experiment.write_json(folders.hyperparameters, merged)
+    record = {
+        "experiment": name,
+        "starts": [experiment.start_record(config, 0, {"valuerl": "cpu"}, False)],
+        "finished": {"time": "then", "frames": 100, "hours": 0.1} if finished else None,
+    }
+    experiment.write_json(folders.run, record)
+    return folders
+
+
+def collect(output: Path, results: Path) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "results/collect.py", str(output), "--to", str(results)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_finished_runs_are_copied_once_and_what_is_there_stays(tmp_path):
+    output, results = tmp_path / "output", tmp_path / "results"
+    folders = write_run(output, "steve0")
+    write_run(output, "steve1", finished=False)
+    environment = folders.root.parent.name
+    done = collect(output, results)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"{environment}/steve0\n"
+    copy = results / environment / "steve0"
+    assert {path.name for path in copy.iterdir()} == {
+        *("steve0.greedy.csv", "valuerl.log", "worldmodel.log"),
+        *("hps.json", "compute.json"),
+    }
+    for path in copy.glob("*.[cl]*"):
+        assert path.read_bytes() == (folders.log / path.name).read_bytes()
+    compute = json.loads((copy / "compute.json").read_text())
+    assert compute["finished"]["hours"] == 0.1
+    assert "host" not in compute["starts"][0]
+
+    assert collect(output, results).stdout == "nothing new\n"
+    folders.scores.write_text(CSV.format(score=2.0))
+    done = collect(output, results)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        f"collect.py: {copy}: another run is here; remove it first\n"
+    )
+    assert "1.0" in (copy / "steve0.greedy.csv").read_text()
+
+
+def test_a_folder_without_runs_is_one_line(tmp_path):
+    done = collect(tmp_path, tmp_path / "results")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+
+
+RUNS = sorted(RESULTS.glob("*/*/hps.json"))
+
+
+@pytest.mark.parametrize("path", RUNS, ids=lambda path: path.parent.name)
+def test_a_kept_run_is_complete_and_came_to_its_end(path):
+    (run,) = find_runs([path.parent])
+    assert run.end("frames") >= run.config.total_frames
+    compute = json.loads(path.with_name("compute.json").read_text())
+    assert compute["finished"]["frames"] >= run.config.total_frames
+    log = "worldmodel.log" if run.config.has_model else "valuerl.log"
+    assert path.with_name(log).is_file()
