@@ -24,7 +24,7 @@ from checkpoint import Checkpoint
 from episodes import redirected
 from schema import Config
 from trained import as_published, differing_keys, load_state, policy_shapes
-from util import OneLineParser, UserError, appearing
+from util import OneLineParser, UserError, appearing, exit_code
 
 NUMPY_NAME = "policy.npz"
 TENSORFLOW_NAME = "saved_model"
@@ -153,19 +153,7 @@ def run(arguments: argparse.Namespace) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns the exit code (SPEC section 12)."""
     parsed = parse_arguments(arguments)
-    try:
-        run(parsed)
-    except UserError as error:
-        print(f"export.py: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        if error.filename is None:
-            raise  # no file is at fault
-        print(f"export.py: {error.filename}: {error.strerror}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped; nothing was written", file=sys.stderr)
-    return 0
+    return exit_code("export.py", lambda: run(parsed))
 
 
 if __name__ == "__main__":

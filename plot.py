@@ -19,7 +19,15 @@ from curve_figures import all_figures
 from curves import SMOOTH, reach_table, score_table
 from drawing import KINDS, rendered, text_table
 from records import GROUPINGS, SCORE, X_AXES, find_runs, remarks
-from util import OneLineParser, UserError, atomic_write, number, unused, whole_number
+from util import (
+    OneLineParser,
+    UserError,
+    atomic_write,
+    exit_code,
+    number,
+    unused,
+    whole_number,
+)
 
 SUFFIXES = (".png", ".pdf", ".svg")
 DEFAULT_FOLDER = Path("output/plots")
@@ -198,18 +206,7 @@ def run(arguments: argparse.Namespace) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0, 1 for a failure, 2 for a user's mistake."""
     parsed = parse_arguments(arguments)
-    try:
-        run(parsed)
-    except UserError as error:
-        print(f"plot.py: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"plot.py: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("plot.py: interrupted", file=sys.stderr)
-        return 130
-    return 0
+    return exit_code("plot.py", lambda: run(parsed))
 
 
 if __name__ == "__main__":

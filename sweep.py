@@ -24,7 +24,7 @@ from display import clock
 from sweep_runs import LOCAL, NO_FAILURE, SLURM, PlannedRun, Request, Sweep
 from sweep_slurm import Queue, Resources
 from sweep_status import FAILED, STATES, State
-from util import OneLineParser, UserError, whole_number
+from util import OneLineParser, UserError, exit_code, whole_number
 
 COMMANDS = ("status", "cancel", "retry")
 MAX_SEED = 2**31 - 1
@@ -386,7 +386,8 @@ def retry(output_root: Path) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns the exit code: 1 where a local run failed, 2 a mistake."""
     parsed = parse_arguments(sys.argv[1:] if arguments is None else arguments)
-    try:
+
+    def command() -> int:
         match parsed.command:
             case "status":
                 return show_status(parsed.output_root)
@@ -396,9 +397,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return retry(parsed.output_root)
             case _:
                 return submit(parsed)
-    except UserError as error:
-        print(f"sweep.py: {error}", file=sys.stderr)
-        return 2
+
+    return exit_code("sweep.py", command)
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ from drawing import (
     text_table,
 )
 from toy_chain import History, Learner, first_below, learn, learners, steve_target
-from util import OneLineParser, UserError, atomic_write, number, whole_number
+from util import OneLineParser, UserError, atomic_write, exit_code, number, whole_number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -309,23 +309,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0, 1 for a failure, 2 for a user's mistake."""
     arguments = parse_arguments(argv)
     try:
-        run(arguments)
-    except UserError as error:
-        print(f"toy_demo.py: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"toy_demo.py: cannot write the results: {error}", file=sys.stderr)
-        return 1
+        return exit_code("toy_demo.py", lambda: run(arguments))
     except MemoryError:
         print(
             "toy_demo.py: not enough memory: pass fewer --trials or --steps",
             file=sys.stderr,
         )
         return 1
-    except KeyboardInterrupt:
-        print("toy_demo.py: interrupted", file=sys.stderr)
-        return 130
-    return 0
 
 
 if __name__ == "__main__":

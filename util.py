@@ -5,6 +5,7 @@ import errno
 import math
 import os
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -26,6 +27,35 @@ class OneLineParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message} (--help explains)\n")
+
+
+def exit_code(program: str, command: Callable[[], int | None]) -> int:
+    """Runs a command; what its user can mend is one line on stderr, no stack trace.
+
+    Returns:
+        the exit code: the command's own (None: 0), 2 after a UserError, 1 after an
+        OSError that names a file, or where nobody reads the output any more, 130
+        after Ctrl-C. Any other exception is a bug of ours and is raised.
+    """
+    try:
+        code = command() or 0
+        sys.stdout.flush()
+        return code
+    except UserError as error:
+        print(f"{program}: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        # `| head`, say; nor must the interpreter's last flush find that pipe.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"{program}: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"{program}: interrupted", file=sys.stderr)
+        return 130
 
 
 def whole_number(lowest: int, highest: int) -> Callable[[str], int]:

@@ -62,7 +62,7 @@ from trained import (
     load_trained,
     policy_shapes,
 )
-from util import OneLineParser, UserError, appearing, unused, whole_number
+from util import OneLineParser, UserError, appearing, exit_code, unused, whole_number
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -305,21 +305,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         signal.signal(number, signal.default_int_handler)
     parsed = parse_arguments(arguments)
     try:
-        run(parsed)
-    except UserError as error:
-        print(f"visualizer.py: {error}", file=sys.stderr)
-        return 2
+        return exit_code("visualizer.py", lambda: run(parsed))
     except EpisodeError as error:
         print(f"visualizer.py: {error}", file=sys.stderr)
         return 1
-    except OSError as error:
-        if error.filename is None:
-            raise  # no file is at fault
-        print(f"visualizer.py: {error.filename}: {error.strerror}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped; nothing was written", file=sys.stderr)
-    return 0
 
 
 if __name__ == "__main__":

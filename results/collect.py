@@ -19,7 +19,7 @@ sys.path.insert(0, str(RESULTS.parent))
 
 import experiment  # noqa: E402
 from records import read_config  # noqa: E402
-from util import OneLineParser, UserError, appearing  # noqa: E402
+from util import OneLineParser, UserError, appearing, exit_code  # noqa: E402
 
 KEPT = ("time", "resumed", "python", "versions", "commit", "devices")  # of a start
 
@@ -67,12 +67,10 @@ def main() -> int:
     parser.add_argument("output_root", metavar="OUTPUT_ROOT", type=Path)
     parser.add_argument("--to", type=Path, default=RESULTS, help=argparse.SUPPRESS)
     given = parser.parse_args()
-    try:
-        print("\n".join(collect(given.output_root, given.to)) or "nothing new")
-    except UserError as error:
-        print(f"collect.py: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(
+        "collect.py",
+        lambda: print("\n".join(collect(given.output_root, given.to)) or "nothing new"),
+    )
 
 
 if __name__ == "__main__":

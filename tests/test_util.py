@@ -6,6 +6,8 @@ import io
 import math
 import os
 import stat
+import subprocess
+import sys
 
 import pytest
 
@@ -346,3 +348,52 @@ def test_a_path_that_is_taken_gets_the_first_free_number(tmp_path):
     path.mkdir()
     (tmp_path / "plots-2").symlink_to("nowhere")  # a name that is taken, too
     assert unused(path) == tmp_path / "plots-3"
+
+
+# ---- a command's end ----------------------------------------------------------------
+
+
+def raising(error):
+    def command():
+        raise error
+
+    return command
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (util.UserError("no such key"), 2, "x.py: no such key"),
+        (OSError(errno.EACCES, "denied", "/a/b"), 1, "x.py: /a/b: denied"),
+        (KeyboardInterrupt(), 130, "x.py: interrupted"),
+    ],
+)
+def test_what_a_user_can_mend_is_one_line(error, code, line, capsys):
+    assert util.exit_code("x.py", raising(error)) == code
+    assert capsys.readouterr().err == f"{line}\n"
+
+
+def test_a_bug_keeps_its_stack_trace():
+    for error in (ValueError("ours"), OSError(errno.EIO, "no file is named")):
+        with pytest.raises(type(error)):
+            util.exit_code("x.py", raising(error))
+
+
+def test_a_commands_own_code_counts():
+    assert util.exit_code("x.py", lambda: None) == 0
+    assert util.exit_code("x.py", lambda: 3) == 3
+
+
+def test_a_reader_that_goes_away_is_no_bug():
+    """As in `plot.py | head`: both a print and the last flush may meet it."""
+    lines = "import util; util.exit_code('x', lambda: print('y\\n' * {}))"
+    for count in (1, 100_000):
+        program = subprocess.Popen(
+            [sys.executable, "-c", "input(); " + lines.format(count)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        program.stdout.close()
+        _, said = program.communicate(b"go\n")
+        assert (program.returncode, said) == (0, b"")
