@@ -4,7 +4,7 @@
 
 ENVIRONMENT/EXPERIMENT/ gets the scores, the learners' logs, the configuration and
 `compute.json`: versions, starts and the end. A run that is not finished is passed over,
-one that is here with the same content is left alone, one that is here with another is
+one that is here with the same scores is left alone, one that is here with others is
 refused: a result is replaced only by hand.
 """
 
@@ -45,9 +45,8 @@ def collect(output_root: Path, results: Path) -> list[str]:
             continue
         target = results / root.parent.name / root.name
         if target.exists():
-            if (
-                target / folders.scores.name
-            ).read_bytes() != folders.scores.read_bytes():
+            here = target / folders.scores.name
+            if here.read_bytes() != folders.scores.read_bytes():
                 raise UserError(f"{target}: another run is here; remove it first")
             continue
         with appearing(target) as unfinished:
@@ -58,7 +57,7 @@ def collect(output_root: Path, results: Path) -> list[str]:
             compute = {"starts": starts, "finished": record["finished"]}
             content = json.dumps(compute, indent=2) + "\n"
             (unfinished / "compute.json").write_text(content)
-        lines.append(f"{target.relative_to(results)}")
+        lines.append(str(target.relative_to(results)))
     return lines
 
 

@@ -4,9 +4,8 @@
     python -m pytest -m slow                     # the test: two seeds
 
 The measure is the number of frames until the mean of five evaluation episodes in a row
-is at least REACHED. What a run has learned by then no later mishap takes away, so it
-varies less than the score at the end. The exit code is 1 where a seed needed more than
-BUDGET.
+is at least REACHED: unlike the score at the end, nothing that happens later changes it.
+The exit code is 1 where a seed needed more than BUDGET.
 """
 
 import argparse

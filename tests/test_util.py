@@ -386,7 +386,9 @@ def test_a_commands_own_code_counts():
 
 def test_a_reader_that_goes_away_is_no_bug():
     """As in `plot.py | head`: both a print and the last flush may meet it."""
-    lines = "import util; util.exit_code('x', lambda: print('y\\n' * {}))"
+    lines = (
+        "import sys, util; sys.exit(util.exit_code('x', lambda: print('y\\n' * {})))"
+    )
     for count in (1, 100_000):
         program = subprocess.Popen(
             [sys.executable, "-c", "input(); " + lines.format(count)],
@@ -396,4 +398,4 @@ def test_a_reader_that_goes_away_is_no_bug():
         )
         program.stdout.close()
         _, said = program.communicate(b"go\n")
-        assert (program.returncode, said) == (0, b"")
+        assert (program.returncode, said) == (1, b"")
