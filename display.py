@@ -52,7 +52,7 @@ def plain_line(progress: Progress) -> str:
             f"last scores {' '.join(f'{score:.1f}' for _, score in scores[-4:])}"
         )
     if progress.dropped():
-        parts.append(f"dropped {progress.dropped()} transitions")
+        parts.append(f"lost {progress.dropped()} transitions")
     left = progress.seconds_left()
     if left is not None:
         parts.append(f"left {clock(left)}")
@@ -136,7 +136,7 @@ def _scores(scores: list[tuple[int, float]]) -> Iterator[RenderableType]:
 
 def _dropped(count: int) -> Iterator[Text]:
     if count:
-        yield Text(f"{count} transitions were not finite and dropped (log/processes)")
+        yield Text(f"{count} transitions lost to the environment: see log/processes")
 
 
 def closing_lines(progress: Progress, finished: bool) -> list[str]:

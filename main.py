@@ -10,7 +10,6 @@ import errno
 import multiprocessing
 import os
 import shlex
-import signal
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -33,12 +32,12 @@ from progress import Progress
 from schema import Environment
 from status import VALUERL, WORLDMODEL, process_names
 from supervisor import Child, Outcome, Supervisor
-from util import OneLineParser, UserError
+from util import OneLineParser, UserError, exit_code, stop_as_by_ctrl_c
 
 if TYPE_CHECKING:
     from envwrap import EnvSpec
 
-IMPORT_PATIENCE = 60.0  # seconds, beside step_timeout, to import and make it
+IMPORT_PATIENCE = 60.0  # seconds, beside step_timeout, to import the simulator
 ONE_THREAD = dict.fromkeys(
     ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"
 )
@@ -132,6 +131,7 @@ def measure_environment(env: Environment) -> "EnvSpec":
     Raises:
         UserError: it cannot be made, or does not fit the configuration.
     """
+    earlier = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(
         1, multiprocessing.get_context("spawn"), initializer=end_with_parent
     )
@@ -148,7 +148,7 @@ def measure_environment(env: Environment) -> "EnvSpec":
             f"making the environment {env.name} took over {patience:g} s"
         ) from None
     finally:
-        for worker in multiprocessing.active_children():
+        for worker in set(multiprocessing.active_children()) - earlier:
             worker.kill()
         # Waits for its thread, which would else race with the interpreter's end.
         pool.shutdown(cancel_futures=True)
@@ -194,8 +194,8 @@ def load(arguments: argparse.Namespace) -> LoadedConfig:
     )
 
 
-def show(arguments: argparse.Namespace) -> int:
-    """Prints what `--list` or `--describe` asks for; returns the exit code.
+def show(arguments: argparse.Namespace) -> None:
+    """Prints what `--list` or `--describe` asks for.
 
     Raises:
         UserError: a mistake in the configuration.
@@ -207,7 +207,6 @@ def show(arguments: argparse.Namespace) -> int:
     else:
         shown = catalogue.describe(arguments.config, load(arguments))
     catalogue.show(shown)
-    return 0
 
 
 def launch(arguments: argparse.Namespace) -> int:
@@ -356,12 +355,12 @@ def next_command(program: str, arguments: argparse.Namespace, addition: str) -> 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns the exit code (SPEC section 12)."""
-    # Until the supervisor takes over, these do what Ctrl-C does.
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.default_int_handler)
+    stop_as_by_ctrl_c()  # until the supervisor takes over
     parsed = parse_arguments(arguments)
+    if parsed.list or parsed.describe:
+        return exit_code("main.py", lambda: show(parsed))
     try:
-        return show(parsed) if parsed.list or parsed.describe else launch(parsed)
+        return launch(parsed)
     except UserError as error:
         print(f"main.py: {error}", file=sys.stderr)
         return 2

@@ -151,11 +151,15 @@ class Progress:
         return list(self._scores.rows)
 
     def random_score(self) -> float | None:
-        """Mean score of random actions, measured at the end of a run with a limit."""
-        if not self._run.config.evaluator_config.count:
-            return None
-        score = float(self._board["evaluator0"]["random_score"])
-        return None if np.isnan(score) else score
+        """Mean score of random actions, measured by each evaluator at the end of a
+        run with a limit; None before that."""
+        measured = [
+            float(self._board[name]["random_score"])
+            for name in process_names(self._run.config)
+            if name.startswith("evaluator")
+        ]
+        known = [score for score in measured if not np.isnan(score)]
+        return float(np.mean(known)) if known else None
 
     def dropped(self) -> int:
         """Transitions lost to failing environments, in this launch."""

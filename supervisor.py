@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from types import FrameType
@@ -19,6 +20,7 @@ from experiment import Run
 from progress import Progress
 from replay import ReplayBuffer
 from status import FINAL_EPISODES, LAUNCHER, VALUERL, WORLDMODEL, Board
+from util import on_stop_signals
 
 TICK = 0.25  # seconds between looks at the children
 STARTUP_GRACE = 60.0  # seconds more than step_timeout for imports and environments
@@ -26,8 +28,8 @@ LEARNER_STARTUP = 1800.0  # seconds in which a learner builds and compiles its g
 LEARNER_GRACE = 4.0  # seconds more than step_timeout: an update may be a long one
 OWN_PAUSE = 5.0  # seconds between looks after which the launcher itself was stopped
 STOP_PATIENCE = 12.0  # seconds that children get to save and end
+FROM_TERMINAL = (signal.SIGINT, signal.SIGHUP)
 ONE_REQUEST = 0.5  # seconds in which several signals are one: some tools send two
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 ACTOR_RESTARTS, RESTART_WINDOW = 5, 600.0  # times, in seconds
 LEARNER_RESTARTS = 1
 GIVEN_UP = (process.MISTAKE, process.HOPELESS, process.FULL_DISK)  # with one line
@@ -88,17 +90,18 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
 
 
 @contextmanager
-def _without_interrupts() -> Iterator[None]:
-    """Holds Ctrl-C back; a child started meanwhile is deaf to it for good.
+def _without_terminal_signals() -> Iterator[None]:
+    """Holds FROM_TERMINAL back; a child started meanwhile is deaf to them for good.
 
-    The terminal sends Ctrl-C to all processes of the run. The launcher alone answers
-    it and asks the children to end by SIGTERM.
+    The terminal sends them to all processes of the run. The launcher alone answers
+    and asks the children to end by SIGTERM.
     """
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    resource_tracker.ensure_running()  # its own start would let Ctrl-C through again
+    signal.pthread_sigmask(signal.SIG_BLOCK, FROM_TERMINAL)
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, FROM_TERMINAL)
 
 
 def _how(code: int) -> str:
@@ -133,18 +136,14 @@ class Supervisor:
 
     def run(self) -> Outcome:
         """Starts the children and returns when all have ended."""
-        handlers = {
-            number: signal.signal(number, self._on_signal) for number in STOP_SIGNALS
-        }
         outcome = Outcome(1)
-        try:
-            for child in self._children:
-                self._start(child)
-            outcome = self._watch()
-        finally:  # after an exception too, what was learned is saved
-            outcome = self._end(outcome)
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
+        with on_stop_signals(self._on_signal):
+            try:
+                for child in self._children:
+                    self._start(child)
+                outcome = self._watch()
+            finally:  # after an exception too, what was learned is saved
+                outcome = self._end(outcome)
         return outcome
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
@@ -172,7 +171,7 @@ class Supervisor:
                 0 if child.is_learner else ACTOR_NICE,
             ),
         )
-        with _environment(child.environ), _without_interrupts():
+        with _environment(child.environ), _without_terminal_signals():
             child.process.start()
         child.starts += 1
 

@@ -24,7 +24,7 @@ from display import clock
 from sweep_runs import LOCAL, NO_FAILURE, SLURM, PlannedRun, Request, Sweep
 from sweep_slurm import Queue, Resources
 from sweep_status import FAILED, STATES, State
-from util import OneLineParser, UserError, exit_code, whole_number
+from util import OneLineParser, UserError, exit_code, number, whole_number
 
 COMMANDS = ("status", "cancel", "retry")
 MAX_SEED = 2**31 - 1
@@ -116,19 +116,19 @@ def _submit_parser() -> argparse.ArgumentParser:
     )
     option(
         "--updates-per-s",
-        type=float,
+        type=number(1e-6, 1e6),
         metavar="U",
-        help="also say how long it takes at this speed of the value learner",
+        help="with --dry-run: how long it takes at this speed of the value learner",
     )
     return parser
 
 
 def seeds(text: str) -> list[int]:
     """An argparse type: seeds as in "0-3" or "0,2,5-7"."""
-    number, found = whole_number(0, MAX_SEED), []
+    seed, found = whole_number(0, MAX_SEED), []
     for part in text.split(","):
         first, _, last = part.partition("-")
-        low, high = number(first), number(last or first)
+        low, high = seed(first), seed(last or first)
         if high < low:
             raise argparse.ArgumentTypeError(f"{part!r} ends before it begins")
         found += range(low, high + 1)
@@ -182,6 +182,8 @@ def _check(arguments: argparse.Namespace) -> None:
     for limit in ("frames", "hours"):
         if arguments.endless and getattr(arguments, limit) is not None:
             raise UserError(f"--endless and --{limit} contradict each other")
+    if arguments.updates_per_s is not None and not arguments.dry_run:
+        raise UserError("--updates-per-s only says what a sweep costs: add --dry-run")
     if arguments.engine == SLURM:
         return
     for option in ("partition", "time", "cpus", "mem", "no_submit"):
@@ -241,7 +243,7 @@ def _show_plan(
         sweep = _sweep(arguments, output_root, runs)
         print(f"\n# {sweep.script} would be:\n")
         print(sweep_slurm.job_script(sweep, _resources(arguments, runs)))
-    if arguments.updates_per_s:
+    if arguments.updates_per_s is not None:
         print(_cost(runs, arguments.updates_per_s))
 
 

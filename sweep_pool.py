@@ -8,10 +8,10 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -19,10 +19,9 @@ import experiment
 import process
 from devices import VARIABLE, Gpu
 from sweep_runs import NO_FAILURE, Sweep
-from util import UserError
+from util import UserError, on_stop_signals
 
 MAIN = Path(__file__).resolve().with_name("main.py")
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 TICK = 0.2  # seconds between looks at the runs
 KILLED = 128  # what a shell adds to the signal's number
 
@@ -96,7 +95,7 @@ class Pool:
     def run(self) -> list[int]:
         """Returns the exit codes of all runs that were started, as a shell would."""
         codes = []
-        with _handled(self._on_signal):
+        with on_stop_signals(self._on_signal):
             while self._running or (self._waiting and not self._signals):
                 while self._waiting and self._free and not self._signals:
                     self._start(*self._waiting.popleft())
@@ -135,7 +134,7 @@ class Pool:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                preexec_fn=_begin,
+                preexec_fn=partial(_begin, os.getpid()),
             )
         self._running.append(_Running(sweep, index, child, slot))
         gpus = f" on GPU {slot[VARIABLE]}" if slot else ""
@@ -170,20 +169,12 @@ class Pool:
         self._tell(f"{datetime.now().strftime('%H:%M:%S')} {line}")
 
 
-def _begin() -> None:
+def _begin(parent: int) -> None:
     """In the child, before main.py: out of Ctrl-C's reach, ended with its parent."""
     os.setpgid(0, 0)
     ctypes.CDLL(None).prctl(process.PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
-@contextmanager
-def _handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    before = {number: signal.signal(number, handler) for number in STOP_SIGNALS}
-    try:
-        yield
-    finally:
-        for number, earlier in before.items():
-            signal.signal(number, earlier)
+    if os.getppid() != parent:  # it died before the kernel was asked
+        os._exit(process.FAILED)
 
 
 def command(arguments: Sequence[str]) -> str:

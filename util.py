@@ -1,15 +1,17 @@
-"""What every part shares: errors, arguments, atomic files, waiting, intervals."""
+"""What every part shares: errors, signals, arguments, atomic files, waiting."""
 
 import argparse
 import errno
 import math
 import os
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import BinaryIO, NoReturn
 
 MAX_LINE = 4096  # bytes; no row of a csv is longer
@@ -56,6 +58,31 @@ def exit_code(program: str, command: Callable[[], int | None]) -> int:
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr)
         return 130
+
+
+def stop_signals() -> list[int]:
+    """Those that ask a program to end; not SIGHUP where nohup has it ignored."""
+    is_deaf = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    return [signal.SIGINT, signal.SIGTERM, *([] if is_deaf else [signal.SIGHUP])]
+
+
+@contextmanager
+def on_stop_signals(
+    handler: Callable[[int, FrameType | None], None],
+) -> Iterator[None]:
+    """Has the stop signals handled meanwhile."""
+    before = {number: signal.signal(number, handler) for number in stop_signals()}
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
+
+
+def stop_as_by_ctrl_c() -> None:
+    """From now on every stop signal does what Ctrl-C does by default."""
+    for number in stop_signals():
+        signal.signal(number, signal.default_int_handler)
 
 
 def whole_number(lowest: int, highest: int) -> Callable[[str], int]:

@@ -18,7 +18,6 @@ O observation, A action.
 import argparse
 import importlib.util
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -62,7 +61,15 @@ from trained import (
     load_trained,
     policy_shapes,
 )
-from util import OneLineParser, UserError, appearing, exit_code, unused, whole_number
+from util import (
+    OneLineParser,
+    UserError,
+    appearing,
+    exit_code,
+    stop_as_by_ctrl_c,
+    unused,
+    whole_number,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -301,8 +308,7 @@ def _described(trained: Trained) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns the exit code (SPEC section 12)."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.default_int_handler)
+    stop_as_by_ctrl_c()
     parsed = parse_arguments(arguments)
     try:
         return exit_code("visualizer.py", lambda: run(parsed))

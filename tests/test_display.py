@@ -293,11 +293,12 @@ def test_there_is_no_random_score_before_it_was_measured(tmp_path, evaluators):
     assert shown.progress.random_score() is None
 
 
-def test_the_random_score_is_the_boards(tmp_path):
+def test_the_random_score_is_the_mean_of_all_evaluators_that_measured_it(tmp_path):
     shown = Shown(tmp_path, model=False)
-    for evaluator in ("evaluator0", "evaluator1"):
-        shown.board[evaluator]["random_score"] = -12.5
-    assert shown.progress.random_score() == -12.5
+    shown.board["evaluator1"]["random_score"] = -7.5
+    assert shown.progress.random_score() == -7.5
+    shown.board["evaluator0"]["random_score"] = -12.5
+    assert shown.progress.random_score() == -10
 
 
 # The line
@@ -557,9 +558,9 @@ def test_a_display_that_nobody_reads_any_more_does_no_harm(tmp_path, seconds, te
 # Transitions lost to failing environments
 
 
-def test_dropped_transitions_are_shown_only_where_there_are_some(tmp_path):
+def test_lost_transitions_are_shown_only_where_there_are_some(tmp_path):
     shown = Shown(tmp_path, model=False)
-    assert "dropped" not in plain_line(shown.progress)
+    assert "lost" not in plain_line(shown.progress)
     shown.board["interactor0"]["dropped"] = 2
     shown.board["evaluator1"]["dropped"] = 1
-    assert "dropped 3 transitions" in plain_line(shown.progress)
+    assert "lost 3 transitions" in plain_line(shown.progress)

@@ -499,19 +499,21 @@ def test_children_have_their_variables_their_niceness_and_a_seed_of_their_own(
     assert len({facts[name]["seed"] for name in ALL}) == 3
 
 
-def test_a_ctrl_c_at_the_children_does_nothing(watched):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_what_the_terminal_sends_to_the_children_does_nothing(watched, number):
+    """By Ctrl-C, or because it is closed; the launcher alone answers."""
     supervisor, _ = watched(dict.fromkeys(ALL, "describe"))
 
     def interrupt():
-        assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+        assert number not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
         for name in ALL:
-            os.kill(facts_of(supervisor, name)["pid"], signal.SIGINT)
+            os.kill(facts_of(supervisor, name)["pid"], number)
         send(signal.SIGTERM)
 
     when_ready(supervisor, interrupt)
     assert supervisor.run().code == 0
     for child in supervisor._children:
-        assert signal.SIGINT in facts_of(supervisor, child.name)["blocked"]
+        assert number in facts_of(supervisor, child.name)["blocked"]
         assert (child.starts, child.process.exitcode) == (1, 0)
     assert marked(supervisor, "saved") == set(ALL)
 

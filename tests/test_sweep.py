@@ -105,6 +105,8 @@ def test_seeds_are_numbers_and_ranges(text, seeds):
         ([QUICKSTART, "--gpus-per-run", "3"], "invalid choice"),
         ([QUICKSTART, "--endless", "--frames", "9000"], "--endless and --frames"),
         ([QUICKSTART, "--endless", "--hours", "1"], "--endless and --hours"),
+        ([QUICKSTART, "--updates-per-s", "6"], "--updates-per-s only says"),
+        ([QUICKSTART, "--dry-run", "--updates-per-s=-3"], "'-3' is not a number in"),
         ([QUICKSTART, *LOCAL, "--time", "1"], "--time is for --engine slurm"),
         ([QUICKSTART, *LOCAL, "--no-submit"], "--no-submit is for --engine slurm"),
         (["config/experiments"], "has no limit"),

@@ -1,10 +1,11 @@
-"""util: atomic files, waiting, intervals, csv rows."""
+"""util: signals, atomic files, waiting, intervals, csv rows."""
 
 import argparse
 import errno
 import io
 import math
 import os
+import signal
 import stat
 import subprocess
 import sys
@@ -382,6 +383,37 @@ def test_a_bug_keeps_its_stack_trace():
 def test_a_commands_own_code_counts():
     assert util.exit_code("x.py", lambda: None) == 0
     assert util.exit_code("x.py", lambda: 3) == 3
+
+
+@pytest.fixture
+def handlers():
+    """Puts them back; also where the test's own was not put back by what it tests."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.getsignal(number) for number in numbers}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_stop_signals_are_handled_for_a_while(handlers):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+    before = list(map(signal.getsignal, numbers))
+    heard = []
+    with util.on_stop_signals(lambda number, frame: heard.append(number)):
+        for number in numbers:
+            os.kill(os.getpid(), number)
+    assert heard == numbers
+    assert list(map(signal.getsignal, numbers)) == before
+
+
+def test_a_hangup_that_nohup_has_ignored_stays_ignored(handlers):
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    util.stop_as_by_ctrl_c()
+    with util.on_stop_signals(lambda number, frame: pytest.fail("it was handled")):
+        os.kill(os.getpid(), signal.SIGHUP)
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    assert signal.getsignal(signal.SIGTERM) is signal.default_int_handler
 
 
 def test_a_reader_that_goes_away_is_no_bug():
