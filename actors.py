@@ -32,6 +32,7 @@ from util import cut_torn_line, named, wait_until, write_whole
 
 CSV_HEADER = b"hours,epochs,frames,score\n"
 VECTOR_STEPS_AHEAD = 2
+LOST_AT_THE_END = 20  # episodes that an evaluator loses before it gives up on the rest
 
 
 def frame_limit(config: Config, board: Board) -> float:
@@ -157,7 +158,7 @@ def step_all(
         envs: B environments.
         obs: their observations, [B, O].
         action: [B, A] in [-1, 1].
-        beat: called after each environment's step, to show that the process lives.
+        beat: called after each step and reset of an environment, to show life.
 
     Returns:
         (the transitions, B less those that were lost; the observations to go on from,
@@ -178,10 +179,10 @@ def step_all(
         next_obs=next_obs,
         terminated=np.array([taken[i].terminated for i in kept], np.float32),
     )
-    going_on = [
-        env.reset() if step is None or step.over else step.obs
-        for env, step in zip(envs, taken, strict=True)
-    ]
+    going_on = []
+    for env, step in zip(envs, taken, strict=True):
+        going_on.append(env.reset() if step is None or step.over else step.obs)
+        beat()
     return batch, np.stack(going_on)
 
 
@@ -208,12 +209,13 @@ class Evaluator:
         self._row = context.board[context.name]
         self._reader = PolicyReader(context)
         self._rng = np.random.default_rng(context.seed)
-        self._envs = [
-            SafeEnv(config.env, self._rng, context.name, self._lose)
-            for _ in range(self._settings.batch_size)
-        ]
+        self._envs = []
+        for _ in range(self._settings.batch_size):
+            self._envs.append(SafeEnv(config.env, self._rng, context.name, self._lose))
+            self._beat()
         self._scores = ScoreFile(context.run.folders.scores, self._row)
         self._scores.settle()
+        self._lost_at_the_end = 0  # episodes
 
     def run(self) -> None:
         """Evaluates until asked to stop, or until the final episodes are done."""
@@ -221,6 +223,13 @@ class Evaluator:
             final = self._is_final()
             policy = self._reader.refresh()
             missing = self._missing(policy, final)
+            if final and self._lost_at_the_end >= LOST_AT_THE_END:
+                print(
+                    f"{missing} of the final episodes are given up: transitions were "
+                    f"lost in each of {self._lost_at_the_end}",
+                    flush=True,
+                )
+                return
             if missing == 0 and final:
                 self._row["random_score"] = self._random_score()
                 return
@@ -235,8 +244,17 @@ class Evaluator:
     def _is_final(self) -> bool:
         return int(self._context.board[LAUNCHER]["phase"]) == FINAL_EPISODES
 
-    def _stopping(self) -> bool:
+    def _beat(self) -> None:
         self._row["heartbeat"] = time.monotonic()
+
+    def _started(self, env: SafeEnv) -> np.ndarray:
+        """The first observation of a new episode, [O]."""
+        obs = env.reset()
+        self._beat()
+        return obs
+
+    def _stopping(self) -> bool:
+        self._beat()
         return self._context.stop()
 
     def _has_work(self) -> bool:
@@ -256,11 +274,14 @@ class Evaluator:
     def _random_score(self) -> float:
         """Mean score of `final_episodes` episodes with uniformly random actions.
 
-        NaN where the run has no final episodes, or was stopped meanwhile.
+        NaN where the run has no final episodes, or was stopped meanwhile. The mean is
+        of fewer where LOST_AT_THE_END episodes are lost.
         """
         env = self._envs[0]
         scores: list[float] = []
-        while len(scores) < self._final_episodes:
+        for _ in range(self._final_episodes + LOST_AT_THE_END):
+            if len(scores) == self._final_episodes:
+                break
             env.reset()
             score, step = 0.0, None
             while step is None or not step.over:
@@ -281,7 +302,7 @@ class Evaluator:
         An episode with a lost transition has no score: it is run again.
         """
         envs = self._envs[:count]
-        obs = [env.reset() for env in envs]
+        obs = [self._started(env) for env in envs]
         scores = [0.0] * len(envs)
         running = list(range(len(envs)))
         while running:
@@ -290,8 +311,10 @@ class Evaluator:
             actions = policy.greedy(np.stack([obs[i] for i in running]))
             for i, action in zip(list(running), actions, strict=True):
                 step = envs[i].step(action)
+                self._beat()
                 if step is None:
                     running.remove(i)
+                    self._lost_at_the_end += final
                     continue
                 obs[i] = step.obs
                 scores[i] += step.reward

@@ -92,7 +92,7 @@ class BatchSource:
         A batch is therefore drawn when the one before it is taken.
 
         Raises:
-            UserError: rows of the buffer are damaged.
+            RunError: rows of the buffer are damaged.
         """
         if self._next is None or self._next[0] != count:
             self._next = self._start(count)

@@ -347,6 +347,11 @@ def _copy_replay(folders: Folders, staging: Folders, updates: int, frames: int) 
                 f"{folders.replay}: the transitions of {updates} updates have been "
                 "overwritten since (keep_all_replay_buffers would have kept a copy)"
             )
+        if frames > replay.frames:
+            raise UserError(
+                f"{folders.replay}: {frames - replay.frames} of the transitions of "
+                f"{updates} updates are lost; an earlier checkpoint may be complete"
+            )
         replay.copy_to(staging.replay, frames)
 
 

@@ -15,11 +15,11 @@ import checkpoint
 from checkpoint import Checkpoint, NonFiniteError
 from compute import GPU_UPDATES_PER_CALL, BatchSource, Updater
 from events import LearnerEvents
-from process import Context, RunError
+from process import Context
 from replay import Batch, ReplayBuffer
 from schema import Config, LearnerConfig
 from status import VALUERL
-from util import Every, append_row, atomic_write, wait_until
+from util import Every, RunError, append_row, atomic_write, wait_until
 
 
 class Learner(abc.ABC):
@@ -30,8 +30,9 @@ class Learner(abc.ABC):
 
     Attributes:
         updates: updates done; pretraining does not count.
-        epoch: 0 before the first publication, then 1 and one more every
-            `epoch_every_n` updates.
+        epoch: 0 before the first publication, then 1 and one more at each
+            publication: every `epoch_every_n` updates, and where the run's limit
+            ends a part of an epoch.
         seconds: of learning, over all launches.
     """
 
@@ -159,11 +160,15 @@ class Learner(abc.ABC):
         def decided() -> bool:
             nonlocal over
             self.tick()
-            over = self.context.stop() or self._limit_reached()
+            over = self.stop_now()
             return over or condition()
 
         wait_until(decided)
         return not over
+
+    def stop_now(self) -> bool:
+        """Whether the run was stopped, or its limit reached."""
+        return self.context.stop() or self._limit_reached()
 
     def wait_for_frames(self) -> bool:
         """Waits for more than `frames_before_learning` frames; False as in `wait`."""
@@ -315,7 +320,9 @@ class Learner(abc.ABC):
         self.tick()
         self._trim_log()
         if self.updates and self.updates % self.settings.backup_every_n == 0:
-            self.backup()  # it may have been killed before it came to that
+            numbered = self.folders.numbered_state(self.name, self.updates)
+            if not numbered.exists():  # it was killed before it came to that
+                self.backup()
         self.after_restore()
 
     def _trim_log(self) -> None:

@@ -21,7 +21,7 @@ from checkpoint import CheckpointError
 from disk import full_disk_line, is_full
 from experiment import Run, derive_seed, present
 from status import Board
-from util import UserError, wait_until
+from util import RunError, UserError, wait_until
 
 # Exit codes of a child; the supervisor reads them.
 STOPPED = 0
@@ -35,10 +35,6 @@ FULL_DISK_RETRY = 10.0  # seconds until a write is tried again
 FULL_DISK_PATIENCE = 3600.0  # seconds after which a run gives up on a full disk
 
 Result = TypeVar("Result")
-
-
-class RunError(UserError):
-    """A run that cannot go on, through nobody's bug: one line, and no restart."""
 
 
 class Stop:

@@ -44,7 +44,7 @@ from typing import NamedTuple, Self
 import numpy as np
 import portalocker
 
-from util import UserError, fsync_folder, named
+from util import RunError, UserError, fsync_folder, named
 
 DATA_NAME = "replay.bin"
 LOCK_NAME = "replay.lock"
@@ -460,7 +460,7 @@ class ReplayBuffer:
 
         Raises:
             ValueError: the buffer has no rows.
-            UserError: rows in the file are damaged.
+            RunError: rows in the file are damaged.
         """
         rows, whole = self._draw(batch_size, newest, rng)
         for _ in range(MAX_DRAWS):
@@ -468,7 +468,7 @@ class ReplayBuffer:
                 return _unpack(rows, self._layout)
             missing = np.flatnonzero(~whole)
             rows[missing], whole[missing] = self._draw(missing.size, newest, rng)
-        raise UserError(f"{self._path}: is damaged: rows have wrong frame numbers")
+        raise RunError(f"{self._path}: is damaged: rows have wrong frame numbers")
 
     def _draw(
         self, batch_size: int, newest: int, rng: np.random.Generator

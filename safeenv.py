@@ -13,9 +13,8 @@ from typing import NamedTuple
 import numpy as np
 
 from envwrap import make_env
-from process import RunError
 from schema import Environment
-from util import UserError
+from util import RunError, UserError
 
 REBUILDS, WINDOW = 5, 600.0  # times, in seconds
 

@@ -24,6 +24,10 @@ class UserError(Exception):
     """
 
 
+class RunError(UserError):
+    """A run that cannot go on, through nobody's bug: one line, and no restart."""
+
+
 class OneLineParser(argparse.ArgumentParser):
     """Says what is wrong with the command line in one line; exit code 2."""
 

@@ -61,7 +61,7 @@ class WorldmodelLearner(Learner):
         log = Every(self.settings.log_every_n, self.pretrained)
         save = Every(self.settings.epoch_every_n, self.pretrained)
         while self.pretrained < target:
-            if self.context.stop():
+            if self.stop_now():
                 return False
             room = min(
                 target - self.pretrained,

@@ -16,9 +16,9 @@ import time
 import process
 from checkpoint import CheckpointError
 from experiment import Run
-from process import Context, RunError
+from process import Context
 from status import FINAL_EPISODES, LAUNCHER, process_names
-from util import UserError, atomic_write, wait_until
+from util import RunError, UserError, atomic_write, wait_until
 
 SHOWN_VARIABLES = ("STEVE_TEST_OWN", "STEVE_TEST_SHARED", "STEVE_TEST_OUTSIDE")
 

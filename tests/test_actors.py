@@ -311,7 +311,7 @@ def steps_of(envs, obs, count):
         np.testing.assert_array_equal(batch.action, action)
         np.testing.assert_array_equal(batch.reward, action[:, 0])
         batches.append(batch)
-    assert len(beats) == count * len(envs)
+    assert len(beats) >= count * len(envs)
     return batches, obs
 
 
@@ -357,6 +357,24 @@ def test_next_obs_is_the_last_observation_of_an_episode_not_the_first_of_the_nex
         (2, 0, 2, 1),
     ]
     assert obs[0, 1:].tolist() == [2, 1]
+
+
+@pytest.mark.parametrize("what", ["step", "reset"])
+def test_life_is_shown_between_any_two_environments(tmp_path, monkeypatch, what):
+    """However many there are, a slow one alone counts against `step_timeout`."""
+    envs, obs = counting_envs(tmp_path, ["termination"] * 3, length=1)
+    seen, real = [], getattr(SafeEnv, what)
+
+    def watched(env, *arguments):
+        seen.append(what)
+        return real(env, *arguments)
+
+    monkeypatch.setattr(SafeEnv, what, watched)
+    step_all(envs, obs, np.zeros((3, 1), np.float32), lambda: seen.append("beat"))
+    text = " ".join(seen)
+    assert text.count(what) == 3
+    assert f"{what} {what}" not in text
+    assert seen[-1] == "beat"
 
 
 def test_each_environment_goes_its_own_way(tmp_path):
@@ -928,6 +946,74 @@ def test_a_run_without_final_episodes_has_no_random_score(tmp_path):
     evaluate(context_of(run, board, "evaluator0", Script()))
     assert rows_of(run) == []
     assert math.isnan(board["evaluator0"]["random_score"])
+
+
+def losing(monkeypatch, is_lost):
+    """Every first step of an episode is lost for which `is_lost(number)` holds."""
+    real, begun = SafeEnv.reset, []
+
+    def reset(env):
+        begun.append(env)
+        return real(env)
+
+    step = SafeEnv.step
+    monkeypatch.setattr(SafeEnv, "reset", reset)
+    monkeypatch.setattr(
+        SafeEnv,
+        "step",
+        lambda env, action: None if is_lost(len(begun)) else step(env, action),
+    )
+
+
+def test_the_final_phase_ends_where_every_episode_is_lost(
+    tmp_path, monkeypatch, capsys
+):
+    run, board = evaluating(tmp_path, final_episodes=3, batch_size=2)
+    publish_policy(run.folders.policy, 0.5, epoch=1)
+    board[LAUNCHER]["phase"] = FINAL_EPISODES
+    losing(monkeypatch, lambda number: True)
+    evaluate(context_of(run, board, "evaluator0", Script()))
+    assert rows_of(run) == []
+    assert math.isnan(board["evaluator0"]["random_score"])
+    assert "3 of the final episodes are given up" in capsys.readouterr().out
+
+
+def test_lost_final_episodes_are_run_again(tmp_path, monkeypatch):
+    run, board = evaluating(tmp_path, final_episodes=3)
+    publish_policy(run.folders.policy, 0.5, epoch=1)
+    board[LAUNCHER]["phase"] = FINAL_EPISODES
+    losing(monkeypatch, lambda number: number % 2)
+    evaluate(context_of(run, board, "evaluator0", Script()))
+    assert epochs_of(run) == [1] * 3
+    *_, a, b, c = support_env.finished_scores
+    assert board["evaluator0"]["random_score"] == pytest.approx((a + b + c) / 3)
+
+
+def test_random_episodes_give_up_where_every_one_is_lost(tmp_path, monkeypatch):
+    run, board = evaluating(tmp_path, final_episodes=3)
+    publish_policy(run.folders.policy, 0.5, epoch=1)
+    board[LAUNCHER]["phase"] = FINAL_EPISODES
+    losing(monkeypatch, lambda number: number > 3)
+    evaluate(context_of(run, board, "evaluator0", Script()))
+    assert epochs_of(run) == [1] * 3
+    assert math.isnan(board["evaluator0"]["random_score"])
+
+
+def test_an_evaluator_shows_life_after_each_environment(tmp_path, monkeypatch):
+    run, board = evaluating(tmp_path, batch_size=3, final_episodes=3)
+    publish_policy(run.folders.policy, 0.5, epoch=1)
+    board[LAUNCHER]["phase"] = FINAL_EPISODES
+    row, real = board["evaluator0"], SafeEnv.reset
+
+    def slow(env):
+        assert row["heartbeat"] > 0, "none since the environment before"
+        row["heartbeat"] = 0
+        return real(env)
+
+    row["heartbeat"] = 1
+    monkeypatch.setattr(SafeEnv, "reset", slow)
+    evaluate(context_of(run, board, "evaluator0", Script()))
+    assert epochs_of(run) == [1] * 3
 
 
 def test_random_episodes_that_are_interrupted_give_no_score(tmp_path):

@@ -608,6 +608,14 @@ def test_a_replay_that_was_overwritten_since_is_an_error(config, folders):
     assert "keep_all_replay_buffers" in message
 
 
+def test_a_replay_that_lost_transitions_since_is_an_error(config, folders):
+    former_run(folders)
+    with ReplayBuffer.open(folders.replay, writable=True) as replay:
+        replay.truncate(30)
+    message = rewind_error(folders, config, 100)
+    assert "2 of the transitions of 100 updates are lost" in message
+
+
 def test_the_copy_of_the_replay_is_used_where_there_is_one(config, folders):
     former_run(folders, capacity=40)
     with ReplayBuffer.create(folders.numbered_replay(100), *SIZES, 40) as copy:

@@ -19,9 +19,10 @@ import nn
 import progress
 from checkpoint import CheckpointError
 from learner import Learner
-from process import Context, RunError
+from process import Context
 from replay import Batch, ReplayBuffer
 from status import VALUERL, WORLDMODEL
+from util import RunError
 from valuerl_learner import ValueRLLearner
 from worldmodel import WorldModel
 from worldmodel_learner import WorldmodelLearner
@@ -753,7 +754,7 @@ def test_every_backup_every_n_updates_a_numbered_state_stays(tmp_path):
 
 
 def test_a_backup_that_a_kill_prevented_is_made_on_restore(tmp_path, monkeypatch):
-    run, board, _ = open_fake(tmp_path, policy_config={"backup_every_n": 3})
+    run, board, replay = open_fake(tmp_path, policy_config={"backup_every_n": 3})
     learner = build(run, board)
 
     def die():
@@ -765,8 +766,13 @@ def test_a_backup_that_a_kill_prevented_is_made_on_restore(tmp_path, monkeypatch
     assert numbered(run) == []
     build(run, board).restore()
     assert numbered(run) == [3]
-    state = checkpoint.load(run.folders.numbered_state(VALUERL, 3))
+    path = run.folders.numbered_state(VALUERL, 3)
+    state = checkpoint.load(path)
     assert_same(state.tensors, state_of(learner).tensors)
+
+    append_frames(replay, 5)
+    build(run, board).restore()
+    assert checkpoint.load(path).metadata == state.metadata  # its frames, not today's
 
 
 # The world-model learner
@@ -823,6 +829,20 @@ def test_pretraining_needs_no_frames_but_the_first(tmp_path):
     drive(learner, lambda: learner.epoch == 1 and feeder())
     assert learner.pretrained == 10
     assert feeder.waited_at == [1, 2]
+
+
+def test_the_hours_end_in_pretraining_too(tmp_path):
+    """They are counted by the value learner, which waits for the first model."""
+    run, board, _ = open_model(tmp_path, {"pretrain_n": 10}, total_hours=0.5)
+    learner = build(run, board, WorldmodelLearner)
+
+    def over():
+        board[VALUERL]["hours"] = 0.5 if learner.pretrained == 4 else 0.4
+        return False
+
+    drive(learner, over)
+    assert (learner.pretrained, learner.epoch) == (4, 0)
+    assert state_of(learner).metadata["pretrained"] == 4
 
 
 def test_without_pretraining_the_initial_weights_are_published_at_once(tmp_path):

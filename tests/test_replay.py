@@ -15,7 +15,7 @@ import pytest
 
 import replay
 from replay import Batch, ReplayBuffer
-from util import UserError
+from util import RunError, UserError
 
 OBS_DIM, ACTION_DIM = 5, 2
 ROW_BYTES = 4 * (2 * OBS_DIM + ACTION_DIM + 2 + 3)
@@ -414,7 +414,7 @@ def test_a_bad_row_is_not_read_or_sampled(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="is damaged: row of frame 1"):
         buffer.read(1, 1)
     monkeypatch.setattr(replay, "MAX_DRAWS", 5)
-    with pytest.raises(UserError, match="rows have wrong frame numbers"):
+    with pytest.raises(RunError, match="rows have wrong frame numbers"):
         buffer.sample(4, 100, np.random.default_rng(0))
 
 

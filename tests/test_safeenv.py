@@ -7,8 +7,8 @@ from gymnasium import spaces
 
 import actors
 import safeenv
-from process import RunError
 from safeenv import REBUILDS, WINDOW, SafeEnv
+from util import RunError
 
 
 class Scripted(gymnasium.Env):

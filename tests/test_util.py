@@ -389,10 +389,10 @@ def test_a_commands_own_code_counts():
 def handlers():
     """Puts them back; also where the test's own was not put back by what it tests."""
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.getsignal(number) for number in numbers}
+    before = list(map(signal.getsignal, numbers))
     yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
+    for each, handler in zip(numbers, before, strict=True):
+        signal.signal(each, handler)
 
 
 def test_stop_signals_are_handled_for_a_while(handlers):
@@ -401,8 +401,8 @@ def test_stop_signals_are_handled_for_a_while(handlers):
     before = list(map(signal.getsignal, numbers))
     heard = []
     with util.on_stop_signals(lambda number, frame: heard.append(number)):
-        for number in numbers:
-            os.kill(os.getpid(), number)
+        for each in numbers:
+            os.kill(os.getpid(), each)
     assert heard == numbers
     assert list(map(signal.getsignal, numbers)) == before
 
