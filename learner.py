@@ -288,11 +288,15 @@ class Learner(abc.ABC):
         self.context.store(self.replay.sync)
         self._write_state(self.folders.state(self.name), keep_previous=True)
 
-    def backup(self) -> None:
-        """Keeps the state under the number of its updates (SPEC section 9)."""
-        self._write_state(
-            self.folders.numbered_state(self.name, self.updates), keep_previous=False
-        )
+    def backup(self, only_missing: bool = False) -> None:
+        """Keeps the state under the number of its updates (SPEC section 9).
+
+        Args:
+            only_missing: leaves what is there already as it is.
+        """
+        path = self.folders.numbered_state(self.name, self.updates)
+        if not (only_missing and path.exists()):
+            self._write_state(path, keep_previous=False)
 
     def _write_state(self, path: Path, keep_previous: bool) -> None:
         tensors = {name: v.numpy() for name, v in self.variables().items()}
@@ -320,9 +324,8 @@ class Learner(abc.ABC):
         self.tick()
         self._trim_log()
         if self.updates and self.updates % self.settings.backup_every_n == 0:
-            numbered = self.folders.numbered_state(self.name, self.updates)
-            if not numbered.exists():  # it was killed before it came to that
-                self.backup()
+            # It may have been killed before it came to that.
+            self.backup(only_missing=True)
         self.after_restore()
 
     def _trim_log(self) -> None:

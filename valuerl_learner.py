@@ -89,9 +89,9 @@ class ValueRLLearner(Learner):
             lambda: checkpoint.publish(self.folders.policy, tensors, self.metadata())
         )
 
-    def backup(self) -> None:
+    def backup(self, only_missing: bool = False) -> None:
         """Where it is asked for, also copies the replay buffer."""
-        super().backup()
+        super().backup(only_missing)
         folder = self.folders.numbered_replay(self.updates)
         there = (folder / DATA_NAME).exists()
         if self.config.keep_all_replay_buffers and not there:

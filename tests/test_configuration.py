@@ -282,6 +282,39 @@ def test_core_files_say_what_the_schema_has_as_defaults(tree):
     assert from_core.merged == tree.load().merged
 
 
+def test_the_papers_values_are_the_defaults(tree):
+    """Also of what the 2018 release had in its code (SPEC section 7)."""
+    tree.write(a=minimal(model_config={}))
+    merged = tree.load().merged
+    learner = {
+        "batch_size": 512,
+        "replay_size": 1_000_000,
+        "frames_before_learning": 10_000,
+        "frames_per_update": 0.25,
+        "log_every_n": 500,
+        "epoch_every_n": 500,
+        "backup_every_n": 2_500_000,
+        "learning_rate": 3e-4,
+    }
+    expected = {
+        "agent_config": {"count": 1, "batch_size": 8, "reload_every_n": 1}
+        | {"full_random_n": 10_000},
+        "evaluator_config": {"count": 2, "batch_size": 1, "episodes_per_policy": 1},
+        "policy_config": learner
+        | {"algo": "ddpg", "hidden_dim": 128, "layers": 4}
+        | {"explore_chance": 0.05, "pre_tanh_penalty": 0.001},
+        "model_config": learner
+        | {"transition_hidden_dim": 512, "transition_layers": 8}
+        | {"aux_hidden_dim": 128, "aux_layers": 4}
+        | {"pretrain_n": 10_000, "weight_decay": 1e-4},
+        "env": {"max_frames": 1000, "reward_scale": 1.0, "step_timeout": 60.0},
+    }
+    for section, values in expected.items():
+        found = {key: merged[section][key] for key in values}
+        assert found == values, section
+    assert merged["final_episodes"] == 5
+
+
 def test_quickstart_is_steve_on_inverted_pendulum_and_ends():
     config = load(ROOT / "config" / "quickstart.json").config
     assert found_algorithm(config) == STEVE

@@ -753,6 +753,27 @@ def test_every_backup_every_n_updates_a_numbered_state_stays(tmp_path):
     assert numbered(run) == [4, 8, 12]
 
 
+def test_a_state_is_published_when_its_transitions_are_on_the_disk(
+    tmp_path, monkeypatch
+):
+    """Else a power failure could leave a state that knows more than the replay."""
+    run, board, _ = open_fake(tmp_path)
+    learner = build(run, board)
+    order, publish = [], checkpoint.publish
+
+    def note_publish(path, *arguments, **options):
+        order.append(path.name)
+        return publish(path, *arguments, **options)
+
+    monkeypatch.setattr(learner.replay, "sync", lambda: order.append("sync"))
+    monkeypatch.setattr(checkpoint, "publish", note_publish)
+    train(learner, 7)
+    assert learner.epoch == 3
+    state = run.folders.state(VALUERL).name
+    assert order == ["sync", state] * (len(order) // 2)
+    assert order.count("sync") >= learner.epoch
+
+
 def test_a_backup_that_a_kill_prevented_is_made_on_restore(tmp_path, monkeypatch):
     run, board, replay = open_fake(tmp_path, policy_config={"backup_every_n": 3})
     learner = build(run, board)
@@ -979,6 +1000,30 @@ def net(nets, name):
     """The variables of one net, by their names in it."""
     start = f"{name}/"
     return {k.removeprefix(start): v for k, v in nets.items() if k.startswith(start)}
+
+
+def test_the_configurations_constants_reach_targets_and_losses(tmp_path):
+    """By hand: Q is 0 everywhere, the target Q 2 and the action before tanh 3."""
+    run, board, _ = open_value(
+        tmp_path,
+        expansion=False,
+        env={"discount": 0.5, "reward_scale": 3.0},
+        policy_config={"pre_tanh_penalty": 0.01},
+    )
+    learner = build(run, board, ValueRLLearner)
+    variables = learner.valuerl.named_variables()
+    for variable in variables.values():
+        variable.assign(tf.zeros_like(variable))
+    variables["target_q/b1"].assign(tf.fill(variables["target_q/b1"].shape, 2.0))
+    variables["policy/b1"].assign(tf.fill(variables["policy/b1"].shape, 3.0))
+    obs, reward = tf.zeros([4, run.obs_dim]), tf.constant([1.0, 1.0, 5.0, 5.0])
+    terminated = tf.constant([0.0, 1.0, 0.0, 1.0])
+    batch = Batch(obs, tf.zeros([4, run.action_dim]), reward, obs, terminated)
+    metrics = learner.train_step(batch)
+    targets = [3 * 1 + 0.5 * 2, 3 * 1, 3 * 5 + 0.5 * 2, 3 * 5]
+    expected = np.mean([0.5 * target**2 for target in targets])
+    assert float(metrics["q_loss"]) == pytest.approx(expected)
+    assert float(metrics["policy_reg_loss"]) == pytest.approx(0.01 * 3**2)
 
 
 def test_it_waits_for_a_published_world_model_and_not_for_one_in_pretraining(tmp_path):

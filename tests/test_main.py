@@ -1,8 +1,10 @@
 """Bounded runs of the whole system, as a user starts it."""
 
 import csv
+import errno
 import json
 import math
+import multiprocessing
 import os
 import shlex
 import signal
@@ -14,11 +16,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support import read_events
+from support import make_config, make_run, read_events
+from support_children import die_measuring, hang_measuring
 
+import devices
 import main
 import visualizer
-from status import Board
+from schema import Environment
+from status import VALUERL, WORLDMODEL, Board
+from util import UserError
 
 PROJECT = Path(__file__).resolve().parents[1]
 QUICKSTART = "config/quickstart.json"
@@ -272,6 +278,92 @@ def test_a_mistake_is_one_line_and_leaves_nothing_on_the_disk(
     assert done.stderr.count("\n") == 1
     assert said in done.stderr
     assert not output.exists()
+
+
+def test_learners_get_their_gpus_and_all_others_none(tmp_path):
+    config = make_config(
+        tmp_path, model=True, agent_config={"count": 2}, evaluator_config={"count": 2}
+    )
+    children = main.plan_children(make_run(config), "3", "GPU-4")
+    seen = {child.name: child.environ[devices.VARIABLE] for child in children}
+    actors = ["interactor0", "interactor1", "evaluator0", "evaluator1"]
+    assert seen == {VALUERL: "3", WORLDMODEL: "GPU-4"} | dict.fromkeys(actors, "-1")
+    for child in children:
+        if child.is_learner:
+            assert child.environ["TF_FORCE_GPU_ALLOW_GROWTH"] == "true"
+            assert "OMP_NUM_THREADS" not in child.environ  # those of the configuration
+        else:
+            for library in ("OMP", "OPENBLAS", "MKL"):
+                assert child.environ[f"{library}_NUM_THREADS"] == "1"
+    mains = {child.name: child.main for child in children}
+    assert mains[VALUERL] == "valuerl_learner:main"
+    assert mains[WORLDMODEL] == "worldmodel_learner:main"
+    assert mains["interactor1"] == "actors:interact"
+    assert mains["evaluator1"] == "actors:evaluate"
+
+
+def test_without_a_model_there_is_no_world_model_learner(tmp_path):
+    children = main.plan_children(make_run(make_config(tmp_path)), "0", "-1")
+    assert WORLDMODEL not in {child.name for child in children}
+
+
+@pytest.mark.parametrize(
+    ("measure", "said"),
+    [
+        (die_measuring, "making the environment Hopper-v1 ended its process"),
+        (hang_measuring, "took over 0.5 s"),
+    ],
+)
+def test_an_environment_that_cannot_be_measured_is_one_line(measure, said, monkeypatch):
+    """And no other child of the caller is touched."""
+    monkeypatch.setattr(main, "_measure", measure)
+    monkeypatch.setattr(main, "IMPORT_PATIENCE", 0.0)
+    spawn = multiprocessing.get_context("spawn")
+    other = spawn.Process(target=time.sleep, args=(600,))
+    other.start()
+    try:
+        with pytest.raises(UserError, match=said):
+            main.measure_environment(Environment(name="Hopper-v1", step_timeout=0.5))
+        assert other.is_alive()
+    finally:
+        other.kill()
+        other.join()
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (KeyboardInterrupt(), 0, "stopped before the start"),
+        (OSError(errno.EACCES, "not allowed", "there"), 1, "main.py: there: not all"),
+        (OSError(errno.ENOSPC, "full", "there"), 1, "free some and --resume"),
+    ],
+)
+def test_what_happens_before_the_start_is_one_line(
+    error, code, line, monkeypatch, capsys
+):
+    def launch(arguments):
+        raise error
+
+    monkeypatch.setattr(main, "launch", launch)
+    monkeypatch.setattr(main, "stop_as_by_ctrl_c", lambda: None)
+    assert main.main([QUICKSTART, "cpu"]) == code
+    said = capsys.readouterr().err
+    assert line in said
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("option", [["--list"], ["--describe", QUICKSTART]])
+def test_a_reader_that_goes_away_ends_what_is_shown(option):
+    """As in `main.py --list | head -1`."""
+    shown = subprocess.Popen(
+        [sys.executable, "main.py", *option],
+        cwd=PROJECT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    shown.stdout.close()
+    assert shown.communicate(timeout=DEADLINE)[1] == b""
+    assert shown.returncode == 1
 
 
 def test_the_commands_named_at_the_end_are_those_of_the_same_run():

@@ -20,6 +20,7 @@ import supervisor as supervisor_module
 from status import FINAL_EPISODES, LAUNCHER, VALUERL, WORLDMODEL
 from supervisor import Child, Supervisor
 
+SHIPPED_PATIENCE = supervisor_module.STOP_PATIENCE
 HOPELESS, MISTAKE, STOPPED = process.HOPELESS, process.MISTAKE, process.STOPPED
 
 
@@ -528,6 +529,11 @@ def test_the_first_signal_ends_all_gracefully(watched, number):
     assert supervisor._display.notes == ["stopping: saving what was learned"]
     assert supervisor._display.closed
     assert_none_is_left(supervisor)
+
+
+def test_a_run_that_is_asked_to_end_has_ended_within_15_seconds():
+    at_last = SHIPPED_PATIENCE + supervisor_module.TICK
+    assert at_last < 15 - 2  # seconds, for the launcher's own last lines
 
 
 def test_two_signals_at_nearly_the_same_time_are_one(watched, monkeypatch):

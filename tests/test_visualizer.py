@@ -100,7 +100,7 @@ def own_process_state(monkeypatch, tmp_path):
     monkeypatch.setenv(devices.VARIABLE, "-1")
     monkeypatch.delenv("MUJOCO_GL", raising=False)
     monkeypatch.chdir(tmp_path)
-    numbers = (signal.SIGTERM, signal.SIGHUP)
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     handlers = [signal.getsignal(number) for number in numbers]
     yield
     for number, handler in zip(numbers, handlers, strict=True):
@@ -148,8 +148,10 @@ def content(root: Path, **env) -> dict:
 
 def build(config: Config, seed: int = 0) -> tuple[ValueRL, WorldModel]:
     generator = tf.random.Generator.from_seed(seed)
-    model = WorldModel(config.world_model_config, 2, 1, generator)
-    valuerl = ValueRL(config.policy_config, 2, 1, 0.9, 0.5, generator, model)
+    (obs_dim,), action_dim = config.env.obs_dims or [2], config.env.action_dim or 1
+    model = WorldModel(config.world_model_config, obs_dim, action_dim, generator)
+    sizes = obs_dim, action_dim, 0.9, 0.5
+    valuerl = ValueRL(config.policy_config, *sizes, generator, model)
     for variable in model.named_variables().values():
         variable.assign_add(generator.normal(variable.shape, stddev=0.1))
     return valuerl, model
@@ -750,6 +752,33 @@ def whole_call(tmp_path_factory):
             options = ["--episodes", "3", "--seed", "5", "--out", str(root / out)]
             assert lab.call(*options) == 0
     return lab
+
+
+def test_a_released_experiment_of_mujoco_can_be_looked_at(tmp_path):
+    """As the paper configures it, but for the nets' width."""
+    file = "config/experiments/goodruns/hopper/steve0.json"
+    narrow = [
+        "policy_config.hidden_dim=8",
+        "model_config.transition_hidden_dim=8",
+        "model_config.aux_hidden_dim=8",
+    ]
+    publish(tmp_path, configuration.load(PROJECT / file, overrides=narrow).config)
+    done = subprocess.run(
+        [
+            *(sys.executable, "visualizer.py", file, "cpu", str(tmp_path)),
+            *("--video", "none", "--episodes", "2", "--out", str(tmp_path / "out")),
+            *("--set", *narrow),
+        ],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"episodes.csv", "weights.csv", "weights.png", "model_error.csv"} <= written
+    episodes = (tmp_path / "out" / "episodes.csv").read_text().splitlines()
+    assert len(episodes) == 3
 
 
 def test_a_call_leaves_video_tables_and_pictures(whole_call):
