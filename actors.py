@@ -25,8 +25,8 @@ from status import (
     FINAL_EPISODES,
     LAUNCHER,
     VALUERL,
-    WORLDMODEL,
     Board,
+    learners,
 )
 from util import cut_torn_line, named, wait_until, write_whole
 
@@ -46,15 +46,13 @@ def frame_limit(config: Config, board: Board) -> float:
     No vector step begins at `total_frames` or later.
     """
     step = config.agent_config.batch_size
-    learners = {VALUERL: config.policy_config}
-    if config.world_model_config is not None:
-        learners[WORLDMODEL] = config.world_model_config
-    latest = max(settings.frames_before_learning for settings in learners.values())
+    settings_of = learners(config)
+    latest = max(each.frames_before_learning for each in settings_of.values())
 
     limits = [math.inf]
     if config.total_frames is not None:
         limits.append(config.total_frames + step - 1)
-    for name, settings in learners.items():
+    for name, settings in settings_of.items():
         row = board[name]
         waiting = name == VALUERL and not row["epoch"]
         first = latest if waiting else settings.frames_before_learning

@@ -145,18 +145,14 @@ def _with_digest(head: bytes, key: str, old: str, new: str) -> bytes:
     return head.replace(f'"{key}":"{old}"'.encode(), f'"{key}":"{new}"'.encode())
 
 
-def load(path: Path, max_bytes: int = MAX_FILE_BYTES) -> Checkpoint:
-    """Reads and verifies a state.
-
-    Args:
-        path: the file.
-        max_bytes: a larger file is refused before it is read.
+def load(path: Path) -> Checkpoint:
+    """Reads and verifies a state; a file over MAX_FILE_BYTES is refused unread.
 
     Raises:
         CheckpointError: it is missing, cut off, damaged, foreign, too large, of
             another format version, or has values that are not finite.
     """
-    with _opened(path, max_bytes) as file:
+    with _opened(path) as file:
         content = file.read()
     head, header = _read_header(path, io.BytesIO(content))
     payload = memoryview(content)[len(head) :]
@@ -187,9 +183,7 @@ def load(path: Path, max_bytes: int = MAX_FILE_BYTES) -> Checkpoint:
     return Checkpoint(tensors, _scalars(path, strings))
 
 
-def load_newest(
-    path: Path, max_bytes: int = MAX_FILE_BYTES
-) -> tuple[Checkpoint, str | None]:
+def load_newest(path: Path) -> tuple[Checkpoint, str | None]:
     """Reads a state or, if it cannot be used, the one kept before it.
 
     Returns:
@@ -199,29 +193,17 @@ def load_newest(
         CheckpointError: neither can be used.
     """
     try:
-        return load(path, max_bytes), None
+        return load(path), None
     except CheckpointError as error:
         newest_error = error
     previous = previous_path(path)
     if stamp(previous) is None:
         raise newest_error
     try:
-        checkpoint = load(previous, max_bytes)
+        checkpoint = load(previous)
     except CheckpointError as error:
         raise CheckpointError(f"{newest_error}; {error}") from None
     return checkpoint, f"{newest_error}; {previous.name} is used instead"
-
-
-def read_metadata(path: Path) -> dict[str, Scalar]:
-    """Reads the scalars of a state, nothing else, and verifies no digest.
-
-    Raises:
-        CheckpointError: as `load`, as far as the header shows it.
-    """
-    with _opened(path, math.inf) as file:
-        _, header = _read_header(path, file)
-    strings, _ = _check_header(path, header)
-    return _scalars(path, strings)
 
 
 def stamp(path: Path) -> tuple[int, int, int] | None:
@@ -271,8 +253,8 @@ def check_tensors(
         )
 
 
-def _opened(path: Path, max_bytes: float) -> BinaryIO:
-    """Opens a regular file of at most `max_bytes`."""
+def _opened(path: Path) -> BinaryIO:
+    """Opens a regular file of at most MAX_FILE_BYTES."""
     try:
         # Else opening a named pipe would wait for a writer.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
@@ -284,10 +266,10 @@ def _opened(path: Path, max_bytes: float) -> BinaryIO:
     if not stat.S_ISREG(status.st_mode):
         os.close(descriptor)
         raise CheckpointError(f"{path}: is not a file")
-    if status.st_size > max_bytes:
+    if status.st_size > MAX_FILE_BYTES:
         os.close(descriptor)
         raise CheckpointError(
-            f"{path}: is too large: {status.st_size} bytes, over {max_bytes}"
+            f"{path}: is too large: {status.st_size} bytes, over {MAX_FILE_BYTES}"
         )
     return open(descriptor, "rb")
 

@@ -56,7 +56,7 @@ def rendered(figure: "Figure", kind: str) -> bytes:
 
 
 def csv_bytes(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> bytes:
-    """A csv with a header; numbers that are not whole get six digits."""
+    """A csv with a header; NumPy's floats get six digits, all else is in full."""
 
     def cell(value: object) -> str:
         return f"{value:.6g}" if isinstance(value, np.floating) else str(value)

@@ -22,7 +22,7 @@ from configuration import changed_keys
 from disk import full_disk_line, is_full, network_filesystem
 from replay import DATA_NAME, ReplayBuffer
 from schema import Config
-from status import VALUERL, WORLDMODEL, Board, process_names
+from status import VALUERL, Board, learners, process_names
 from util import UserError, atomic_write, fsync_folder
 
 PACKAGES = ("tensorflow", "gymnasium", "mujoco", "numpy", "safetensors", "portalocker")
@@ -293,7 +293,7 @@ def rewind(folders: Folders, config: Config, updates: int) -> Path:
     staging.checkpoints.mkdir(parents=True)
     staging.log.mkdir(parents=True)
     frames = 0
-    for name in learner_names(config):
+    for name in learners(config):
         numbered = folders.numbered_state(name, updates)
         state = checkpoint.load(numbered)
         frames = max(frames, int(state.metadata["frames"]))
@@ -358,7 +358,7 @@ def _copy_replay(folders: Folders, staging: Folders, updates: int, frames: int) 
 def numbered_checkpoints(folders: Folders, config: Config) -> list[int]:
     """The update counts of which all learners have a numbered checkpoint."""
     complete: set[int] | None = None
-    for name in learner_names(config):
+    for name in learners(config):
         found = {
             int(number)
             for path in folders.checkpoints.glob(f"{name}-*.safetensors")
@@ -387,10 +387,6 @@ def _whole_lines(path: Path) -> list[str]:
     """The lines of a file, without a torn one at its end."""
     lines = path.read_text().splitlines(keepends=True)
     return [line for line in lines if line.endswith("\n")]
-
-
-def learner_names(config: Config) -> list[str]:
-    return [VALUERL, WORLDMODEL] if config.has_model else [VALUERL]
 
 
 def open_output(run: Run, merged: dict[str, Any]) -> list[str]:
@@ -442,7 +438,7 @@ def open_output(run: Run, merged: dict[str, Any]) -> list[str]:
             ReplayBuffer.create(
                 folders.replay, run.obs_dim, run.action_dim, config.replay_capacity
             ).close()
-        for name in learner_names(config):
+        for name in learners(config):
             if folders.state(name).exists():
                 _, warning = checkpoint.load_newest(folders.state(name))
                 notes += [warning] if warning else []

@@ -372,12 +372,16 @@ def take_up(path: Path, variables: Mapping[str, tf.Variable]) -> Checkpoint:
 
 
 def assign(path: Path, state: Checkpoint, variables: Mapping[str, tf.Variable]) -> None:
-    """Assigns those tensors of a state that have a variable of the same name.
+    """Assigns the tensors of a state to the variables of the same names.
+
+    Of the state's groups ("policy", "adam" ..), those that the variables have none of
+    are left out.
 
     Raises:
-        CheckpointError: one is missing or has another shape.
+        CheckpointError: one is missing, unknown, or has another shape.
     """
-    tensors = {n: t for n, t in state.tensors.items() if n in variables}
+    groups = {name.split("/")[0] for name in variables}
+    tensors = {n: t for n, t in state.tensors.items() if n.split("/")[0] in groups}
     checkpoint.check_tensors(
         path,
         Checkpoint(tensors, state.metadata),

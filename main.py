@@ -30,7 +30,7 @@ from experiment import Folders, Run
 from process import end_with_parent
 from progress import Progress
 from schema import Environment
-from status import VALUERL, WORLDMODEL, process_names
+from status import VALUERL, WORLDMODEL, learners, process_names
 from supervisor import Child, Outcome, Supervisor
 from util import OneLineParser, UserError, exit_code, stop_as_by_ctrl_c
 
@@ -257,7 +257,7 @@ def _record_start(
     """Adds this start to run.json."""
     used = {
         name: "cpu" if run.cpu_learners else getattr(assignment, name)
-        for name in experiment.learner_names(run.config)
+        for name in learners(run.config)
     }
     record["finished"] = None
     record["starts"].append(

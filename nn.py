@@ -186,7 +186,7 @@ class FeedForward:
 
         One product per member, and not one batched product over a member axis: on a
         CPU, TensorFlow's batched product is slower than plain ones, which also run
-        side by side (`learner.prepare_tensorflow`).
+        side by side (`compute.prepare_tensorflow`).
         """
 
         def chosen(variable: tf.Variable) -> list[tf.Tensor]:

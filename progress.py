@@ -14,6 +14,7 @@ from status import (
     VALUERL,
     WORLDMODEL,
     Board,
+    learners,
     process_names,
 )
 from util import Follower
@@ -115,9 +116,8 @@ class Progress:
         if self._board[VALUERL]["epoch"]:
             return "learning"
         config = self._run.config
-        first = config.policy_config.frames_before_learning
-        if config.world_model_config is not None:
-            first = max(first, config.world_model_config.frames_before_learning)
+        starts = [each.frames_before_learning for each in learners(config).values()]
+        first = max(starts)
         if self.frames <= first:
             return f"collecting the first {first:,} frames"
         if config.has_model and not self._board[WORLDMODEL]["epoch"]:
@@ -125,8 +125,7 @@ class Progress:
         return "preparing to learn"
 
     def learners(self) -> list[LearnerProgress]:
-        names = [VALUERL, WORLDMODEL] if self._run.config.has_model else [VALUERL]
-        return [self._learner(name) for name in names]
+        return [self._learner(name) for name in learners(self._run.config)]
 
     def _learner(self, name: str) -> LearnerProgress:
         row, config = self._board[name], self._run.config

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from schema import Config
+from schema import Config, LearnerConfig
 from util import atomic_write
 
 LAUNCHER = "launcher"
@@ -63,12 +63,19 @@ EVALUATOR_FIELDS = (
 )
 
 
+def learners(config: Config) -> dict[str, LearnerConfig]:
+    """The learners of a run and their sections, the value learner first."""
+    found: dict[str, LearnerConfig] = {VALUERL: config.policy_config}
+    if config.world_model_config is not None:
+        found[WORLDMODEL] = config.world_model_config
+    return found
+
+
 def process_names(config: Config) -> list[str]:
     """All rows of a run's board, the launcher's first."""
-    learners = [VALUERL, WORLDMODEL] if config.has_model else [VALUERL]
     interactors = [f"interactor{i}" for i in range(config.agent_config.count)]
     evaluators = [f"evaluator{i}" for i in range(config.evaluator_config.count)]
-    return [LAUNCHER, *learners, *interactors, *evaluators]
+    return [LAUNCHER, *learners(config), *interactors, *evaluators]
 
 
 class Board:

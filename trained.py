@@ -242,6 +242,7 @@ def build_nets(config: Config, sizes: "EnvSpec", trained: Trained) -> Nets:
     """
     import tensorflow as tf
 
+    from learner import assign
     from valuerl import ValueRL
     from worldmodel import WorldModel
 
@@ -253,7 +254,7 @@ def build_nets(config: Config, sizes: "EnvSpec", trained: Trained) -> Nets:
         world_model = WorldModel(
             config.world_model_config, sizes.obs_dim, sizes.action_dim, generator
         )
-        _take_up(*trained.model, world_model.named_variables())
+        assign(*trained.model, world_model.named_variables())
     if trained.critic:
         notes += [other] if other and world_model else []
         used = {"value_expansion": expansion if world_model else None}
@@ -266,7 +267,7 @@ def build_nets(config: Config, sizes: "EnvSpec", trained: Trained) -> Nets:
             generator,
             world_model,
         )
-        _take_up(*trained.critic, valuerl.named_variables())
+        assign(*trained.critic, valuerl.named_variables())
         for name, variable in valuerl.policy.named_variables().items():
             variable.assign(trained.policy.tensors[f"policy/{name}"][None])
         nets = (world_model.transition, world_model.reward) if world_model else ()
@@ -276,14 +277,3 @@ def build_nets(config: Config, sizes: "EnvSpec", trained: Trained) -> Nets:
             )
     name = "COV-STEVE" if expansion.covariances else "STEVE"
     return Nets(valuerl, world_model, name, notes)
-
-
-def _take_up(path: Path, state: Checkpoint, variables: dict[str, Any]) -> None:
-    """Assigns the nets' tensors of a state; those of optimisers are left out."""
-    from learner import assign
-
-    groups = {name.split("/")[0] for name in variables}
-    ours = {n: t for n, t in state.tensors.items() if n.split("/")[0] in groups}
-    shapes = {name: tuple(v.shape) for name, v in variables.items()}
-    checkpoint.check_tensors(path, Checkpoint(ours, state.metadata), shapes)
-    assign(path, state, variables)

@@ -63,7 +63,7 @@ def weight_penalty(variables: list[tf.Variable], factor: float) -> tf.Tensor:
 
 
 class WorldModel:
-    """The three ensembles; `train_step` fits them to a batch of real transitions.
+    """The three ensembles; `update` fits them to a batch of real transitions.
 
     Args:
         config: the configuration's `model_config`.

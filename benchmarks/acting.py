@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Self
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -33,7 +34,7 @@ from process import Context, Stop
 from replay import ReplayBuffer
 from safeenv import SafeEnv
 from schema import Config
-from status import VALUERL, WORLDMODEL, Board
+from status import Board, learners
 from util import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -62,32 +63,45 @@ def act(run: Run) -> None:
     interact(Context(run, "interactor0", 0, board, Stop()))
 
 
-def start_interactor(run: Run) -> multiprocessing.Process:
-    """Starts one as the launcher does: one thread for linear algebra."""
-    os.environ.update(ONE_THREAD)
-    process = multiprocessing.get_context("spawn").Process(target=act, args=(run,))
-    process.start()
-    return process
+class Interactor:
+    """A process as the launcher starts it: one thread for linear algebra."""
+
+    def __init__(self, run: Run) -> None:
+        os.environ.update(ONE_THREAD)
+        spawn = multiprocessing.get_context("spawn")
+        self._process = spawn.Process(target=act, args=(run,))
+        self._process.start()
+        self.pid = self._process.pid
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.join()
+
+    def sleep(self, seconds: float) -> None:
+        """Sleeps while it works; ends the benchmark if it has died."""
+        self._process.join(seconds)
+        if not self._process.is_alive():
+            sys.exit("the interactor failed (see above)")
 
 
 def measure_speed(config: Config, seconds: float) -> dict[str, float]:
     """Frames/s of interactor and bare environments; the policy's and refresh's cost."""
     run = harness.open_run(config, "cpu", 0)
     board = Board.open(run.folders.board)
-    for name in (VALUERL, WORLDMODEL) if config.has_model else (VALUERL,):
+    for name in learners(config):
         board[name]["ready"] = board[name]["epoch"] = 1
     publish_policy(run, 1)
     size = config.agent_config.batch_size
-    interactor = start_interactor(run)
-    with ReplayBuffer.open(run.folders.replay) as replay:
+    with Interactor(run) as interactor, ReplayBuffer.open(run.folders.replay) as replay:
         # Until it uses the policy: the first frames are random.
         while replay.frames <= config.agent_config.full_random_n:
-            time.sleep(0.01)
+            interactor.sleep(0.01)
         frames, start = replay.frames, time.perf_counter()
-        time.sleep(seconds)
+        interactor.sleep(seconds)
         speed = (replay.frames - frames) / (time.perf_counter() - start)
-    interactor.kill()
-    interactor.join()
 
     policy = Policy(checkpoint.load(run.folders.policy), run.obs_dim, run.action_dim)
     bare, policy_time = measure_parts(config, policy, seconds)
@@ -139,18 +153,15 @@ def measure_parts(
 def measure_idle(config: Config, seconds: float) -> dict[str, float]:
     """Private memory of an interactor, and its use of a core while it waits."""
     run = harness.open_run(config, "cpu", 0)
-    interactor = start_interactor(run)
-    with ReplayBuffer.open(run.folders.replay) as replay:
+    with Interactor(run) as interactor, ReplayBuffer.open(run.folders.replay) as replay:
         frames = -1
         while replay.frames == 0 or replay.frames != frames:  # until it must wait
             frames = replay.frames
-            time.sleep(1)
-    before = harness.cpu_seconds(interactor.pid)
-    time.sleep(seconds)
-    used = harness.cpu_seconds(interactor.pid) - before
-    private = harness.private_bytes(interactor.pid)
-    interactor.kill()
-    interactor.join()
+            interactor.sleep(1)
+        before = harness.cpu_seconds(interactor.pid)
+        interactor.sleep(seconds)
+        used = harness.cpu_seconds(interactor.pid) - before
+        private = harness.private_bytes(interactor.pid)
     return {
         "private memory (RssAnon), MB": private / 1e6,
         "waiting, share of a core": used / seconds,
@@ -204,4 +215,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    harness.run(main)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from rich.console import Console
@@ -24,20 +24,31 @@ from main import measure_environment
 from replay import Batch, ReplayBuffer
 from schema import Config
 from status import Board
+from util import OneLineParser, exit_code
 
 
 def parser(description: str, config: bool = True) -> argparse.ArgumentParser:
     """The arguments that the benchmarks have in common."""
-    result = argparse.ArgumentParser(description=description)
+    result = OneLineParser(description=description)
     if config:
         result.add_argument("config", metavar="CONFIG.json")
         result.add_argument(
-            "--set", nargs="+", default=[], metavar="KEY=VALUE", dest="overrides"
+            "--set",
+            nargs="+",
+            action="extend",
+            default=[],
+            metavar="KEY=VALUE",
+            dest="overrides",
         )
     result.add_argument(
         "--json", action="store_true", help="print one JSON object and nothing else"
     )
     return result
+
+
+def run(main: Callable[[], None]) -> NoReturn:
+    """Runs a benchmark as a command."""
+    sys.exit(exit_code(Path(sys.argv[0]).name, main))
 
 
 def load(path: str, overrides: list[str], root: str) -> Config:

@@ -28,11 +28,12 @@ import devices
 from benchmarks import arithmetic, harness
 from experiment import Run
 from schema import Config
-from status import VALUERL, WORLDMODEL, Board
+from status import VALUERL, WORLDMODEL, Board, learners
 
 ROWS = 20_000  # of the replay buffer
 SIDE = 2048  # of the matrices
 WARM_UP_CALLS = 5
+PATIENCE = 1800.0  # seconds until both learners are ready
 FLOP = {VALUERL: arithmetic.valuerl_flop, WORLDMODEL: arithmetic.worldmodel_flop}
 
 
@@ -141,7 +142,7 @@ def measure(
         device, devices.visible_gpus(os.environ), config.has_model
     )
     gpus = {VALUERL: assignment.valuerl, WORLDMODEL: assignment.worldmodel}
-    names = [VALUERL, WORLDMODEL] if config.has_model else [VALUERL]
+    names = list(learners(config))
     run = harness.open_run(config, device, ROWS)
 
     threads = config.policy_config.threads or len(os.sched_getaffinity(0))
@@ -165,7 +166,8 @@ def measure(
         result[name] = figures(name, alone)
     beside = {}
     if together:
-        ready = multiprocessing.get_context("spawn").Barrier(len(names))
+        spawn = multiprocessing.get_context("spawn")
+        ready = spawn.Barrier(len(names), timeout=PATIENCE)
         found = in_processes(
             [(learn, (name, run, gpus[name], seconds, ready)) for name in names]
         )
@@ -199,4 +201,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    harness.run(main)

@@ -23,6 +23,7 @@ from replay import DATA_NAME, ReplayBuffer
 BATCH, STEP = 512, 8
 APPENDS, SAMPLES = 3_000, 500
 WRITERS = (1, 2, 3, 4)
+PATIENCE = 600.0  # seconds that a process may take
 
 
 def append(
@@ -47,14 +48,14 @@ def measure_append(folder: Path, obs_dim: int, dim: int) -> dict[str, float]:
     spawn = multiprocessing.get_context("spawn")
     figures = {}
     for writers in WRITERS:
-        ready, answer = spawn.Barrier(writers), spawn.Queue()
+        ready, answer = spawn.Barrier(writers, timeout=PATIENCE), spawn.Queue()
         arguments = (folder, obs_dim, dim, ready, answer)
         processes = [
             spawn.Process(target=append, args=arguments) for _ in range(writers)
         ]
         for process in processes:
             process.start()
-        times = np.concatenate([answer.get() for _ in processes])
+        times = np.concatenate([answer.get(timeout=PATIENCE) for _ in processes])
         for process in processes:
             process.join()
         figures[f"{writers} writers, median us"] = float(1e6 * np.median(times))
@@ -117,4 +118,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    harness.run(main)

@@ -30,7 +30,7 @@ from benchmarks import harness
 from experiment import Folders, Run
 from replay import ReplayBuffer
 from schema import Config
-from status import VALUERL, WORLDMODEL, Board
+from status import VALUERL, Board, learners
 
 ROOT = Path(__file__).resolve().parents[1]
 SOON = [
@@ -81,10 +81,11 @@ def measure_parts(config: Config, epochs: int) -> dict[str, float]:
     run = harness.open_run(config, "cpu", 0)
     board = Board.open(run.folders.board)
     spawn = multiprocessing.get_context("spawn")
-    names = [VALUERL, WORLDMODEL] if config.has_model else [VALUERL]
-    learners = [spawn.Process(target=learn, args=(name, run)) for name in names]
-    for learner in learners:
-        learner.start()
+    processes = [
+        spawn.Process(target=learn, args=(name, run)) for name in learners(config)
+    ]
+    for process in processes:
+        process.start()
     size = config.agent_config.batch_size
     step = harness.synthetic(
         np.random.default_rng(0), size, run.obs_dim, run.action_dim
@@ -92,7 +93,7 @@ def measure_parts(config: Config, epochs: int) -> dict[str, float]:
     with ReplayBuffer.open(run.folders.replay, writable=True) as replay:
 
         def feed() -> None:
-            if not all(learner.is_alive() for learner in learners):
+            if not all(process.is_alive() for process in processes):
                 sys.exit("a learner failed (see above)")
             if not replay.append(step, frame_limit(config, board)):
                 time.sleep(0.01)
@@ -100,9 +101,9 @@ def measure_parts(config: Config, epochs: int) -> dict[str, float]:
         try:
             return observe(board, replay, epochs, feed)
         finally:
-            for learner in learners:
-                learner.kill()
-                learner.join()
+            for process in processes:
+                process.kill()
+                process.join()
 
 
 def measure_whole(path: str, keys: list[str], config: Config, epochs: int) -> dict:
@@ -151,4 +152,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    harness.run(main)

@@ -19,6 +19,7 @@ sys.path.insert(0, str(RESULTS.parent))
 
 import experiment  # noqa: E402
 from records import read_config  # noqa: E402
+from status import learners  # noqa: E402
 from util import OneLineParser, UserError, appearing, exit_code  # noqa: E402
 
 KEPT = ("time", "resumed", "python", "versions", "commit", "devices")  # of a start
@@ -50,7 +51,7 @@ def collect(output_root: Path, results: Path) -> list[str]:
                 raise UserError(f"{target}: another run is here; remove it first")
             continue
         with appearing(target) as unfinished:
-            logs = map(folders.learner_log, experiment.learner_names(config))
+            logs = map(folders.learner_log, learners(config))
             for source in (folders.scores, folders.hyperparameters, *logs):
                 shutil.copyfile(source, unfinished / source.name)
             starts = [{key: start[key] for key in KEPT} for start in record["starts"]]

@@ -26,11 +26,10 @@ from actors import (
     step_all,
 )
 from envwrap import make_env
-from experiment import learner_names
 from process import Context
 from replay import ReplayBuffer
 from safeenv import SafeEnv
-from status import FINAL_EPISODES, LAUNCHER, VALUERL, WORLDMODEL, Board
+from status import FINAL_EPISODES, LAUNCHER, VALUERL, WORLDMODEL, Board, learners
 from util import MAX_LINE
 
 SPAWN = multiprocessing.get_context("spawn")
@@ -85,7 +84,7 @@ def new_run(tmp_path, model=False, **keys):
     """A run whose learners are ready and in their first epoch."""
     run = make_run(make_config(tmp_path, model, **keys))
     board = Board.create(run.folders.board, run.config)
-    for learner in learner_names(run.config):
+    for learner in learners(run.config):
         board[learner]["ready"] = board[learner]["epoch"] = 1
     return run, board
 
@@ -103,7 +102,7 @@ def limit_of(tmp_path, updates=0, model_updates=0, ready=1, epoch=1, **keys):
     board[VALUERL]["updates"] = updates
     if config.has_model:
         board[WORLDMODEL]["updates"] = model_updates
-    for learner in learner_names(config):
+    for learner in learners(config):
         board[learner]["ready"], board[learner]["epoch"] = ready, epoch
     return frame_limit(config, board)
 

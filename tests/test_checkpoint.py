@@ -24,7 +24,6 @@ from checkpoint import (
     load_newest,
     previous_path,
     publish,
-    read_metadata,
     stamp,
 )
 from util import UserError
@@ -76,7 +75,7 @@ def test_a_state_comes_back_as_it_was_published(path):
     }
     publish(path, tensors, METADATA)
     loaded = load(path)
-    assert loaded.metadata == METADATA == read_metadata(path)
+    assert loaded.metadata == METADATA
     for name, value in loaded.metadata.items():
         assert type(value) is type(METADATA[name])
     assert loaded.tensors.keys() == tensors.keys()
@@ -283,11 +282,7 @@ def test_a_huge_claim_or_file_is_not_read(path):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(CheckpointError, match=f"too large: {1 << 40} bytes, over"):
         load(path)
-    assert read_metadata(path) == {"number": 1}
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1 << 14  # KiB
-    put(path, 1)
-    with pytest.raises(CheckpointError, match="too large"):
-        load(path, max_bytes=100)
 
 
 def test_what_is_no_file_is_named(path):
@@ -440,7 +435,6 @@ def test_a_reader_sees_only_complete_states_while_others_are_published(path):
         for _ in range(100_000):
             number = number_of(load(path))
             assert number >= seen[-1]
-            assert read_metadata(path)["number"] >= number
             if number != seen[-1]:
                 seen.append(number)
             if len(seen) == 100:

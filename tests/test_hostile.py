@@ -172,7 +172,7 @@ def test_a_planted_pickle_never_runs(run, tmp_path, place):
         lambda: open_output(run, merged),
         lambda: checkpoint.load_newest(state),
         lambda: checkpoint.load(run.folders.policy),
-        lambda: checkpoint.read_metadata(path),
+        lambda: checkpoint.load(path),
     ):
         with contextlib.suppress(UserError):
             use()

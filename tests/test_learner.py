@@ -628,6 +628,18 @@ def test_a_restore_gives_back_tensors_optimiser_and_counters(tmp_path, clock):
     assert other.events == [("begin", 2, 6), ("publish", 3, 6)]
 
 
+def test_a_state_of_other_nets_is_not_taken_up(tmp_path):
+    run, board, _ = open_fake(tmp_path)
+    learner = build(run, board)
+    train(learner, 3)
+    state = state_of(learner)
+    more = {**state.tensors, "adam/m9": np.zeros(1, np.float32)}
+    path = run.folders.state(VALUERL)
+    checkpoint.publish(path, more, state.metadata)
+    with pytest.raises(CheckpointError, match="1 unknown \\(adam/m9\\)"):
+        build(run, board).restore()
+
+
 def test_without_a_state_nothing_is_restored(tmp_path):
     run, board, _ = open_fake(tmp_path)
     learner = build(run, board, seed=7)
