@@ -200,6 +200,22 @@ def score_table(
     return pd.concat(parts, ignore_index=True)
 
 
+def frames_to_reach(run: Record, score: float, window: float) -> float:
+    """The frames of the first evaluation at which a run's curve is not below a score.
+
+    Args:
+        run: with at least one evaluation.
+        score: a sum of rewards.
+        window: of the curve, in frames.
+
+    Returns:
+        inf where it never came to it.
+    """
+    line = run.series(SCORE, "frames")
+    places = np.unique(line[0])
+    return float(min(places[curve(line, places, window) >= score], default=np.inf))
+
+
 def reach_table(
     runs: Sequence[Record],
     score: float,
@@ -208,7 +224,6 @@ def reach_table(
 ) -> pd.DataFrame:
     """The frames and hours it took to reach a score.
 
-    A run reaches it with the first evaluation at which its curve is not below it.
     Frames and hours are medians over runs; a run that never came to it counts as
     infinitely many.
 
@@ -222,10 +237,9 @@ def reach_table(
         window = smooth * _longest(known, environment, "frames")
         firsts = []  # (frames, hours) of each run
         for run in group:
-            line = run.series(SCORE, "frames")
-            places = np.unique(line[0])
-            first = places[curve(line, places, window) >= score][:1]
-            firsts.append([*first, *_hours_at(run, first)] or [np.inf, np.inf])
+            first = frames_to_reach(run, score, window)
+            hours = first if np.isinf(first) else _hours_at(run, first)
+            firsts.append([first, hours])
         reached = int(np.isfinite(firsts).all(axis=1).sum())
         rows.append(
             (environment, name, len(group), reached, *np.median(firsts, axis=0))
@@ -234,7 +248,7 @@ def reach_table(
     return pd.DataFrame(rows, columns=columns)
 
 
-def _hours_at(run: Record, frames: np.ndarray) -> np.ndarray:
+def _hours_at(run: Record, frames: np.ndarray | float) -> np.ndarray:
     """Hours of learning at frame counts."""
     known, hours = run.series("hours", "frames")
     return np.interp(frames, known, hours)
