@@ -1,7 +1,7 @@
 """Value expansion: the targets of DDPG, MVE, MVE-TDk, STEVE and their relatives.
 
 Paper: Buckman et al., Sample-Efficient Reinforcement Learning with Stochastic
-Ensemble Value Expansion, NeurIPS 2018; "SPEC" is the project's specification.
+Ensemble Value Expansion, NeurIPS 2018; "SPEC" is docs/specification.md.
 
 The pure functions come first; each algorithm of the paper is one way of weighting
 the candidate targets T_0 .. T_H (`horizon_weights`). The class below holds the nets.
