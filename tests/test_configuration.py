@@ -227,6 +227,11 @@ def test_every_remaining_file_under_config_is_part_of_an_experiment():
 def test_a_cpu_experiment_is_the_papers_with_what_its_size_changes(path, tree):
     """The same algorithm in the same environment, and size.json on top."""
     name, seed = path.stem[:-1], int(path.stem[-1])
+    content = json.loads(path.read_text())
+    if name.endswith("_noexplore"):
+        name = name.removesuffix("_noexplore")
+        unexplored = {"policy_config": {"explore_chance": 0}, "seed": seed}
+        assert content["updates"] == unexplored
     (kind,) = {
         kind for _, _, names, _ in TABLE for n, kind in names.items() if n == name
     }
@@ -234,7 +239,6 @@ def test_a_cpu_experiment_is_the_papers_with_what_its_size_changes(path, tree):
     assert loaded.notes == []
     assert loaded.config.seed == seed
     assert found_algorithm(loaded.config) == kind
-    content = json.loads(path.read_text())
     assert content["updates"].keys() <= {"seed", "policy_config"}
     assert content["inherits"][-2:] == [
         f"config/envs/{path.parent.name}.json",
