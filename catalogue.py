@@ -12,6 +12,7 @@ from rich.text import Text
 
 import configuration
 from configuration import LoadedConfig
+from display import NOT_A_TERMINAL
 from util import UserError
 
 ROOT = Path(__file__).resolve().parent
@@ -26,19 +27,6 @@ SHOWS = {
     "experiments/speedruns": "score against hours: neither side waits",
     "cpu": "the comparison at a size for two CPU cores",
 }
-NOT_A_TERMINAL = 1000  # columns: in a file no line is broken
-
-
-def show(shown: RenderableType) -> None:
-    """Prints it; what is redirected to a file is plain and not wrapped."""
-    console = Console(highlight=False)
-    if console.is_terminal:
-        console.print(shown)
-        return
-    console.width = NOT_A_TERMINAL
-    with console.capture() as captured:
-        console.print(shown)
-    print("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
 
 # ---- --list -------------------------------------------------------------------------

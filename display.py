@@ -18,6 +18,7 @@ from status import VALUERL, WORLDMODEL
 REFRESH = 0.5  # seconds, in place
 LINE_EVERY = 10.0  # seconds, as plain lines
 SCORES_IN_A_ROW = 5
+NOT_A_TERMINAL = 1000  # columns: in a file no line is broken
 BAR, NAME_WIDTH, NUMBER_WIDTH = 48, 18, 10  # columns; all fits into 80
 CALLED = {VALUERL: "value learner", WORLDMODEL: "world model"}
 
@@ -155,6 +156,18 @@ def closing_lines(progress: Progress, finished: bool) -> list[str]:
     if random is not None:
         lines.append(f"score of random actions: {random:.1f}")
     return lines
+
+
+def print_once(shown: RenderableType) -> None:
+    """Prints it; what is redirected to a file is plain and not wrapped."""
+    console = Console(highlight=False)
+    if console.is_terminal:
+        console.print(shown)
+        return
+    console.width = NOT_A_TERMINAL
+    with console.capture() as captured:
+        console.print(shown)
+    print("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
 
 class Display:

@@ -21,7 +21,7 @@ from gymnasium import spaces
 from gymnasium.wrappers import FlattenObservation
 
 import classic_envs
-from util import UserError
+from util import UserError, one_line
 
 if TYPE_CHECKING:
     from schema import Environment
@@ -227,7 +227,7 @@ def _nearest(name: str) -> str:
 
 
 def _one_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return f"{type(error).__name__}: {one_line(error)}"
 
 
 def _make_with_gym(name: str, make_kwargs: dict[str, Any]) -> gymnasium.Env:

@@ -29,7 +29,7 @@ from checkpoint import Checkpoint
 from devices import NO_GPU, VARIABLE
 from policy import Policy
 from schema import Environment
-from util import UserError
+from util import UserError, one_line
 
 if TYPE_CHECKING:
     import gymnasium
@@ -244,9 +244,9 @@ def _serve_episodes(
     os.environ[VARIABLE] = NO_GPU  # as for interactors and evaluators
     os.environ["PYGAME_HIDE_SUPPORT_PROMPT"] = "1"
     env, recorder = _open(env_config, video)
-    from envwrap import EnvSpec
+    from envwrap import sizes_of
 
-    sizes = EnvSpec(env.observation_space.shape[0], env.action_space.shape[0])
+    sizes = sizes_of(env)
     pipe.send(("sizes", sizes))
     checkpoint, seeds = pipe.recv()
     policy = Policy(checkpoint, sizes.obs_dim, sizes.action_dim)
@@ -307,7 +307,7 @@ def run_episode(
 
 def _where(error: BaseException) -> str:
     """An exception on one line, with the place that raised it."""
-    text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    text = f"{type(error).__name__}: {one_line(error)}"
     frames = traceback.extract_tb(error.__traceback__)
     place = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})"
     return text + (place if frames and not isinstance(error, EpisodeError) else "")
@@ -388,7 +388,7 @@ def _undrawable(
     env_config: Environment, error: Exception, missing: str | None
 ) -> UserError:
     """What to say of an environment that can be made, but not be drawn."""
-    text = " ".join(str(error).split())
+    text = one_line(error)
     if missing is None and ("GL" in text or "mesa" in text.lower()):
         backend = os.environ.get(GL_VARIABLE, "unset")
         missing = (

@@ -25,7 +25,7 @@ import experiment
 from configuration import LoadedConfig
 from devices import NO_GPU, VARIABLE, Assignment
 from disk import full_disk_line, is_full
-from display import Display, closing_lines
+from display import Display, closing_lines, print_once
 from experiment import Folders, Run
 from process import end_with_parent
 from progress import Progress
@@ -206,7 +206,7 @@ def show(arguments: argparse.Namespace) -> None:
         shown = catalogue.list_experiments()
     else:
         shown = catalogue.describe(arguments.config, load(arguments))
-    catalogue.show(shown)
+    print_once(shown)
 
 
 def launch(arguments: argparse.Namespace) -> int:

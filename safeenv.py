@@ -14,7 +14,7 @@ import numpy as np
 
 from envwrap import make_env
 from schema import Environment
-from util import RunError, UserError
+from util import RunError, UserError, one_line
 
 REBUILDS, WINDOW = 5, 600.0  # times, in seconds
 
@@ -115,7 +115,7 @@ class SafeEnv:
             raise RunError(
                 f"{self._name}: the environment failed {len(self._failed)} times in "
                 f"{WINDOW / 60:g} minutes, last with {type(error).__name__}: "
-                f"{' '.join(str(error).split())}; the run stops"
+                f"{one_line(error)}; the run stops"
             )
         try:
             self._env.close()

@@ -11,7 +11,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -20,7 +19,7 @@ import sweep_pool
 import sweep_runs
 import sweep_slurm
 import sweep_status
-from display import clock
+from display import clock, print_once
 from sweep_runs import LOCAL, NO_FAILURE, SLURM, PlannedRun, Request, Sweep
 from sweep_slurm import Queue, Resources
 from sweep_status import FAILED, STATES, State
@@ -28,7 +27,6 @@ from util import OneLineParser, UserError, exit_code, number, whole_number
 
 COMMANDS = ("status", "cancel", "retry")
 MAX_SEED = 2**31 - 1
-NOT_A_TERMINAL = 1000  # columns: in a file no line is broken
 
 
 # ---- the command line ---------------------------------------------------------------
@@ -323,12 +321,7 @@ def _print_table(found: Sequence[State]) -> None:
             state.why,
         )
         table.add_row(*map(Text, cells))
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = NOT_A_TERMINAL
-    with console.capture() as captured:
-        console.print(table)
-    print("\n".join(line.rstrip() for line in captured.get().splitlines()))
+    print_once(table)
 
 
 def _shown(path: Path) -> str:

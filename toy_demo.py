@@ -39,6 +39,7 @@ from drawing import (
     SKY,
     SOLID,
     VERMILION,
+    csv_bytes,
     finish_axes,
     rendered,
     text_table,
@@ -168,24 +169,12 @@ def file_names(compared: Sequence[Learner]) -> list[str]:
     return values + targets + [f"{f}.{kind}" for f in FIGURES for kind in KINDS]
 
 
-def csv_bytes(columns: Sequence[str], values: np.ndarray) -> bytes:
-    """A csv with a header; its first column is the update, 1 .. U.
-
-    Args:
-        columns: the names of the others.
-        values: [U, columns], written with six digits.
-    """
-    line = "%d" + ",%.6g" * len(columns)
-    rows = [line % (u, *row) for u, row in enumerate(values.tolist(), start=1)]
-    return ("\n".join([",".join(["update", *columns]), *rows]) + "\n").encode()
-
-
 def value_error_csv(history: History) -> bytes:
     """`update,mean,std,trial_0,..`: the value error after each update."""
     error = history.value_error
     trials = [f"trial_{i}" for i in range(error.shape[1])]
     values = np.column_stack([error.mean(1), error.std(1), error])
-    return csv_bytes(["mean", "std", *trials], values)
+    return _by_update(["mean", "std", *trials], values)
 
 
 def target_error_csv(history: History) -> bytes:
@@ -193,7 +182,13 @@ def target_error_csv(history: History) -> bytes:
     error = history.target_error
     names = [f"{t}_{part}" for t in TARGETS for part in ("mean", "std")]
     values = np.stack([error.mean(-1), error.std(-1)], -1)  # [U, 4, 2]
-    return csv_bytes(names, values.reshape(len(values), -1))
+    return _by_update(names, values.reshape(len(values), -1))
+
+
+def _by_update(names: Sequence[str], values: np.ndarray) -> bytes:
+    """A csv of [U, names], whose first column is the update, 1 .. U."""
+    rows = [(u, *row) for u, row in enumerate(values, start=1)]
+    return csv_bytes(["update", *names], rows)
 
 
 def write_results(

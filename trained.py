@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import checkpoint
 import configuration
 from checkpoint import Checkpoint
-from schema import Config, PolicyConfig, ValueExpansion
+from schema import PAPER_HORIZON, Config, PolicyConfig, ValueExpansion
 from status import VALUERL, WORLDMODEL
 from util import UserError
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from valuerl import ValueRL
     from worldmodel import WorldModel
 
-DEFAULT_HORIZON = 3  # the paper's, where the configuration expands no values
 MOST_DIFFERENCES = 4  # named in one line
 
 
@@ -213,10 +212,10 @@ def weighting(config: Config) -> tuple[ValueExpansion, str | None]:
     """
     expansion = config.policy_config.value_expansion
     if expansion is None:
-        chosen = ValueExpansion(rollout_len=DEFAULT_HORIZON, steve_reweight=True)
+        chosen = ValueExpansion(rollout_len=PAPER_HORIZON, steve_reweight=True)
         return chosen, (
             "this configuration expands no values; the weights are those that STEVE "
-            f"would give with rollout_len {DEFAULT_HORIZON}"
+            f"would give with rollout_len {PAPER_HORIZON}"
         )
     if expansion.steve_reweight:
         return expansion, None

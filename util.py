@@ -89,6 +89,11 @@ def stop_as_by_ctrl_c() -> None:
         signal.signal(number, signal.default_int_handler)
 
 
+def one_line(text: object) -> str:
+    """A text, or an error's, without line breaks."""
+    return " ".join(str(text).split())
+
+
 def whole_number(lowest: int, highest: int) -> Callable[[str], int]:
     """An argparse type: an integer in lowest .. highest."""
 
