@@ -18,7 +18,7 @@ from util import UserError
 ROOT = Path(__file__).resolve().parent
 QUICKSTART = Path("config/quickstart.json")
 CONFIG = Path("config")
-EXPERIMENTS = ("experiments/**/*.json", "cpu/*/*.json")  # below CONFIG
+EXPERIMENTS = ("experiments/**/*.json", "cpu/**/*.json")  # below CONFIG
 # By folder below CONFIG. One that is not named here is listed without a word.
 SHOWS = {
     "experiments/goodruns": "learning curves: score against environment frames",

@@ -422,7 +422,12 @@ def _apply_override(settings: _Settings, text: str) -> None:
     _check_override_path(settings, path)
     try:
         value = _parse_json(raw)
-    except json.JSONDecodeError:
+    except json.JSONDecodeError as error:
+        if raw.lstrip().startswith(("{", "[")):
+            raise UserError(
+                f"--set: {_dotted(path)}: {_quoted(raw)} is not valid JSON "
+                f"({error.msg}); quote it for the shell"
+            ) from None
         value = raw
     except _Unacceptable as error:
         raise UserError(f"--set: {_dotted(path)}: {error}") from None
@@ -484,7 +489,9 @@ def _validate(settings: _Settings) -> Config:
     for detail in details:
         path = _schema_path(detail["loc"])
         faults.setdefault((path, detail["type"] == "broken_rule"), detail)
-    raise _user_error([_fault(settings, *key, faults[key]) for key in faults])
+    # A misspelt key first: it may be why another one is missing.
+    order = sorted(faults, key=lambda key: faults[key]["type"] != "extra_forbidden")
+    raise _user_error([_fault(settings, *key, faults[key]) for key in order])
 
 
 def _schema_path(location: tuple[str | int, ...]) -> KeyPath:

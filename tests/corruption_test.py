@@ -6,6 +6,7 @@ prints a table: what was damaged, what was found, what the run goes on from. Und
 pytest each line of it is a test.
 """
 
+import argparse
 import json
 import os
 import re
@@ -279,6 +280,7 @@ def test_a_pickle_that_would_run_a_command_never_does(tmp_path):
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__.split("\n")[0]).parse_args()
     with tempfile.TemporaryDirectory(prefix="corruption-") as name:
         for row in table(Path(name)):
             print(" | ".join(row))

@@ -9,6 +9,7 @@ and when it is resumed. Everything that crash_test wants of a run at rest must b
 whenever it is. The exit code is 1 where anything was violated.
 """
 
+import argparse
 import contextlib
 import os
 import shutil
@@ -28,6 +29,7 @@ sys.path[:0] = [str(PROJECT), str(PROJECT / "tests")]
 from crash_test import Harness  # noqa: E402
 
 from status import VALUERL, WORLDMODEL  # noqa: E402
+from util import stop_as_by_ctrl_c  # noqa: E402
 
 SIZE = "64m"
 PATIENCE = 60.0  # seconds: those who wait try again every ten
@@ -148,15 +150,17 @@ class FullDisk:
 
 def outside() -> int:
     """Calls this program again in a namespace in which it may mount."""
-    return subprocess.call(
-        [
-            *("unshare", "--map-root-user", "--mount"),
-            *(sys.executable, __file__, INSIDE),
-        ]
-    )
+    command = ["unshare", "--map-root-user", "--mount", sys.executable, __file__]
+    with subprocess.Popen([*command, INSIDE]) as test:
+        try:
+            return test.wait()
+        except KeyboardInterrupt:
+            test.terminate()  # it ends its run
+            return test.wait()
 
 
 def inside() -> int:
+    """The test, where it may mount."""
     folder = Path(tempfile.mkdtemp(prefix="full-disk-"))
     test = FullDisk(folder)
     started = time.monotonic()
@@ -179,4 +183,8 @@ def test_a_full_disk_stops_a_run_only_until_there_is_space():
 
 
 if __name__ == "__main__":
-    sys.exit(inside() if sys.argv[1:] == [INSIDE] else outside())
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument(INSIDE, action="store_true", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    stop_as_by_ctrl_c()
+    sys.exit(inside() if given.inside else outside())

@@ -225,7 +225,7 @@ def test_every_remaining_file_under_config_is_part_of_an_experiment():
 
 @pytest.mark.parametrize("path", CPU_EXPERIMENTS, ids=lambda path: path.stem)
 def test_a_cpu_experiment_is_the_papers_with_what_its_size_changes(path, tree):
-    """The same algorithm in the same environment, and size.json on top."""
+    """The same algorithm in the same environment, and cpu.json on top."""
     name, seed = path.stem[:-1], int(path.stem[-1])
     content = json.loads(path.read_text())
     if name.endswith("_noexplore"):
@@ -242,7 +242,7 @@ def test_a_cpu_experiment_is_the_papers_with_what_its_size_changes(path, tree):
     assert content["updates"].keys() <= {"seed", "policy_config"}
     assert content["inherits"][-2:] == [
         f"config/envs/{path.parent.name}.json",
-        "config/cpu/size.json",
+        "config/experimental_setups/cpu.json",
     ]
     inherits = content["inherits"][:-1]
     tree.write(a={"inherits": inherits, "updates": content["updates"]})
@@ -252,8 +252,10 @@ def test_a_cpu_experiment_is_the_papers_with_what_its_size_changes(path, tree):
 
 
 def cpu_departures() -> list[tuple[str, object]]:
-    """The dotted keys and values of size.json."""
-    updates = json.loads((CPU / "size.json").read_text())["updates"]
+    """The dotted keys and values of cpu.json."""
+    updates = json.loads((ROOT / "config/experimental_setups/cpu.json").read_text())[
+        "updates"
+    ]
     departures = []
     for section, value in updates.items():
         if isinstance(value, dict):
@@ -936,6 +938,8 @@ def test_override_makes_a_section_that_defaults_cover_and_no_other(tree):
         ("=3", "is not a known key"),
         ("", "not of the form KEY=VALUE"),
         ("total_hours=NaN", "total_hours: NaN is not a finite number"),
+        ("env.make_kwargs={a: 1", 'env.make_kwargs: "{a: 1" is not valid JSON'),
+        ('env={"nam": "Hopper-v1"}', "env.nam is not a known key; did you mean name"),
         ('agent_config={"count":1,"count":2}', 'the key "count" stands twice'),
         ("env.make_kwargs=" + '{"a":' * 300 + "1" + "}" * 300, ""),
     ],
