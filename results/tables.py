@@ -49,15 +49,19 @@ def groups(runs: Sequence[Record]) -> Iterator[tuple[str, str, list[Record]]]:
         yield *key, sorted(found[key], key=lambda run: run.config.seed)
 
 
+def window(run: Record) -> float:
+    """Frames that a curve's value is the mean of."""
+    return SMOOTH * (run.config.total_frames or run.end("frames"))
+
+
 def at(run: Record, quantity: str, frames: Sequence[float]) -> np.ndarray:
     """A run's curve at some frame counts."""
-    series = run.series(quantity, "frames")
-    return curve(series, np.asarray(frames), SMOOTH * run.config.total_frames)
+    return curve(run.series(quantity, "frames"), np.asarray(frames), window(run))
 
 
 def first_reached(run: Record, score: float) -> str:
     """The frames until the run's curve is at the score."""
-    frames = frames_to_reach(run, score, SMOOTH * run.config.total_frames)
+    frames = frames_to_reach(run, score, window(run))
     return "never" if np.isinf(frames) else f"{frames:,.0f}"
 
 

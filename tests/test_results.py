@@ -80,6 +80,7 @@ def test_a_folder_without_runs_is_one_line(tmp_path):
     assert done.stderr.count("\n") == 1
 
 
+FRAMES = (25_000, 46_000, 50_000)
 RUNS = sorted(RESULTS.glob("*/*/hps.json"))
 
 
@@ -91,3 +92,57 @@ def test_a_kept_run_is_complete_and_came_to_its_end(path):
     assert compute["finished"]["frames"] >= run.config.total_frames
     log = "worldmodel.log" if run.config.has_model else "valuerl.log"
     assert path.with_name(log).is_file()
+
+
+def test_the_readme_has_the_tables_of_the_runs_that_are_here():
+    """`python results/tables.py` prints them; paste them when a run is added."""
+    printed = subprocess.run(
+        [sys.executable, "results/tables.py"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    readme = (RESULTS / "README.md").read_text()
+    tables = printed.strip().split("\n\n")
+    assert len(tables) == 4
+    for table in tables:
+        assert table in readme
+
+
+def test_a_table_by_hand(tmp_path):
+    """Three evaluations of each of two runs; a window is 5,000 of 100,000 frames."""
+    for seed, scores in ((0, (0, 800, 1200)), (1, (0, 0, 600))):
+        run = tmp_path / "HalfCheetah-v1" / f"ddpg{seed}"
+        run.mkdir(parents=True)
+        rows = [
+            f"0.{i},{i},{frames},{score}"
+            for i, (frames, score) in enumerate(zip(FRAMES, scores, strict=True))
+        ]
+        (run / f"ddpg{seed}.greedy.csv").write_text(
+            "\n".join(["hours,epochs,frames,score", *rows, ""])
+        )
+        config = {
+            "env": {"name": "HalfCheetah-v1"},
+            "seed": seed,
+            "total_frames": 100_000,
+        }
+        (run / "hps.json").write_text(json.dumps(config))
+        log = "updates,frames,hours,policy_loss\n1,48000,0,-2\n2,50000,0,-4\n"
+        (run / "valuerl.log").write_text(log)
+        (run / "compute.json").write_text('{"finished": {"hours": 0.05}}')
+    printed = subprocess.run(
+        [sys.executable, "results/tables.py", str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert (
+        "| HalfCheetah-v1 | ddpg | 0, 1 | 1,000: 50,000, never | "
+        "0 (0, 0) | 650 (1,000, 300) |"
+    ) in printed
+    # Q: the mean of 2 and 4; the return: 650 / 1000 steps / (1 - 0.99).
+    assert "| HalfCheetah-v1 | ddpg | nan / nan | nan / nan |" in printed
+    assert "| 3 / 65 |" in printed
+    assert "| HalfCheetah-v1 | ddpg | 2 | 3.0, 3.0 | 6 |" in printed
