@@ -11,6 +11,7 @@ and a score is the plain sum of rewards (SPEC section 9).
 import difflib
 import importlib
 import re
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -61,9 +62,15 @@ def measure(env_config: "Environment") -> EnvSpec:
 
     Raises:
         UserError: as `make_env`; the configuration's `obs_dims` and `action_dim` are
-            compared with the sizes where they are given.
+            compared with the sizes where they are given. Warnings are then not
+            shown: the error says what is wrong.
     """
-    env = make_env(env_config)
+    with warnings.catch_warnings(record=True) as held_back:
+        env = make_env(env_config)
+    for each in held_back:
+        warnings.warn_explicit(
+            each.message, each.category, each.filename, each.lineno, source=each.source
+        )
     try:
         return sizes_of(env)
     finally:

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import types
+import warnings
 from pathlib import Path
 
 import check_environments
@@ -14,6 +15,7 @@ from gymnasium import spaces
 
 import classic_envs
 import envwrap
+from envwrap import EnvSpec
 from schema import Environment
 from util import UserError
 
@@ -238,6 +240,16 @@ def test_the_papers_environments_have_no_clock_but_max_frames(name):
     action = np.zeros(env.action_space.shape)
     cuts = [env.step(action)[3] for _ in range(1100)]
     assert cuts == [False] * 1099 + [True]
+
+
+def test_warnings_of_an_environment_that_can_be_used_are_shown(monkeypatch):
+    def make(config):
+        warnings.warn("it is old", UserWarning, stacklevel=1)
+        return made("Pendulum-v1")
+
+    monkeypatch.setattr(envwrap, "make_env", make)
+    with pytest.warns(UserWarning, match="it is old"):
+        assert envwrap.measure(Environment(name="Pendulum-v1")) == EnvSpec(3, 1)
 
 
 # A user's mistakes

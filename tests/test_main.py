@@ -253,6 +253,7 @@ def test_without_pacing_nobody_waits(tmp_path):
         ([QUICKSTART, "cpu", "--name", "../x"], "../x"),
         ([QUICKSTART, "cpu", "--set", "policy_config.batchsize=1"], "batch_size"),
         ([QUICKSTART, "cpu", "--set", "env.name=Nowhere-v1"], "Nowhere-v1"),
+        ([QUICKSTART, "cpu", "--set", "env.name=InvertedPendulum-v1"], "nearest known"),
         ([QUICKSTART, "cpu", "--set", "env.action_dim=9"], "action_dim"),
         ([QUICKSTART, "cpu", "--set", "env.name=CartPole-v1"], "CartPole-v1"),
     ],
