@@ -243,9 +243,11 @@ def test_the_papers_environments_have_no_clock_but_max_frames(name):
 
 
 def test_warnings_of_an_environment_that_can_be_used_are_shown(monkeypatch):
+    real = envwrap.make_env
+
     def make(config):
         warnings.warn("it is old", UserWarning, stacklevel=1)
-        return made("Pendulum-v1")
+        return real(config)
 
     monkeypatch.setattr(envwrap, "make_env", make)
     with pytest.warns(UserWarning, match="it is old"):
