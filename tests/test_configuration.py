@@ -232,6 +232,11 @@ def test_a_cpu_experiment_is_the_papers_with_what_its_size_changes(path, tree):
         name = name.removesuffix("_noexplore")
         unexplored = {"policy_config": {"explore_chance": 0}, "seed": seed}
         assert content["updates"] == unexplored
+    if name.endswith("_fitted"):
+        name = name.removesuffix("_fitted")
+        fit = content["updates"].pop("model_config")
+        paper = load(ROOT / "config/experiments/goodruns/halfcheetah/mve_tdk0.json")
+        assert fit == {key: paper.merged["model_config"][key] for key in fit}
     (kind,) = {
         kind for _, _, names, _ in TABLE for n, kind in names.items() if n == name
     }
