@@ -339,7 +339,7 @@ class ValueRL:
                 obs=None,
                 actions=None,
             )
-        return self._judge(batch, states, actions, first_value, choice)
+        return self._unrolled(batch, states, actions, first_value, choice)
 
     def _target_values(
         self, obs: tf.Tensor, action: tf.Tensor, choice: Choice
@@ -348,7 +348,7 @@ class ValueRL:
         inputs = tf.concat([obs, action], -1)[None]
         return tf.transpose(self.target_q(inputs, choice.q_members)[..., 0])
 
-    def _judge(
+    def _unrolled(
         self,
         batch: Batch,
         states: list[tf.Tensor],
@@ -366,54 +366,47 @@ class ValueRL:
             choice: the members that take part.
         """
         models, batch_size = states[1].shape[:2]
-        horizon = self.horizon
 
-        def every_member(steps: list[tf.Tensor]) -> tf.Tensor:
+        def member_rows(steps: list[tf.Tensor]) -> tf.Tensor:
+            """H steps of [M, B, .] or [1, B, .] -> [M, H*B, .]."""
             wide = [tf.broadcast_to(x, [models, *x.shape[1:]]) for x in steps]
-            return tf.stack(wide, axis=1)  # [M, H, B, .]
+            return tf.reshape(tf.stack(wide, axis=1), [models, -1, wide[0].shape[-1]])
 
-        def rows(steps: tf.Tensor) -> tf.Tensor:
-            return tf.reshape(steps, [-1, steps.shape[-1]])  # [M*H*B, .]
+        def rows(x: tf.Tensor) -> tf.Tensor:
+            """[M, H*B, .] -> [M*H*B, .]."""
+            return tf.reshape(x, [-1, x.shape[-1]])
 
-        def member_rows(steps: tf.Tensor) -> tf.Tensor:
-            return tf.reshape(steps, [models, -1, steps.shape[-1]])  # [M, H*B, .]
+        def by_step(x: tf.Tensor) -> tf.Tensor:
+            """[M*H*B, .] -> [B, H, M, .]."""
+            steps = tf.reshape(x, [models, self.horizon, batch_size, x.shape[-1]])
+            return tf.transpose(steps, [2, 1, 0, 3])
 
-        obs, action = every_member(states[:-1]), every_member(actions[:-1])
-        next_obs, next_action = every_member(states[1:]), every_member(actions[1:])
+        def after(real: tf.Tensor, imagined: tf.Tensor) -> tf.Tensor:
+            """The real step, the same for all members, before the imagined ones."""
+            real = tf.broadcast_to(real, [batch_size, 1, *imagined.shape[2:]])
+            return tf.concat([real, imagined], axis=1)
 
+        obs, action = member_rows(states[:-1]), member_rows(actions[:-1])
+        next_obs, next_action = member_rows(states[1:]), member_rows(actions[1:])
         reward = self.world_model.rewards(
             rows(next_obs), rows(obs), rows(action), choice.model
         )  # [N, M*H*B]
-        reward = tf.reshape(reward, [-1, models, horizon, batch_size])
-        reward = tf.transpose(reward, [3, 2, 1, 0])  # [B, H, M, N]
-        real_reward = tf.broadcast_to(
-            batch.reward[:, None, None, None], [batch_size, 1, *reward.shape[2:]]
-        )
-
-        termination_prob = self.world_model.termination_prob(
-            member_rows(next_obs), member_rows(obs), member_rows(action), choice.model
-        )
-        termination_prob = tf.transpose(
-            tf.reshape(termination_prob, [models, horizon, batch_size]), [2, 1, 0]
-        )  # [B, H, M]
-        real_termination = tf.broadcast_to(
-            batch.terminated[:, None, None], [batch_size, 1, models]
-        )
-        goes_on = 1.0 - tf.concat([real_termination, termination_prob], axis=1)
-
+        termination = self.world_model.termination_prob(
+            next_obs, obs, action, choice.model
+        )  # [M, H*B]
+        terminations = after(
+            batch.terminated[:, None, None],
+            by_step(tf.reshape(termination, [-1, 1]))[..., 0],
+        )  # [B, H+1, M]
         value = self._target_values(rows(next_obs), rows(next_action), choice)
-        value = tf.reshape(value, [models, horizon, batch_size, -1])
-        value = tf.transpose(value, [2, 1, 0, 3])  # [B, H, M, L]
-        first_value = tf.broadcast_to(
-            first_value[:, None, None], [batch_size, 1, *value.shape[2:]]
-        )
-
         return Imagined(
-            rewards=tf.concat([real_reward, reward], axis=1),
-            continue_probs=tf.math.cumprod(goes_on, axis=1),
-            values=tf.concat([first_value, value], axis=1),
-            obs=tf.transpose(obs, [2, 1, 0, 3]),
-            actions=tf.transpose(action, [2, 1, 0, 3]),
+            rewards=after(
+                batch.reward[:, None, None, None], by_step(tf.transpose(reward))
+            ),
+            continue_probs=tf.math.cumprod(1.0 - terminations, axis=1),
+            values=after(first_value[:, None, None], by_step(value)),
+            obs=by_step(rows(obs)),
+            actions=by_step(rows(action)),
         )
 
     def candidates(self, imagined: Imagined, start: int = 0) -> tf.Tensor:
