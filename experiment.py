@@ -406,7 +406,7 @@ def open_output(run: Run, merged: dict[str, Any]) -> list[str]:
             learner has no good state left.
     """
     notes = []
-    folders, config = run.folders, run.config
+    folders = run.folders
     try:
         folders.root.mkdir(parents=True, exist_ok=True)
         if kind := network_filesystem(folders.root):
@@ -420,56 +420,65 @@ def open_output(run: Run, merged: dict[str, Any]) -> list[str]:
         write_json(folders.hyperparameters, merged)
         for leftover in folders.root.rglob(".*.tmp"):  # of writers that were killed
             leftover.unlink()
-        if (folders.replay / DATA_NAME).exists():
-            with _open_replay(run, notes) as replay:
-                if (replay.obs_dim, replay.action_dim) != (run.obs_dim, run.action_dim):
-                    raise UserError(
-                        f"{folders.replay} holds transitions of {replay.obs_dim} "
-                        f"observations and {replay.action_dim} actions, the "
-                        f"environment has {run.obs_dim} and {run.action_dim}"
-                    )
-                lost = replay.recover()
-                if lost:
-                    notes.append(
-                        f"{folders.replay}: {lost} damaged transitions were dropped; "
-                        f"frames {replay.oldest} to {replay.frames - 1} remain"
-                    )
-        else:
-            ReplayBuffer.create(
-                folders.replay, run.obs_dim, run.action_dim, config.replay_capacity
-            ).close()
-        for name in learners(config):
-            if folders.state(name).exists():
-                _, warning = checkpoint.load_newest(folders.state(name))
-                notes += [warning] if warning else []
-            elif folders.policy.exists():
-                notes.append(f"{name} has no state: it starts from the beginning")
-        Board.create(folders.board, config)
+        notes += _mended_replay(run)
+        notes += _checked_states(run)
+        Board.create(folders.board, run.config)
     except OSError as error:
         raise _unwritable(error, folders) from None
     return notes
 
 
-def _open_replay(run: Run, notes: list[str]) -> ReplayBuffer:
-    """Opens the replay buffer; where it is damaged, one of its good rows.
+def _mended_replay(run: Run) -> list[str]:
+    """Creates the replay buffer, or mends what is damaged of it; lines as above.
 
     Raises:
-        UserError: it cannot be opened and has no good row.
+        UserError: it cannot be opened and has no good row, or is another environment's.
     """
-    folder = run.folders.replay
+    folder, sizes = run.folders.replay, (run.obs_dim, run.action_dim)
+    if not (folder / DATA_NAME).exists():
+        ReplayBuffer.create(folder, *sizes, run.config.replay_capacity).close()
+        return []
+    notes = []
     try:
-        return ReplayBuffer.open(folder, writable=True)
+        replay = ReplayBuffer.open(folder, writable=True)
     except UserError as error:
-        kept = ReplayBuffer.salvage(
-            folder, run.obs_dim, run.action_dim, run.config.replay_capacity
-        )
+        kept = ReplayBuffer.salvage(folder, *sizes, run.config.replay_capacity)
         if kept is None:
             raise
         notes.append(
             f"{error}; its {kept[0]} good transitions were taken over, and the damaged "
             f"file is now {kept[1].name}"
         )
-    return ReplayBuffer.open(folder, writable=True)
+        replay = ReplayBuffer.open(folder, writable=True)
+    with replay:
+        if (replay.obs_dim, replay.action_dim) != sizes:
+            raise UserError(
+                f"{folder} holds transitions of {replay.obs_dim} observations and "
+                f"{replay.action_dim} actions, the environment has {run.obs_dim} and "
+                f"{run.action_dim}"
+            )
+        if lost := replay.recover():
+            notes.append(
+                f"{folder}: {lost} damaged transitions were dropped; frames "
+                f"{replay.oldest} to {replay.frames - 1} remain"
+            )
+    return notes
+
+
+def _checked_states(run: Run) -> list[str]:
+    """Lines about states of learners that are damaged or missing.
+
+    Raises:
+        CheckpointError: a learner has no good state left.
+    """
+    notes = []
+    for name in learners(run.config):
+        if run.folders.state(name).exists():
+            _, warning = checkpoint.load_newest(run.folders.state(name))
+            notes += [warning] if warning else []
+        elif run.folders.policy.exists():
+            notes.append(f"{name} has no state: it starts from the beginning")
+    return notes
 
 
 def _unwritable(error: OSError, folders: Folders) -> UserError:
