@@ -1,6 +1,7 @@
 """Settings that all tests share."""
 
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +9,8 @@ import pytest
 
 # Set before any test module imports TensorFlow: its start-up notes bury the results.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# Programs leave a SIGHUP alone that nohup has ignored: the tests must not be under it.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture
