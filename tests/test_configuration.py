@@ -258,9 +258,8 @@ def test_a_cpu_experiment_is_the_papers_with_what_its_size_changes(path, tree):
 
 def cpu_departures() -> list[tuple[str, object]]:
     """The dotted keys and values of cpu.json."""
-    updates = json.loads((ROOT / "config/experimental_setups/cpu.json").read_text())[
-        "updates"
-    ]
+    path = ROOT / "config/experimental_setups/cpu.json"
+    updates = json.loads(path.read_text())["updates"]
     departures = []
     for section, value in updates.items():
         if isinstance(value, dict):
