@@ -80,6 +80,19 @@ def test_a_folder_without_runs_is_one_line(tmp_path):
     assert done.stderr.count("\n") == 1
 
 
+def test_random_actions_are_scored():
+    done = subprocess.run(
+        [sys.executable, "results/random_policy.py", "config/quickstart.json"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    name, mean, _, _ = done.stdout.split()
+    assert name == "InvertedPendulum-v5:"
+    assert 3 < float(mean) < 8  # upright for a few steps, with reward 1 each
+
+
 FRAMES = (25_000, 46_000, 50_000)
 RUNS = sorted(RESULTS.glob("*/*/hps.json"))
 

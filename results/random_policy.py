@@ -1,0 +1,54 @@
+"""What uniformly random actions score, to compare learning curves with.
+
+    python results/random_policy.py config/cpu/halfcheetah/ddpg0.json ...
+
+Prints, for each configuration's environment, the mean and the standard deviation of the
+sum of rewards over 100 episodes.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from configuration import load
+from envwrap import make_env
+from schema import Environment
+from util import OneLineParser, exit_code
+
+EPISODES = 100
+
+
+def random_scores(settings: Environment, episodes: int = EPISODES) -> np.ndarray:
+    """Sums of rewards, [episodes]; the same at each call."""
+    env = make_env(settings)
+    env.action_space.seed(0)
+    scores = np.zeros(episodes)
+    for episode in range(episodes):
+        env.reset(seed=episode)
+        over = False
+        while not over:
+            _, reward, terminated, truncated, _ = env.step(env.action_space.sample())
+            scores[episode] += reward
+            over = terminated or truncated
+    env.close()
+    return scores
+
+
+def main() -> int:
+    parser = OneLineParser(description=__doc__.split("\n")[0])
+    parser.add_argument("configs", metavar="CONFIG", nargs="+")
+    configs = parser.parse_args().configs
+
+    def show() -> None:
+        for settings in [load(path).config.env for path in configs]:
+            scores = random_scores(settings)
+            print(f"{settings.name}: {scores.mean():.1f} +- {scores.std():.1f}")
+
+    return exit_code("random_policy.py", show)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
