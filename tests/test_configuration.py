@@ -237,6 +237,12 @@ def test_a_cpu_experiment_is_the_papers_with_what_its_size_changes(path, tree):
         fit = content["updates"].pop("model_config")
         paper = load(ROOT / "config/experiments/goodruns/halfcheetah/mve_tdk0.json")
         assert fit == {key: paper.merged["model_config"][key] for key in fit}
+    if name.endswith("_lowrate"):
+        name = name.removesuffix("_lowrate")
+        policy = content["updates"].pop("policy_config")
+        paper = load(ROOT / f"config/experiments/goodruns/halfcheetah/{name}0.json")
+        rate = paper.merged["policy_config"]["learning_rate"]
+        assert policy == {"learning_rate": rate}
     kinds = {"mve": algorithm()}  # MVE-TDk without TDk, which the paper does not show
     kinds |= {n: kind for _, _, names, _ in TABLE for n, kind in names.items()}
     loaded = load(path)
