@@ -21,12 +21,12 @@ from util import OneLineParser, exit_code
 EPISODES = 100
 
 
-def random_scores(settings: Environment, episodes: int = EPISODES) -> np.ndarray:
-    """Sums of rewards, [episodes]; the same at each call."""
+def random_scores(settings: Environment) -> np.ndarray:
+    """Sums of rewards, [EPISODES]; the same at each call."""
     env = make_env(settings)
     env.action_space.seed(0)
-    scores = np.zeros(episodes)
-    for episode in range(episodes):
+    scores = np.zeros(EPISODES)
+    for episode in range(EPISODES):
         env.reset(seed=episode)
         over = False
         while not over:
@@ -45,7 +45,8 @@ def main() -> int:
     def show() -> None:
         for settings in [load(path).config.env for path in configs]:
             scores = random_scores(settings)
-            print(f"{settings.name}: {scores.mean():.1f} +- {scores.std():.1f}")
+            mean, deviation = scores.mean(), scores.std()
+            print(f"{settings.name}: mean {mean:.1f}, deviation {deviation:.1f}")
 
     return exit_code("random_policy.py", show)
 

@@ -10,9 +10,11 @@ greedy policy, for H steps and on until nothing that follows counts. A candidate
                  + discount^h (V(imagined s_h) - V(real s_h))              states
                  + discount^h (Qtarget(imagined s_h) - V(imagined s_h))    critic
 
-V is the discounted return of the policy in the simulator. Means over the states are
-printed, with the standard error of T_h - V(s_0). HalfCheetah-v1 and Swimmer-v1, whose
-observation is the simulator's state but for the position, which changes nothing.
+V is the discounted return of the policy in the simulator. Predicted terminations are
+left out: nothing ends in these environments. Printed are means over the states, with
+their standard errors. This is one backup: what is wrong with Q now may be what was
+wrong with the targets before. HalfCheetah-v1 and Swimmer-v1, whose observation is the
+simulator's state but for the position, which changes nothing.
 """
 
 import sys
@@ -27,20 +29,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tables import markdown
 
 from configuration import load
-from envwrap import EnvSpec, make_env, sizes_of
+from envwrap import make_env, sizes_of
 from inspection import discounted_returns
 from policy import Policy
-from replay import Batch, ReplayBuffer
-from schema import Config
-from trained import Trained, build_nets, load_trained
+from replay import ReplayBuffer
+from schema import Config, Environment
+from trained import Nets, Trained, build_nets, differing_keys, load_trained
 from util import OneLineParser, UserError, exit_code
 
 ENVIRONMENTS = ("HalfCheetah-v1", "Swimmer-v1")
-STEPS = 1000  # discount^1000 = 4e-5
+STEPS = 1000  # with their discount, 0.99, what follows counts by 4e-5
 
 
 class Played(NamedTuple):
-    """What the policy earned.
+    """What the policy earned, in units of reward_scale.
 
     Attributes:
         rewards: r_1, r_2, .., [STEPS].
@@ -51,126 +53,130 @@ class Played(NamedTuple):
     returns: np.ndarray
 
 
-class Simulator:
-    """The greedy policy in the real environment, from any state.
-
-    Args:
-        config: of the run.
-        trained: whose policy acts.
-    """
-
-    def __init__(self, config: Config, trained: Trained) -> None:
-        self.env = make_env(config.env)
-        self.sizes = sizes_of(self.env)
-        self._policy = Policy(trained.policy, self.sizes.obs_dim, self.sizes.action_dim)
-        self._settings = config.env
-
-    def play(self, obs: np.ndarray) -> Played:
-        """From s_0 = `obs` [O] on."""
-        self.env.reset(seed=0)
-        obs, rewards = put(self.env, obs), np.empty(STEPS)
-        for step in range(STEPS):
-            action = self._policy.greedy(obs[None])[0]
-            obs, rewards[step], *_ = self.env.step(action)
-        settings = self._settings
-        scale, discount = settings.reward_scale, settings.discount
-        return Played(rewards, discounted_returns(rewards, discount, scale))
+def play(
+    env: gymnasium.Env, settings: Environment, policy: Policy, obs: np.ndarray
+) -> Played:
+    """The greedy policy in the simulator, from s_0 = `obs`, [O]."""
+    env.reset(seed=0)
+    obs, rewards = put(env, obs), np.empty(STEPS)
+    for step in range(STEPS):
+        obs, rewards[step], *_ = env.step(policy.greedy(obs[None])[0])
+    rewards *= settings.reward_scale
+    return Played(rewards, discounted_returns(rewards, settings.discount, 1.0))
 
 
 def put(env: gymnasium.Env, obs: np.ndarray) -> np.ndarray:
-    """Puts the simulator into the state with an observation, at position 0."""
+    """Puts the simulator into the state of an observation, [O], at position 0.
+
+    Returns:
+        the observation of that state, [O].
+    """
     model = env.unwrapped.model
     hidden = model.nq + model.nv - len(obs)
     state = np.concatenate([np.zeros(hidden), obs])
     return env.get_wrapper_attr("put")(state[: model.nq], state[model.nq :])
 
 
-class Errors(NamedTuple):
-    """Of each state and horizon h = 0 .. H, [states, H+1]; the errors add up."""
+class Imagined(NamedTuple):
+    """What the nets expect from B states on.
 
-    value: np.ndarray  # V(s_0), the same for all h
+    Attributes:
+        states: s_0 .. s_H, [B, H+1, O].
+        rewards: r_1 .. r_H, [B, H].
+        values: Qtarget(s_h, a_h), [B, H+1].
+    """
+
+    states: np.ndarray
+    rewards: np.ndarray
+    values: np.ndarray
+
+
+def imagine(nets: Nets, start: np.ndarray, horizon: int) -> Imagined:
+    """Rolls out one transition member for each state; means over the other members.
+
+    Args:
+        nets: with a world model unless the horizon is 0.
+        start: s_0, [B, O]; row b follows transition member b mod M.
+        horizon: H.
+    """
+    import tensorflow as tf
+
+    from worldmodel import ModelMembers
+
+    every, rows = ModelMembers(None, None), np.arange(len(start))
+    obs = np.asarray(start, np.float32)
+    states, rewards, values = [], [], []
+    for step in range(horizon + 1):
+        action = nets.valuerl.action(tf.constant(obs))
+        q = nets.valuerl.target_q(tf.concat([obs, action], -1)[None])  # [L, B, 1]
+        states.append(obs)
+        values.append(np.mean(q[..., 0], axis=0))
+        if step < horizon:
+            model = nets.world_model
+            following = model.next_obs(obs[None], action[None], every).numpy()
+            following = following[rows % len(following), rows]
+            reward = model.rewards(following, obs, action, every)  # [N, B]
+            rewards.append(np.mean(reward, axis=0))
+            obs = following
+    rewards = np.reshape(rewards, (horizon, len(start))).T
+    return Imagined(np.stack(states, axis=1), rewards, np.stack(values, axis=1))
+
+
+class Errors(NamedTuple):
+    """Of each state and horizon h = 0 .. H; the last three add up to T_h - V(s_0).
+
+    Attributes:
+        value: V(s_0), the same for all h, [B, H+1].
+        rewards: [B, H+1].
+        states: [B, H+1].
+        critic: [B, H+1].
+    """
+
+    value: np.ndarray
     rewards: np.ndarray
     states: np.ndarray
     critic: np.ndarray
 
 
-def imagined(
-    config: Config, trained: Trained, sizes: EnvSpec, start: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What the nets expect from states s_0, [B, O].
-
-    Returns:
-        s_0 .. s_H of one transition member each, [B, H+1, O]; r_1 .. r_H, [B, H], and
-        Qtarget(s_h, a_h), [B, H+1], of the same rollouts, means over the other members.
-    """
-    import tensorflow as tf
-
-    from nn import interleaved_shares
-    from valuerl import Choice
-    from worldmodel import ModelMembers
-
-    count = len(start)
-    policy_config = config.policy_config
-    if expansion := policy_config.value_expansion:
-        # A step more: `imagine` returns no state behind its last step.
-        longer = expansion.model_copy(update={"rollout_len": expansion.rollout_len + 1})
-        policy_config = policy_config.model_copy(update={"value_expansion": longer})
-    config = config.model_copy(update={"policy_config": policy_config})
-    valuerl = build_nets(config, sizes, trained).valuerl
-    zeros = tf.zeros([count])
-    batch = Batch(
-        obs=tf.zeros_like(start, tf.float32),
-        action=tf.zeros([count, sizes.action_dim]),
-        reward=zeros,
-        next_obs=tf.constant(start, tf.float32),
-        terminated=zeros,
-    )
-    every = Choice(None, interleaved_shares(1, 1), ModelMembers(None, None))
-    rollout = valuerl.imagine(batch, every)
-    values = np.mean(rollout.values, axis=-1)  # [B, H+2, M], H+2 = 1 without a model
-    if rollout.obs is None:
-        return start[:, None], np.zeros([count, 0]), values[..., 0]
-    members = np.arange(count) % values.shape[-1]
-    rows = np.arange(count)
-    rewards = np.mean(rollout.rewards, axis=-1)[rows, 1:-1, members]
-    return (
-        rollout.obs.numpy()[rows, :, members],
-        rewards,
-        values[rows, :-1, members],
-    )
-
-
 def value_errors(config: Config, trained: Trained, start: np.ndarray) -> Errors:
-    """The parts of the error from states s_0, [B, O]."""
-    simulator = Simulator(config, trained)
-    states, rewards, values = imagined(config, trained, simulator.sizes, start)
-    count, steps = values.shape
-    scale, discounts = config.env.reward_scale, config.env.discount ** np.arange(steps)
-    errors = Errors(*np.zeros([4, count, steps]))
-    for row in range(count):
-        real = simulator.play(start[row])
-        off = scale * (rewards[row] - real.rewards[: steps - 1])
-        errors.rewards[row, 1:] = np.cumsum(discounts[:-1] * off)
+    """The parts of the errors of the candidate targets at states s_0, [B, O].
+
+    Raises:
+        UserError: a state does not fit the configuration.
+    """
+    settings, env = config.env, make_env(config.env)
+    sizes = sizes_of(env)
+    policy = Policy(trained.policy, sizes.obs_dim, sizes.action_dim)
+    expansion = config.policy_config.value_expansion
+    horizon = expansion.rollout_len if expansion else 0
+    expected = imagine(build_nets(config, sizes, trained), start, horizon)
+    discounts = settings.discount ** np.arange(horizon + 1)
+    errors = Errors(*np.zeros([4, len(start), horizon + 1]))
+    for row, obs in enumerate(start):
+        real = play(env, settings, policy, obs)
+        off = settings.reward_scale * expected.rewards[row] - real.rewards[:horizon]
         errors.value[row] = real.returns[0]
-        for h in range(steps):
-            there = real if h == 0 else simulator.play(states[row, h])
-            drift = there.returns[0] - real.returns[h]
-            errors.states[row, h] = discounts[h] * drift
-            errors.critic[row, h] = discounts[h] * (values[row, h] - there.returns[0])
+        errors.rewards[row, 1:] = np.cumsum(discounts[:-1] * off)
+        for h, discount in enumerate(discounts):
+            there = play(env, settings, policy, expected.states[row, h]) if h else real
+            worth = there.returns[0]
+            errors.states[row, h] = discount * (worth - real.returns[h])
+            errors.critic[row, h] = discount * (expected.values[row, h] - worth)
+    env.close()
     return errors
 
 
 def table(errors: Errors) -> str:
-    """Means over the states, in Markdown."""
-    count, steps = errors.value.shape
+    """Means over the states with their standard errors, in Markdown."""
     parts = errors.rewards, errors.states, errors.critic
-    total = sum(parts)
-    uncertain = total.std(axis=0, ddof=1) / np.sqrt(count)
     rows = [("h", "V(s_0)", "T_h - V(s_0)", "rewards", "states", "critic")]
-    for h in range(steps):
-        off = f"{total[:, h].mean():.1f} +- {uncertain[h]:.1f}"
-        means = (f"{part[:, h].mean():.1f}" for part in parts)
-        rows.append((str(h), f"{errors.value[:, h].mean():.1f}", off, *means))
+    for h in range(errors.value.shape[1]):
+        columns = [part[:, h] for part in (errors.value, sum(parts), *parts)]
+        cells = (
+            f"{column.mean():.1f} +- {column.std(ddof=1) / np.sqrt(len(column)):.1f}"
+            for column in columns
+        )
+        rows.append((str(h), *cells))
     return markdown(rows)
 
 
@@ -178,25 +184,31 @@ def run(path: str, checkpoint: Path, count: int) -> None:
     """Prints the table.
 
     Raises:
-        UserError: the environment is not one of `ENVIRONMENTS`, or there are no values.
+        UserError: the environment is not one of `ENVIRONMENTS`, something that is
+            needed is not there, or there are fewer than two states.
     """
-    config = load(path).config
+    loaded = load(path)
+    config = loaded.config
     if config.env.name not in ENVIRONMENTS:
         raise UserError(f"{path}: only for {' and '.join(ENVIRONMENTS)}")
+    if count < 2:
+        raise UserError(f"--states {count}: at least 2")
     trained = load_trained(checkpoint, config)
-    if trained.critic is None:
+    if trained.critic is None or (config.has_model and trained.model is None):
         raise UserError(trained.notes[-1])
+    for note in (*trained.notes, differing_keys(trained.folder, loaded)):
+        if note:
+            print(note)
     with ReplayBuffer.open(trained.folder / "replay") as replay:
-        rng = np.random.default_rng(0)
-        start = replay.sample(count, replay.size, rng).next_obs.astype(float)
-    print(table(value_errors(config, trained, start)))
+        start = replay.sample(count, replay.size, np.random.default_rng(0)).next_obs
+    print(table(value_errors(config, trained, start.astype(float))))
 
 
 def main() -> int:
     parser = OneLineParser(description=__doc__.split("\n")[0])
     parser.add_argument("config", metavar="CONFIG.json")
     parser.add_argument("checkpoint", metavar="CHECKPOINT", type=Path)
-    parser.add_argument("--states", type=int, default=200)
+    parser.add_argument("--states", type=int, default=200, metavar="N")
     given = parser.parse_args()
     return exit_code(
         "value_errors.py", lambda: run(given.config, given.checkpoint, given.states)
