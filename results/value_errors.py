@@ -42,7 +42,7 @@ STEPS = 1000  # with their discount, 0.99, what follows counts by 4e-5
 
 
 class Played(NamedTuple):
-    """What the policy earned, in units of reward_scale.
+    """What the policy earned, rewards times reward_scale.
 
     Attributes:
         rewards: r_1, r_2, .., [STEPS].
