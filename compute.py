@@ -16,8 +16,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 import tensorflow as tf
 
-from replay import Batch, ReplayBuffer
-from util import UserError
+from .replay import Batch, ReplayBuffer
+from .util import UserError
 
 # Updates in a call on a GPU, where the pace allows so many (`updates_per_call` null).
 GPU_UPDATES_PER_CALL = 16

@@ -8,12 +8,15 @@ Rewards come as the environment gives them: `reward_scale` is the learners' busi
 and a score is the plain sum of rewards (SPEC section 9).
 """
 
+if not __package__:  # tqdm asks for a package of that name
+    raise ModuleNotFoundError("envwrap is steve.envwrap", name="envwrap")
+
 import difflib
 import importlib
-import re
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import gymnasium
@@ -21,19 +24,26 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.wrappers import FlattenObservation
 
-import classic_envs
-from util import UserError, one_line
+from .environments import mujoco
+from .environments.box2d import make_hardcore
+from .environments.old_gym import MUJOCO_PY_ID, make_with_gym
+from .environments.roboschool import make_roboschool
+from .util import UserError, error_text
 
 if TYPE_CHECKING:
-    from schema import Environment
+    from .settings.schema import Environment
 
-# The MuJoCo ids that gym 0.26 makes with mujoco-py and gymnasium no longer makes.
-MUJOCO_PY_ID = re.compile(
-    r"(Ant|HalfCheetah|Hopper|Humanoid|Swimmer|Walker2d)-v[23]"
-    r"|(HumanoidStandup|InvertedDoublePendulum|InvertedPendulum|Pusher|Reacher)-v2"
-)
 # From this many dimensions on a box of floats is an image, and no net here sees images.
 IMAGE_DIMENSIONS = 3
+
+# The paper's other environments.
+OTHERS: dict[str, Callable[[dict[str, Any]], gymnasium.Env]] = {
+    "BipedalWalkerHardcore-v2": make_hardcore,
+    "RoboschoolHumanoid-v1": partial(make_roboschool, "RoboschoolHumanoid-v1"),
+    "RoboschoolHumanoidFlagrun-v1": partial(
+        make_roboschool, "RoboschoolHumanoidFlagrun-v1"
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -153,23 +163,23 @@ def _raw_env(env_config: "Environment") -> gymnasium.Env:
     """The environment with its own spaces, wherever it comes from."""
     name = env_config.name
     _import_module(env_config)
-    if env_config.inertia == "2.1" and name not in classic_envs.MUJOCO:
+    if env_config.inertia == "2.1" and name not in mujoco.MUJOCO:
         raise UserError(
-            f"env.inertia 2.1: known for {', '.join(classic_envs.MUJOCO)} only, not "
+            f"env.inertia 2.1: known for {', '.join(mujoco.MUJOCO)} only, not "
             f"for {name}; remove the key"
         )
-    if name in classic_envs.MUJOCO:
+    if name in mujoco.MUJOCO:
         return _made(
             env_config,
-            lambda: classic_envs.make_mujoco(
+            lambda: mujoco.make_mujoco(
                 name, env_config.inertia or "2.1", env_config.make_kwargs
             ),
         )
-    if name in classic_envs.OTHERS:
-        make = classic_envs.OTHERS[name]
+    if name in OTHERS:
+        make = OTHERS[name]
         return _made(env_config, lambda: make(env_config.make_kwargs))
     if MUJOCO_PY_ID.fullmatch(name):
-        return _made(env_config, lambda: _make_with_gym(name, env_config.make_kwargs))
+        return _made(env_config, lambda: make_with_gym(name, env_config.make_kwargs))
     return _made(
         env_config,
         # The passive checker repeats on every step what is checked once here.
@@ -187,7 +197,7 @@ def _import_module(env_config: "Environment") -> None:
     except Exception as error:
         raise UserError(
             f"env.module {env_config.module}: cannot be imported "
-            f"({_one_line(error)}); install it or put its folder on PYTHONPATH"
+            f"({error_text(error)}); install it or put its folder on PYTHONPATH"
         ) from error
 
 
@@ -202,7 +212,7 @@ def _made(
         raise
     except gymnasium.error.DependencyNotInstalled as error:
         raise UserError(
-            f"env.name {name}: a package is missing ({_one_line(error)})"
+            f"env.name {name}: a package is missing ({error_text(error)})"
         ) from error
     except (gymnasium.error.UnregisteredEnv, gymnasium.error.DeprecatedEnv) as error:
         if name.startswith("dm_control/") and env_config.module != "shimmy":
@@ -216,81 +226,21 @@ def _made(
         ) from error
     except ImportError as error:
         raise UserError(
-            f"env.name {name}: a package is missing ({_one_line(error)}); install it"
+            f"env.name {name}: a package is missing ({error_text(error)}); install it"
         ) from error
     except Exception as error:
         raise UserError(
             f"env.name {name} with env.make_kwargs {env_config.make_kwargs}: cannot be "
-            f"made ({_one_line(error)}); correct env.make_kwargs"
+            f"made ({error_text(error)}); correct env.make_kwargs"
         ) from error
 
 
 def _nearest(name: str) -> str:
-    known = [*classic_envs.MUJOCO, *classic_envs.OTHERS, *gymnasium.registry]
+    known = [*mujoco.MUJOCO, *OTHERS, *gymnasium.registry]
     lower = {identifier.lower(): identifier for identifier in known}
     # Upper and lower case are often all that is wrong.
     close = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.0)
     return lower[close[0]]
-
-
-def _one_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {one_line(error)}"
-
-
-def _make_with_gym(name: str, make_kwargs: dict[str, Any]) -> gymnasium.Env:
-    """An old MuJoCo id, through gym >= 0.26 and mujoco-py."""
-    try:
-        gym = importlib.import_module("gym")
-        importlib.import_module("mujoco_py")
-    except Exception as error:  # mujoco-py raises bare Exceptions without its engine
-        new_name = f"{name.rsplit('-', 1)[0]}-v5"
-        nearest = f"{name.rsplit('-', 1)[0]}-v1"
-        if nearest not in classic_envs.MUJOCO:
-            nearest = new_name
-        raise UserError(
-            f"env.name {name}: needs gym 0.26.2 and mujoco-py with MuJoCo 2.1 (README, "
-            f"the old engine; {_one_line(error)}); install them or name {nearest}"
-        ) from error
-    return GymAdapter(gym.make(name, disable_env_checker=True, **make_kwargs))
-
-
-class GymAdapter(gymnasium.Env):
-    """An environment of gym >= 0.26 as one of gymnasium: the spaces are translated."""
-
-    def __init__(self, env: Any) -> None:
-        self._env = env
-        self.observation_space = _translated_box(env.observation_space)
-        self.action_space = _translated_box(env.action_space)
-        self.metadata = dict(env.metadata)
-        self.render_mode = getattr(env, "render_mode", None)
-
-    @property
-    def unwrapped(self) -> Any:
-        """The simulation inside gym's wrappers, with `sim`, `set_state` and `dt`."""
-        return self._env.unwrapped
-
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[np.ndarray, dict[str, Any]]:
-        super().reset(seed=seed)
-        return self._env.reset(seed=seed, options=options)
-
-    def step(
-        self, action: np.ndarray
-    ) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        return self._env.step(action)
-
-    def render(self) -> Any:
-        return self._env.render()
-
-    def close(self) -> None:
-        self._env.close()
-
-
-def _translated_box(space: Any) -> spaces.Box:
-    # In float64, as mujoco-py computes: gym's float32 boxes would round the actions.
-    low, high = np.asarray([space.low, space.high], np.float64)
-    return spaces.Box(low, high, dtype=np.float64)
 
 
 def _check_observation_space(space: spaces.Space, name: str) -> None:

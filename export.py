@@ -16,15 +16,20 @@ from pathlib import Path
 
 import numpy as np
 
-import checkpoint
-import configuration
-import devices
-import envwrap
-from checkpoint import Checkpoint
-from episodes import redirected
-from schema import Config
-from trained import as_published, differing_keys, load_state, policy_shapes
-from util import OneLineParser, UserError, appearing, exit_code
+from steve import envwrap
+from steve.analysis.episodes import redirected
+from steve.analysis.trained import (
+    as_published,
+    differing_keys,
+    load_state,
+    policy_shapes,
+)
+from steve.running import devices
+from steve.settings import loading
+from steve.settings.schema import Config
+from steve.storage import checkpoint
+from steve.storage.checkpoint import Checkpoint
+from steve.util import OneLineParser, UserError, appearing, exit_code
 
 NUMPY_NAME = "policy.npz"
 TENSORFLOW_NAME = "saved_model"
@@ -134,7 +139,7 @@ def run(arguments: argparse.Namespace) -> None:
     """
     if os.path.lexists(arguments.out):
         raise UserError(f"{arguments.out} is there already: pass another --out")
-    loaded = configuration.load(arguments.config, overrides=arguments.set)
+    loaded = loading.load(arguments.config, overrides=arguments.set)
     path, state, warning = load_state(arguments.checkpoint, loaded.config)
     difference = differing_keys(Path(os.path.abspath(path)).parent, loaded)
     for note in (*loaded.notes, warning, difference):

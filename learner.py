@@ -11,15 +11,16 @@ from typing import ClassVar
 import numpy as np
 import tensorflow as tf
 
-import checkpoint
-from checkpoint import Checkpoint, NonFiniteError
-from compute import GPU_UPDATES_PER_CALL, BatchSource, Updater
-from events import LearnerEvents
-from process import Context
-from replay import Batch, ReplayBuffer
-from schema import Config, LearnerConfig
-from status import VALUERL
-from util import Every, RunError, append_row, atomic_write, wait_until
+from .compute import GPU_UPDATES_PER_CALL, BatchSource, Updater
+from .replay import Batch, ReplayBuffer
+from .running.child import Context
+from .running.events import LearnerEvents
+from .settings.roles import VALUERL
+from .settings.schema import Config, LearnerConfig
+from .storage import checkpoint
+from .storage.checkpoint import Checkpoint, NonFiniteError
+from .storage.tables import append_row
+from .util import Every, RunError, atomic_write, wait_until
 
 
 class Learner(abc.ABC):

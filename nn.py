@@ -4,6 +4,9 @@ Dimension letters: E members of an ensemble, K members that take part, R rows,
 B batch, I inputs, F outputs. A single net is an ensemble with E = 1.
 """
 
+if not __package__:
+    raise ModuleNotFoundError("nn is steve.nn", name="nn")
+
 import math
 from collections.abc import Sequence
 from itertools import pairwise

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from curve_figures import all_figures
-from curves import SMOOTH, reach_table, score_table
-from drawing import KINDS, rendered, text_table
-from records import GROUPINGS, SCORE, X_AXES, find_runs, remarks
-from util import (
+from steve.analysis.curve_figures import all_figures
+from steve.analysis.curves import SMOOTH, reach_table, score_table
+from steve.analysis.drawing import KINDS, rendered, text_table
+from steve.analysis.records import GROUPINGS, SCORE, X_AXES, find_runs, remarks
+from steve.util import (
     OneLineParser,
     UserError,
     atomic_write,
@@ -31,6 +31,7 @@ from util import (
 
 SUFFIXES = (".png", ".pdf", ".svg")
 DEFAULT_FOLDER = Path("output/plots")
+
 
 # ---- Tables for the terminal -------------------------------------------------------
 

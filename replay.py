@@ -44,7 +44,7 @@ from typing import NamedTuple, Self
 import numpy as np
 import portalocker
 
-from util import RunError, UserError, fsync_folder, named
+from .util import RunError, UserError, fsync_folder, named
 
 DATA_NAME = "replay.bin"
 LOCK_NAME = "replay.lock"

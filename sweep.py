@@ -14,16 +14,23 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
-import devices
-import sweep_pool
-import sweep_runs
-import sweep_slurm
-import sweep_status
-from display import clock, print_once
-from sweep_runs import LOCAL, NO_FAILURE, SLURM, PlannedRun, Request, Sweep
-from sweep_slurm import Queue, Resources
-from sweep_status import FAILED, STATES, State
-from util import OneLineParser, UserError, exit_code, number, whole_number
+from steve.running import devices
+from steve.sweeps import pool as pool_module
+from steve.sweeps import record, slurm, status
+from steve.sweeps.pool import Pool
+from steve.sweeps.record import LOCAL, NO_FAILURE, SLURM, PlannedRun, Sweep
+from steve.sweeps.runs import Request, expand
+from steve.sweeps.slurm import Queue, Resources
+from steve.sweeps.status import FAILED, STATES, State
+from steve.util import (
+    OneLineParser,
+    UserError,
+    clock,
+    exit_code,
+    number,
+    print_once,
+    whole_number,
+)
 
 COMMANDS = ("status", "cancel", "retry")
 MAX_SEED = 2**31 - 1
@@ -139,7 +146,7 @@ def seeds(text: str) -> list[int]:
 def submit(arguments: argparse.Namespace) -> int:
     """Expands, checks, leaves out what is done or under way, and starts the rest."""
     _check(arguments)
-    output_root, runs = sweep_runs.expand(
+    output_root, runs = expand(
         Request(
             paths=arguments.paths,
             settings=arguments.set,
@@ -156,21 +163,21 @@ def submit(arguments: argparse.Namespace) -> int:
     is_local = arguments.engine == LOCAL
     slots = _slots(arguments.gpus_per_run, arguments.max_parallel) if is_local else []
     if not is_local and not arguments.no_submit:
-        sweep_slurm.require()
-    with sweep_runs.claimed(output_root):
+        slurm.require()
+    with record.claimed(output_root):
         left = _left_to_do(output_root, runs)
         if not left:
             print("nothing is left to start")
             return 0
         sweep = _sweep(arguments, output_root, left)
-        sweep_runs.save(sweep)
+        record.save(sweep)
         if is_local:
             return _run_pool([(sweep, index) for index in range(len(left))], slots)
-        sweep_slurm.write_script(sweep, _resources(arguments, left))
+        slurm.write_script(sweep, _resources(arguments, left))
         if arguments.no_submit:
             print(f"written; to submit it: sbatch {sweep.script}")
             return 0
-        job = sweep_slurm.submit(sweep)
+        job = slurm.submit(sweep)
         print(f"submitted {len(left)} runs as job {job}: {sweep.script}")
         print(f"to follow them: python sweep.py status {output_root}")
         return 0
@@ -191,14 +198,14 @@ def _check(arguments: argparse.Namespace) -> None:
 
 def _slots(gpus_per_run: int, max_parallel: int | None) -> list[dict[str, str]]:
     gpus = devices.visible_gpus(os.environ) if gpus_per_run else []
-    return sweep_pool.slots(gpus_per_run, max_parallel, gpus)
+    return pool_module.slots(gpus_per_run, max_parallel, gpus)
 
 
 def _sweep(
     arguments: argparse.Namespace, output_root: Path, runs: Sequence[PlannedRun]
 ) -> Sweep:
     return Sweep(
-        folder=sweep_runs.next_folder(output_root),
+        folder=record.next_folder(output_root),
         engine=arguments.engine,
         working_folder=os.getcwd(),
         gpus_per_run=arguments.gpus_per_run,
@@ -218,11 +225,11 @@ def _resources(arguments: argparse.Namespace, runs: Sequence[PlannedRun]) -> Res
 
 def _left_to_do(output_root: Path, runs: Sequence[PlannedRun]) -> list[PlannedRun]:
     """The runs that are not finished, running or queued; says how many are."""
-    sweeps = sweep_runs.load_all(output_root)
+    sweeps = record.load_all(output_root)
     queue = _queue(sweeps)
     left, skipped = [], []
     for run in runs:
-        state = sweep_status.already(run, output_root, sweeps, queue)
+        state = status.already(run, output_root, sweeps, queue)
         if state:
             skipped.append(state)
         else:
@@ -236,11 +243,11 @@ def _show_plan(
     arguments: argparse.Namespace, output_root: Path, runs: Sequence[PlannedRun]
 ) -> None:
     for run in runs:
-        print(sweep_pool.command(run.arguments))
+        print(pool_module.command(run.arguments))
     if arguments.engine == SLURM:
         sweep = _sweep(arguments, output_root, runs)
         print(f"\n# {sweep.script} would be:\n")
-        print(sweep_slurm.job_script(sweep, _resources(arguments, runs)))
+        print(slurm.job_script(sweep, _resources(arguments, runs)))
     if arguments.updates_per_s is not None:
         print(_cost(runs, arguments.updates_per_s))
 
@@ -262,7 +269,7 @@ def _cost(runs: Sequence[PlannedRun], updates_per_s: float) -> str:
 
 
 def _run_pool(runs: Sequence[tuple[Sweep, int]], slots: list[dict[str, str]]) -> int:
-    codes = sweep_pool.Pool(runs, slots, lambda line: print(line, flush=True)).run()
+    codes = Pool(runs, slots, lambda line: print(line, flush=True)).run()
     root = runs[0][0].output_root
     print(f"to see all runs: python sweep.py status {_shown(root)}")
     return 1 if set(codes) - set(NO_FAILURE) else 0
@@ -277,7 +284,7 @@ def _load(output_root: Path) -> list[Sweep]:
     Raises:
         UserError: there is none.
     """
-    sweeps = sweep_runs.load_all(output_root)
+    sweeps = record.load_all(output_root)
     if not sweeps:
         raise UserError(f"{output_root} holds no sweep; name the runs' output_root")
     return sweeps
@@ -285,7 +292,7 @@ def _load(output_root: Path) -> list[Sweep]:
 
 def _queue(sweeps: Sequence[Sweep]) -> Queue:
     """What Slurm has queued; a user without a sweep in it needs no Slurm."""
-    return sweep_slurm.queue() if any(s.engine == SLURM for s in sweeps) else {}
+    return slurm.queue() if any(s.engine == SLURM for s in sweeps) else {}
 
 
 def show_status(output_root: Path) -> int:
@@ -295,8 +302,8 @@ def show_status(output_root: Path) -> int:
     except UserError as error:
         print(f"{error}: what is queued is not known", file=sys.stderr)
         queue = {}
-    pool_is_alive = sweep_runs.holder(output_root) is not None
-    found = sweep_status.states(sweep_runs.latest(sweeps), queue, pool_is_alive)
+    pool_is_alive = record.holder(output_root) is not None
+    found = status.states(record.latest(sweeps), queue, pool_is_alive)
     _print_table(found)
     counts = [sum(state.state == name for state in found) for name in STATES]
     shown = [f"{n} {name}" for n, name in zip(counts, STATES, strict=True) if n]
@@ -336,9 +343,9 @@ def cancel(output_root: Path) -> int:
     scripts = {str(sweep.script.resolve()) for sweep in sweeps}
     tasks = [t for (script, _), t in _queue(sweeps).items() if script in scripts]
     if tasks:
-        sweep_slurm.cancel(tasks)
+        slurm.cancel(tasks)
         print(f"cancelled {len(tasks)} jobs; those that run save first")
-    pool = sweep_runs.holder(output_root)
+    pool = record.holder(output_root)
     if pool is not None:
         pid, host = pool
         if host != os.uname().nodename:
@@ -353,10 +360,10 @@ def cancel(output_root: Path) -> int:
 def retry(output_root: Path) -> int:
     """Starts failed runs again, by the engine and the script that they had."""
     _load(output_root)  # where there is none, nothing is made
-    with sweep_runs.claimed(output_root):
+    with record.claimed(output_root):
         sweeps = _load(output_root)
-        runs = sweep_runs.latest(sweeps)
-        found = sweep_status.states(runs, _queue(sweeps), pool_is_alive=False)
+        runs = record.latest(sweeps)
+        found = status.states(runs, _queue(sweeps), pool_is_alive=False)
         failed: dict[Path, list[int]] = {}
         for (sweep, index), state in zip(runs, found, strict=True):
             if state.state == FAILED:
@@ -370,7 +377,7 @@ def retry(output_root: Path) -> int:
             if sweep.engine == LOCAL:
                 local += [(sweep, index) for index in indices]
             elif indices:
-                job = sweep_slurm.submit(sweep, indices)
+                job = slurm.submit(sweep, indices)
                 print(f"submitted {len(indices)} runs as job {job}: {sweep.script}")
         if not local:
             return 0

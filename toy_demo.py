@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from drawing import (
+from steve.analysis.drawing import (
     BLACK,
     BLUE,
     DASH_DOT,
@@ -44,8 +44,15 @@ from drawing import (
     rendered,
     text_table,
 )
-from toy_chain import History, Learner, first_below, learn, learners, steve_target
-from util import OneLineParser, UserError, atomic_write, exit_code, number, whole_number
+from steve.toy_chain import History, Learner, first_below, learn, learners, steve_target
+from steve.util import (
+    OneLineParser,
+    UserError,
+    atomic_write,
+    exit_code,
+    number,
+    whole_number,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

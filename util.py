@@ -1,20 +1,24 @@
 """What every part shares: errors, signals, arguments, atomic files, waiting."""
 
+if not __package__:
+    raise ModuleNotFoundError("util is steve.util", name="util")
+
 import argparse
-import errno
 import math
 import os
 import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import BinaryIO, NoReturn
+from typing import NoReturn
 
-MAX_LINE = 4096  # bytes; no row of a csv is longer
+from rich.console import Console, RenderableType
+
+NOT_A_TERMINAL = 1000  # columns: in a file no line is broken
 
 
 class UserError(Exception):
@@ -186,43 +190,6 @@ def appearing(folder: Path) -> Iterator[Path]:
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def append_row(path: Path, values: Mapping[str, object]) -> None:
-    """Appends a csv row in one write, the column names before the first one.
-
-    Raises:
-        OSError: the disk is full, say; a later call may succeed.
-    """
-    with named(path), open(path, "ab+", buffering=0) as file:
-        fresh = cut_torn_line(file) == 0
-        lines = [list(values)] if fresh else []
-        lines.append([str(value) for value in values.values()])
-        write_whole(file, "".join(",".join(line) + "\n" for line in lines).encode())
-
-
-def cut_torn_line(file: BinaryIO) -> int:
-    """Cuts a part of a line at a file's end, which a killed writer left.
-
-    Returns:
-        the file's size then; that is where it stands.
-    """
-    end = file.seek(0, os.SEEK_END)
-    file.seek(max(0, end - MAX_LINE))
-    tail = file.read()
-    if tail and not tail.endswith(b"\n"):
-        file.truncate(end - len(tail) + tail.rfind(b"\n") + 1)
-    return file.seek(0, os.SEEK_END)
-
-
-def write_whole(file: BinaryIO, content: bytes) -> None:
-    """Writes to an unbuffered file in one write.
-
-    Raises:
-        OSError: not all of it found room.
-    """
-    if file.write(content) < len(content):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
 def wait_until(
     condition: Callable[[], bool], shortest: float = 0.001, longest: float = 0.05
 ) -> None:
@@ -235,25 +202,6 @@ def wait_until(
     while not condition():
         time.sleep(interval)
         interval = min(2 * interval, longest)
-
-
-class Follower:
-    """Reads a text file as it grows."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._offset = 0
-
-    def __call__(self) -> list[str]:
-        """The complete lines that were added since the last time."""
-        if not self._path.exists():
-            return []
-        with open(self._path, "rb") as file:
-            file.seek(self._offset)
-            added = file.read()
-        whole = added[: added.rfind(b"\n") + 1]
-        self._offset += len(whole)
-        return whole.decode().splitlines()
 
 
 class Every:
@@ -280,3 +228,27 @@ class Every:
             return False
         self._next = self._after(count)
         return True
+
+
+def clock(seconds: float | None) -> str:
+    """h:mm:ss; "-" for None."""
+    if seconds is None:
+        return "-"
+    whole = int(seconds)
+    return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"
+
+
+def print_once(shown: RenderableType) -> None:
+    """Prints it; what is redirected to a file is plain and not wrapped."""
+    console = Console(highlight=False)
+    if console.is_terminal:
+        console.print(shown)
+        return
+    console.width = NOT_A_TERMINAL
+    with console.capture() as captured:
+        console.print(shown)
+    print("\n".join(line.rstrip() for line in captured.get().splitlines()))
+
+
+def error_text(error: BaseException) -> str:
+    return f"{type(error).__name__}: {one_line(error)}"

@@ -14,10 +14,10 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-import nn
-from replay import Batch
-from schema import Ensemble, PolicyConfig, ValueExpansion
-from worldmodel import ModelMembers, WorldModel
+from . import nn
+from .replay import Batch
+from .settings.schema import Ensemble, PolicyConfig, ValueExpansion
+from .worldmodel import ModelMembers, WorldModel
 
 # Keeps the quotient of SPEC section 5 finite where a start was never reached.
 REACH_EPSILON = 1e-8

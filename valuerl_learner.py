@@ -4,16 +4,16 @@ from collections.abc import Mapping
 
 import tensorflow as tf
 
-import checkpoint
-import nn
-from checkpoint import CheckpointError
-from compute import prepare_tensorflow
-from learner import Learner, assign
-from process import Context
-from replay import DATA_NAME, Batch
-from status import VALUERL, WORLDMODEL
-from valuerl import ValueRL
-from worldmodel import WorldModel
+from . import nn
+from .compute import prepare_tensorflow
+from .learner import Learner, assign
+from .replay import DATA_NAME, Batch
+from .running.child import Context
+from .settings.roles import VALUERL, WORLDMODEL
+from .storage import checkpoint
+from .storage.checkpoint import CheckpointError
+from .valuerl import ValueRL
+from .worldmodel import WorldModel
 
 
 class ValueRLLearner(Learner):

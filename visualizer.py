@@ -14,7 +14,6 @@ model's rollout, B rollouts, M transition models, N reward models, L Q-functions
 O observation, A action.
 """
 
-# No TensorFlow at the top: the child that renders imports this file again.
 import argparse
 import importlib.util
 import os
@@ -25,12 +24,18 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-import checkpoint
-import configuration
-import devices
-from drawing import KINDS, csv_bytes, rendered
-from episodes import Episode, EpisodeError, EpisodeRunner, Video, redirected
-from figures import (
+from steve.analysis.drawing import KINDS, csv_bytes, rendered
+from steve.analysis.episodes import Episode, EpisodeRunner, redirected
+from steve.analysis.inspection import (
+    LONGEST_ROLLOUT,
+    Judged,
+    discounted_returns,
+    judge,
+    model_error,
+    predict,
+    weight_histogram,
+)
+from steve.analysis.policy_figures import (
     ending,
     episode_csv,
     episode_figure,
@@ -43,17 +48,7 @@ from figures import (
     weights_figure,
     weights_table,
 )
-from inspection import (
-    LONGEST_ROLLOUT,
-    Judged,
-    discounted_returns,
-    judge,
-    model_error,
-    predict,
-    weight_histogram,
-)
-from schema import Config
-from trained import (
+from steve.analysis.trained import (
     Nets,
     Trained,
     build_nets,
@@ -61,7 +56,12 @@ from trained import (
     load_trained,
     policy_shapes,
 )
-from util import (
+from steve.analysis.video import EpisodeError, Video
+from steve.running import devices
+from steve.settings import loading
+from steve.settings.schema import Config
+from steve.storage import checkpoint
+from steve.util import (
     OneLineParser,
     UserError,
     appearing,
@@ -74,8 +74,8 @@ from util import (
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from envwrap import EnvSpec
-    from worldmodel import WorldModel
+    from steve.envwrap import EnvSpec
+    from steve.worldmodel import WorldModel
 
 OUTPUT_NAME = "visualizer"
 OUTPUT_ELSEWHERE = Path("visualizer-output")
@@ -256,7 +256,7 @@ def run(arguments: argparse.Namespace) -> None:
         UserError: a mistake.
         EpisodeError: the environment failed.
     """
-    loaded = configuration.load(arguments.config, overrides=arguments.set)
+    loaded = loading.load(arguments.config, overrides=arguments.set)
     config = loaded.config
     select_gpu(arguments.gpu_id)
     if arguments.video != "none" and importlib.util.find_spec("moviepy") is None:

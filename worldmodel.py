@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-import nn
-from replay import Batch
-from schema import Ensemble, WorldModelConfig
+from . import nn
+from .replay import Batch
+from .settings.schema import Ensemble, WorldModelConfig
 
 
 class ModelMembers(NamedTuple):

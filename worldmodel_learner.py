@@ -4,14 +4,14 @@ from collections.abc import Mapping
 
 import tensorflow as tf
 
-import nn
-from compute import prepare_tensorflow
-from learner import Learner
-from process import Context
-from replay import Batch
-from status import WORLDMODEL
-from util import Every
-from worldmodel import WorldModel
+from . import nn
+from .compute import prepare_tensorflow
+from .learner import Learner
+from .replay import Batch
+from .running.child import Context
+from .settings.roles import WORLDMODEL
+from .util import Every
+from .worldmodel import WorldModel
 
 
 class WorldmodelLearner(Learner):

@@ -20,22 +20,21 @@ import time
 from pathlib import Path
 from typing import Self
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
+import harness
 import numpy as np
 
-import checkpoint
-from actors import PolicyReader, interact
-from benchmarks import harness
-from experiment import Run
-from main import ONE_THREAD
-from policy import Policy
-from process import Context, Stop
-from replay import ReplayBuffer
-from safeenv import SafeEnv
-from schema import Config
-from status import Board, learners
-from util import UserError
+from steve.acting.interactor import interact
+from steve.acting.policy import Policy, PolicyReader
+from steve.acting.safe_env import SafeEnv
+from steve.replay import ReplayBuffer
+from steve.running.child import Context, Stop
+from steve.running.launch import ONE_THREAD
+from steve.settings.roles import learners
+from steve.settings.schema import Config
+from steve.storage import checkpoint
+from steve.storage.board import Board
+from steve.storage.folders import Run
+from steve.util import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 TRIVIAL = ["env.name=Pendulum-v1", "env.obs_dims=null", "env.action_dim=null"]

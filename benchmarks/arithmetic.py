@@ -12,7 +12,7 @@ Letters as in valuerl.py: B batch, H horizon, M transition, N reward, L Q member
 from dataclasses import dataclass
 from itertools import pairwise
 
-from schema import Config, Ensemble, WorldModelConfig
+from steve.settings.schema import Config, Ensemble, WorldModelConfig
 
 SINGLE = Ensemble(ensemble_size=1, train_sample_count=1, eval_sample_count=1)
 

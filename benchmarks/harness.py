@@ -18,13 +18,13 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-import configuration
-from experiment import Folders, Run
-from main import measure_environment
-from replay import Batch, ReplayBuffer
-from schema import Config
-from status import Board
-from util import OneLineParser, exit_code
+from steve.replay import Batch, ReplayBuffer
+from steve.running.launch import measure_environment
+from steve.settings import loading
+from steve.settings.schema import Config
+from steve.storage.board import Board
+from steve.storage.folders import Folders, Run
+from steve.util import OneLineParser, exit_code
 
 
 def parser(description: str, config: bool = True) -> argparse.ArgumentParser:
@@ -54,7 +54,7 @@ def run(main: Callable[[], None]) -> NoReturn:
 def load(path: str, overrides: list[str], root: str) -> Config:
     """The configuration of a benchmark, with its output under `root`."""
     keys = [*overrides, f"output_root={json.dumps(root)}"]
-    return configuration.load(path, overrides=keys).config
+    return loading.load(path, overrides=keys).config
 
 
 def sizes_of(config: Config) -> tuple[int, int]:

@@ -19,16 +19,16 @@ import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from multiprocessing.synchronize import Barrier
-from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import arithmetic
+import harness
 
-import devices
-from benchmarks import arithmetic, harness
-from experiment import Run
-from schema import Config
-from status import VALUERL, WORLDMODEL, Board, learners
+from steve.running import devices
+from steve.settings.roles import VALUERL, WORLDMODEL, learners
+from steve.settings.schema import Config
+from steve.storage.board import Board
+from steve.storage.folders import Run
 
 ROWS = 20_000  # of the replay buffer
 SIDE = 2048  # of the matrices
@@ -47,10 +47,13 @@ def learn(
 ) -> None:
     """A process: one learner, as in training; answers with its updates a second."""
     _quiet(gpu)
-    from process import Context, Stop  # with TensorFlow's variables set
+    from steve.running.child import (
+        Context,
+        Stop,  # with TensorFlow's variables set
+    )
 
     context = Context(run, name, 0, Board.open(run.folders.board), Stop())
-    learner = importlib.import_module(f"{name}_learner").build(context)
+    learner = importlib.import_module(f"steve.{name}_learner").build(context)
     start = time.perf_counter()
     learner.warm_up()
     warm_up = time.perf_counter() - start

@@ -8,17 +8,14 @@ lies in the folder for temporary files (TMPDIR).
 """
 
 import multiprocessing
-import sys
 import time
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
+import harness
 import numpy as np
 
-from benchmarks import harness
-from replay import DATA_NAME, ReplayBuffer
+from steve.replay import DATA_NAME, ReplayBuffer
 
 BATCH, STEP = 512, 8
 APPENDS, SAMPLES = 3_000, 500

@@ -6,18 +6,15 @@ One size at a time is changed. `expected` is the cost that the arithmetic predic
 `measured` the cost found, both relative to the configuration as it is.
 """
 
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
+import harness
+import learners
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import harness, learners
-from status import VALUERL, WORLDMODEL
+from steve.settings.roles import VALUERL, WORLDMODEL
 
 SIZES = (1, 2, 4, 8)
 HORIZONS = (1, 3, 5, 10)

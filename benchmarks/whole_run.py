@@ -21,16 +21,15 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
+import harness
 import numpy as np
 
-from actors import frame_limit
-from benchmarks import harness
-from experiment import Folders, Run
-from replay import ReplayBuffer
-from schema import Config
-from status import VALUERL, Board, learners
+from steve.replay import ReplayBuffer
+from steve.running.pace import frame_limit
+from steve.settings.roles import VALUERL, learners
+from steve.settings.schema import Config
+from steve.storage.board import Board
+from steve.storage.folders import Folders, Run
 
 ROOT = Path(__file__).resolve().parents[1]
 SOON = [
@@ -70,10 +69,10 @@ def observe(
 
 def learn(name: str, run: Run) -> None:
     """A process: one learner, as in training."""
-    from process import Context, Stop
+    from steve.running.child import Context, Stop
 
     context = Context(run, name, 0, Board.open(run.folders.board), Stop())
-    importlib.import_module(f"{name}_learner").build(context).run()
+    importlib.import_module(f"steve.{name}_learner").build(context).run()
 
 
 def measure_parts(config: Config, epochs: int) -> dict[str, float]:

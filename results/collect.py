@@ -14,13 +14,14 @@ import shutil
 import sys
 from pathlib import Path
 
-RESULTS = Path(__file__).resolve().parent
-sys.path.insert(0, str(RESULTS.parent))
+from steve.analysis.records import read_config
+from steve.settings.roles import learners
+from steve.storage.folders import Folders
+from steve.storage.record import read_run
+from steve.util import OneLineParser, UserError, appearing, exit_code
 
-import experiment  # noqa: E402
-from records import read_config  # noqa: E402
-from status import learners  # noqa: E402
-from util import OneLineParser, UserError, appearing, exit_code  # noqa: E402
+RESULTS = Path(__file__).resolve().parent
+
 
 KEPT = ("time", "resumed", "python", "versions", "commit", "devices")  # of a start
 
@@ -38,10 +39,8 @@ def collect(output_root: Path, results: Path) -> list[str]:
     for path in paths:
         config = read_config(path)
         root = path.parents[1]
-        folders = experiment.Folders(
-            root, path.parent, root / config.save_model_path, root.name
-        )
-        record = experiment.read_run(folders)
+        folders = Folders(root, path.parent, root / config.save_model_path, root.name)
+        record = read_run(folders)
         if not record["finished"]:
             continue
         target = results / root.parent.name / root.name

@@ -7,16 +7,13 @@ sum of rewards over 100 episodes.
 """
 
 import sys
-from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from configuration import load
-from envwrap import make_env
-from schema import Environment
-from util import OneLineParser, exit_code
+from steve.envwrap import make_env
+from steve.settings.loading import load
+from steve.settings.schema import Environment
+from steve.util import OneLineParser, exit_code
 
 EPISODES = 100
 

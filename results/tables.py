@@ -13,12 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
-RESULTS = Path(__file__).resolve().parent
-sys.path.insert(0, str(RESULTS.parent))
+from steve.analysis.curves import SMOOTH, curve, frames_to_reach
+from steve.analysis.records import SCORE, USAGE, Record, find_runs, grouped
+from steve.util import OneLineParser, exit_code
 
-from curves import SMOOTH, curve, frames_to_reach  # noqa: E402
-from records import SCORE, USAGE, Record, find_runs, grouped  # noqa: E402
-from util import OneLineParser, exit_code  # noqa: E402
+RESULTS = Path(__file__).resolve().parent
+
 
 AT = (10_000, 20_000, 30_000, 40_000, 50_000)
 # A score for each environment that some runs come to early and some late or never.

@@ -23,19 +23,22 @@ from typing import NamedTuple
 
 import gymnasium
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from tables import markdown
 
-from configuration import load
-from envwrap import make_env, sizes_of
-from inspection import discounted_returns
-from policy import Policy
-from replay import ReplayBuffer
-from schema import Config, Environment
-from trained import Nets, Trained, build_nets, differing_keys, load_trained
-from util import OneLineParser, UserError, exit_code
+from steve.acting.policy import Policy
+from steve.analysis.inspection import discounted_returns
+from steve.analysis.trained import (
+    Nets,
+    Trained,
+    build_nets,
+    differing_keys,
+    load_trained,
+)
+from steve.envwrap import make_env, sizes_of
+from steve.replay import ReplayBuffer
+from steve.settings.loading import load
+from steve.settings.schema import Config, Environment
+from steve.util import OneLineParser, UserError, exit_code
 
 ENVIRONMENTS = ("HalfCheetah-v1", "Swimmer-v1")
 STEPS = 1000  # with their discount, 0.99, what follows counts by 4e-5
@@ -101,7 +104,7 @@ def imagine(nets: Nets, start: np.ndarray, horizon: int) -> Imagined:
     """
     import tensorflow as tf
 
-    from worldmodel import ModelMembers
+    from steve.worldmodel import ModelMembers
 
     every, rows = ModelMembers(None, None), np.arange(len(start))
     obs = np.asarray(start, np.float32)

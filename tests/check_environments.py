@@ -31,12 +31,10 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-import classic_envs
-import envwrap
-from schema import Environment
-from util import UserError
+from steve import envwrap
+from steve.environments import mujoco
+from steve.settings.schema import Environment
+from steve.util import UserError
 
 LIMIT = 1e-9
 HUMANOID_LIMIT = 1e-5
@@ -52,7 +50,7 @@ ARRAYS = (
     "reward",
     "terminated",
 )
-NAMES = {name.removesuffix("-v1").lower(): name for name in classic_envs.MUJOCO}
+NAMES = {name.removesuffix("-v1").lower(): name for name in mujoco.MUJOCO}
 
 
 @dataclass(frozen=True)
@@ -172,11 +170,9 @@ def replay_errors(
     Args:
         whole: True puts the state at the first row of an episode only.
     """
-    left_hip = (options.left_hip_low, classic_envs.HUMANOID_LEFT_HIP[1])
+    left_hip = (options.left_hip_low, mujoco.HUMANOID_LEFT_HIP[1])
     env = envwrap.adapt(
-        classic_envs.make_mujoco(
-            name, options.inertia, {}, left_hip, options.contact_cost
-        ),
+        mujoco.make_mujoco(name, options.inertia, {}, left_hip, options.contact_cost),
         Environment(
             name=name,
             obs_dims=[recording["obs"].shape[1]],

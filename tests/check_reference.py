@@ -17,23 +17,22 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-
 import tensorflow as tf
 
-import nn
-from replay import Batch
-from schema import PolicyConfig, ValueExpansion, WorldModelConfig
-from valuerl import (
+from steve import nn
+from steve.replay import Batch
+from steve.settings.schema import PolicyConfig, ValueExpansion, WorldModelConfig
+from steve.valuerl import (
     Choice,
     ValueRL,
     covariance_system,
     covariance_weights,
     steve_weights,
 )
-from worldmodel import ModelMembers, ModelShares, WorldModel
+from steve.worldmodel import ModelMembers, ModelShares, WorldModel
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
 
 UPDATES = 5
 DEFAULTS = ValueExpansion(rollout_len=1)  # the 2018 code's constants

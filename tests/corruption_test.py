@@ -10,24 +10,24 @@ import argparse
 import json
 import os
 import re
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
+import pytest
+import safetensors.numpy
+import support_env
+from support import append_frames, make_config
+
+from steve.replay import HEADER_BYTES, ReplayBuffer
+from steve.storage import checkpoint
+from steve.storage.folders import Folders, Run
+from steve.storage.opening import open_output
+from steve.util import UserError
+
 PROJECT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(PROJECT), str(PROJECT / "tests")]
 
-import numpy as np  # noqa: E402
-import pytest  # noqa: E402
-import safetensors.numpy  # noqa: E402
-import support_env  # noqa: E402
-from support import append_frames, make_config  # noqa: E402
-
-import checkpoint  # noqa: E402
-from experiment import Folders, Run, open_output  # noqa: E402
-from replay import HEADER_BYTES, ReplayBuffer  # noqa: E402
-from util import UserError  # noqa: E402
 
 SIZES = (support_env.OBS_DIM, support_env.ACTION_DIM)
 CAPACITY, FRAMES = 16, 12

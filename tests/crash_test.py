@@ -28,14 +28,15 @@ from pathlib import Path
 
 import numpy as np
 
-PROJECT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(PROJECT), str(PROJECT / "tests")]
+from steve.replay import ReplayBuffer
+from steve.settings.roles import VALUERL, WORLDMODEL, process_names
+from steve.settings.schema import Config
+from steve.storage import checkpoint
+from steve.storage.board import Board
+from steve.util import UserError
 
-import checkpoint  # noqa: E402
-from replay import ReplayBuffer  # noqa: E402
-from schema import Config  # noqa: E402
-from status import VALUERL, WORLDMODEL, Board, process_names  # noqa: E402
-from util import UserError  # noqa: E402
+PROJECT = Path(__file__).resolve().parents[1]
+
 
 RESUME_PATIENCE = 60.0  # seconds in which a resumed run must learn again
 ORPHAN_PATIENCE = 5.0  # seconds after which no process of a killed run is left

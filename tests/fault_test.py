@@ -21,23 +21,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
+import support_env
+import test_experiment
+from support import append_frames, make_config, make_run, open_run
+from support_faults import ERRORS, KILLS, VARIABLE, armed
+
+from steve import replay as replay_module
+from steve.acting.evaluator import ScoreFile
+from steve.replay import ReplayBuffer
+from steve.running import child
+from steve.storage import checkpoint, locks, opening, rewind
+from steve.storage.board import Board
+from steve.storage.folders import Folders, Run
+from steve.storage.record import read_json, read_run, start_record, write_json
+from steve.storage.tables import CSV_HEADER, append_row
+from steve.util import UserError
+
 PROJECT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(PROJECT), str(PROJECT / "tests")]
 
-import numpy as np  # noqa: E402
-import support_env  # noqa: E402
-import test_experiment  # noqa: E402
-from support import append_frames, make_config, make_run, open_run  # noqa: E402
-from support_faults import ERRORS, KILLS, VARIABLE, armed  # noqa: E402
-
-import checkpoint  # noqa: E402
-import experiment  # noqa: E402
-import process  # noqa: E402
-import replay as replay_module  # noqa: E402
-from actors import CSV_HEADER, ScoreFile  # noqa: E402
-from replay import ReplayBuffer  # noqa: E402
-from status import Board  # noqa: E402
-from util import UserError, append_row  # noqa: E402
 
 SIZES = (support_env.OBS_DIM, support_env.ACTION_DIM)
 CAPACITY = 8
@@ -101,12 +103,12 @@ def check_states(folder: Path, acknowledged: int, keep: bool) -> None:
 
 def write_two_objects(folder: Path, acknowledge: Acknowledge) -> None:
     for number in (1, 2):
-        experiment.write_json(folder / "run.json", {"n": number, "x": "y" * 5000})
+        write_json(folder / "run.json", {"n": number, "x": "y" * 5000})
         acknowledge(number)
 
 
 def check_object(folder: Path, acknowledged: int) -> None:
-    content = experiment._read_json(folder / "run.json")
+    content = read_json(folder / "run.json")
     assert content["n"] in (acknowledged, acknowledged + 1)
 
 
@@ -300,7 +302,7 @@ def check_rows(folder: Path, acknowledged: int) -> None:
 
 def folders_in(folder: Path):
     config = make_config(folder / "output", model=True)
-    return test_experiment, config, experiment.Folders.of(config, "first")
+    return test_experiment, config, Folders.of(config, "first")
 
 
 def prepare_output(folder: Path) -> None:
@@ -310,14 +312,14 @@ def prepare_output(folder: Path) -> None:
 
 def go_back(folder: Path, acknowledge: Acknowledge) -> None:
     _, config, folders = folders_in(folder)
-    with experiment.claimed(folders):
-        experiment.rewind(folders, config, 200)
+    with locks.claimed(folders):
+        rewind.rewind(folders, config, 200)
         acknowledge(1)
 
 
 def check_gone_back(folder: Path, acknowledged: int) -> None:
     helpers, config, folders = folders_in(folder)
-    experiment.finish_rewind(folders)
+    rewind.finish_rewind(folders)
     aside = folders.root.with_name("first.old1")
     gone = aside.exists()
     assert gone or not acknowledged
@@ -327,15 +329,15 @@ def check_gone_back(folder: Path, acknowledged: int) -> None:
         kept = aside / folders.replay.relative_to(folders.root)
         assert helpers.rewards_in(kept) == list(range(90))
     assert helpers.rows_of(folders.scores)[-1][1] == ("6" if gone else "12")
-    with experiment.claimed(folders):
-        experiment.rewind(folders, config, 200)  # and one can do it again
+    with locks.claimed(folders):
+        rewind.rewind(folders, config, 200)  # and one can do it again
     assert helpers.rewards_in(folders.replay) == list(range(62))
 
 
 def put_output_aside(folder: Path, acknowledge: Acknowledge) -> None:
     _, _, folders = folders_in(folder)
-    with experiment.claimed(folders):
-        experiment.put_aside(folders)
+    with locks.claimed(folders):
+        rewind.put_aside(folders)
         acknowledge(1)
 
 
@@ -352,29 +354,29 @@ def open_output(folder: Path, acknowledge: Acknowledge) -> None:
     """What a launch does between its checks and its processes."""
     run = make_run_of(folder)
     merged = run.config.model_dump(mode="json", by_alias=True)
-    with experiment.claimed(run.folders):
-        experiment.open_output(run, merged)
-        record = experiment.read_run(run.folders)
-        record["starts"].append(experiment.start_record(run.config, 0, {}, False))
-        experiment.write_json(run.folders.run, record)
+    with locks.claimed(run.folders):
+        opening.open_output(run, merged)
+        record = read_run(run.folders)
+        record["starts"].append(start_record(run.config, 0, {}, False))
+        write_json(run.folders.run, record)
         acknowledge(1)
 
 
-def make_run_of(folder: Path) -> experiment.Run:
+def make_run_of(folder: Path) -> Run:
     config = make_config(folder / "output")
-    folders = experiment.Folders.of(config, "run")
-    return experiment.Run(config, folders, *SIZES, 0, True)
+    folders = Folders.of(config, "run")
+    return Run(config, folders, *SIZES, 0, True)
 
 
 def check_opened(folder: Path, acknowledged: int) -> None:
     """It is there to be resumed, or to be started as if nothing had happened."""
     run = make_run_of(folder)
     merged = run.config.model_dump(mode="json", by_alias=True)
-    mode = "resume" if experiment.has_output(run.folders) else "fresh"
+    mode = "resume" if opening.has_output(run.folders) else "fresh"
     assert mode == "resume" or not acknowledged
-    experiment.check_mode(run.folders, merged, mode)
+    opening.check_mode(run.folders, merged, mode)
     open_output(folder, lambda _: None)
-    starts = experiment.read_run(run.folders)["starts"]
+    starts = read_run(run.folders)["starts"]
     assert len(starts) in (1 + acknowledged, 2)
     assert not list(run.folders.root.rglob(".*.tmp"))
 
@@ -406,7 +408,7 @@ def learner_in(folder: Path):
 
 def learn(folder: Path, acknowledge: Acknowledge) -> None:
     """Seven updates: logs, epochs, a numbered state, and the state at the end."""
-    process.FULL_DISK_RETRY, process.FULL_DISK_PATIENCE = 0.001, 0.01
+    child.FULL_DISK_RETRY, child.FULL_DISK_PATIENCE = 0.001, 0.01
     helpers, learner = learner_in(folder)
     learner.publish = lambda: acknowledge(learner.epoch)
     helpers.train(learner, 7)
@@ -443,7 +445,7 @@ KINDS = {
         lambda folder, acknowledged: check_states(folder, acknowledged, False),
     ),
     "hps.json, run.json": Kind(
-        lambda folder: experiment.write_json(folder / "run.json", {"n": 0}),
+        lambda folder: write_json(folder / "run.json", {"n": 0}),
         write_two_objects,
         check_object,
     ),

@@ -22,14 +22,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from crash_test import Harness
+
+from steve.settings.roles import VALUERL, WORLDMODEL
+from steve.util import stop_as_by_ctrl_c
 
 PROJECT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(PROJECT), str(PROJECT / "tests")]
 
-from crash_test import Harness  # noqa: E402
-
-from status import VALUERL, WORLDMODEL  # noqa: E402
-from util import stop_as_by_ctrl_c  # noqa: E402
 
 SIZE = "64m"
 PATIENCE = 60.0  # seconds: those who wait try again every ten

@@ -22,11 +22,11 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-PROJECT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(PROJECT)]
+from steve.replay import ReplayBuffer
+from steve.storage.board import Board
 
-from replay import ReplayBuffer  # noqa: E402
-from status import Board  # noqa: E402
+PROJECT = Path(__file__).resolve().parents[1]
+
 
 TOLERANCE = 0.05  # of private memory
 SLOWDOWN = 1 / 3

@@ -10,13 +10,14 @@ import numpy as np
 import support_env
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import checkpoint
-import sweep_runs
-from experiment import Folders, Run
-from replay import Batch, ReplayBuffer
-from schema import Config
-from status import Board
-from sweep_runs import LOCAL, Request, Sweep
+from steve.replay import Batch, ReplayBuffer
+from steve.settings.schema import Config
+from steve.storage import checkpoint
+from steve.storage.board import Board
+from steve.storage.folders import Folders, Run
+from steve.sweeps import record, runs
+from steve.sweeps.record import LOCAL, Sweep
+from steve.sweeps.runs import Request
 
 PROJECT = Path(__file__).resolve().parents[1]
 QUICKSTART = str(PROJECT / "config" / "quickstart.json")
@@ -112,15 +113,15 @@ def read_events(folder: Path) -> dict[str, list[tuple[int, float]]]:
 def make_sweep(output_root: Path, *names: str, engine: str = LOCAL) -> Sweep:
     """A recorded sweep of the quickstart under other names; nothing is started."""
     settings = [f"output_root={output_root}"]
-    _, (run,) = sweep_runs.expand(Request([QUICKSTART], settings))
+    _, (run,) = runs.expand(Request([QUICKSTART], settings))
     sweep = Sweep(
-        folder=sweep_runs.next_folder(output_root),
+        folder=record.next_folder(output_root),
         engine=engine,
         working_folder=str(PROJECT),
         gpus_per_run=0,
         max_parallel=None,
         runs=tuple(replace(run, experiment=name) for name in names),
     )
-    with sweep_runs.claimed(output_root):
-        sweep_runs.save(sweep)
+    with record.claimed(output_root):
+        record.save(sweep)
     return sweep

@@ -13,13 +13,14 @@ import signal
 import sys
 import time
 
-import process
-from checkpoint import CheckpointError
-from experiment import Run
-from process import Context
-from schema import Environment
-from status import FINAL_EPISODES, LAUNCHER, process_names
-from util import RunError, UserError, atomic_write, wait_until
+from steve.running import child as child_module
+from steve.running.child import Context
+from steve.settings.roles import LAUNCHER, process_names
+from steve.settings.schema import Environment
+from steve.storage.board import FINAL_EPISODES
+from steve.storage.checkpoint import CheckpointError
+from steve.storage.folders import Run
+from steve.util import RunError, UserError, atomic_write, wait_until
 
 SHOWN_VARIABLES = ("STEVE_TEST_OWN", "STEVE_TEST_SHARED", "STEVE_TEST_OUTSIDE")
 
@@ -199,13 +200,13 @@ def launch(run: Run, target: str) -> None:
     signal.pause()
 
 
-child_main = process.child_main
+child_main = child_module.child_main
 
 
 def child_main_without_the_kernel(*arguments: object) -> None:
     """As where the launcher died before the kernel was asked to end its child."""
-    process.PR_SET_PDEATHSIG = -1  # no such request: refused
-    process.child_main(*arguments)
+    child_module.PR_SET_PDEATHSIG = -1  # no such request: refused
+    child_module.child_main(*arguments)
 
 
 def die_measuring(env: Environment) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from schema import Config
+from steve.settings.schema import Config
 
 SCORES = ("hours", "epochs", "frames", "score")
 ENSEMBLE = {"ensemble_size": 4, "train_sample_count": 4, "eval_sample_count": 4}

@@ -12,25 +12,19 @@ import pytest
 import support_env
 from support import PATIENCE, make_config, make_run, publish_policy
 
-import actors
-import checkpoint
-import process
-import safeenv
-from actors import (
-    CSV_HEADER,
-    PolicyReader,
-    ScoreFile,
-    evaluate,
-    frame_limit,
-    interact,
-    step_all,
-)
-from envwrap import make_env
-from process import Context
-from replay import ReplayBuffer
-from safeenv import SafeEnv
-from status import FINAL_EPISODES, LAUNCHER, VALUERL, WORLDMODEL, Board, learners
-from util import MAX_LINE
+from steve.acting import evaluator, interactor, safe_env
+from steve.acting.evaluator import ScoreFile, evaluate
+from steve.acting.interactor import interact, step_all
+from steve.acting.policy import PolicyReader
+from steve.acting.safe_env import SafeEnv
+from steve.envwrap import make_env
+from steve.replay import ReplayBuffer
+from steve.running.child import STOPPED, Context, child_main
+from steve.running.pace import frame_limit
+from steve.settings.roles import LAUNCHER, VALUERL, WORLDMODEL, learners
+from steve.storage import checkpoint
+from steve.storage.board import FINAL_EPISODES, Board
+from steve.storage.tables import CSV_HEADER, MAX_LINE
 
 SPAWN = multiprocessing.get_context("spawn")
 IDLE = 20  # questions without a step after which a process counts as waiting
@@ -44,7 +38,7 @@ def ask_on(condition):
 
 @pytest.fixture(autouse=True)
 def _nothing_was_done_yet_and_nobody_sleeps(monkeypatch):
-    monkeypatch.setattr(actors, "wait_until", ask_on)
+    monkeypatch.setattr(evaluator, "wait_until", ask_on)
     support_env.steps.clear()
     support_env.finished_scores.clear()
 
@@ -585,7 +579,7 @@ def test_a_row_that_the_disk_has_no_room_for_is_an_error(csv, row, monkeypatch):
             return self._file.write(content[:10])
 
     with monkeypatch.context() as patch:
-        patch.setattr(actors, "open", Full, raising=False)
+        patch.setattr(evaluator, "open", Full, raising=False)
         with pytest.raises(OSError, match="No space left"):
             ScoreFile(csv, row).record(policy_of(), 2.0, False)
     ScoreFile(csv, row).settle()
@@ -855,7 +849,7 @@ def test_side_by_side_each_environment_runs_whole_episodes(tmp_path, monkeypatch
             env.model_copy(update={"make_kwargs": {"length": next(lengths)}})
         )
 
-    monkeypatch.setattr(safeenv, "make_env", make_next)
+    monkeypatch.setattr(safe_env, "make_env", make_next)
     evaluate(context_of(run, board, "evaluator0", Script(on_idle=lambda: True)))
     # The shortest is over first; the others go on without it.
     np.testing.assert_allclose([r[3] for r in rows_of(run)], [1, 2, 3], atol=1e-5)
@@ -1156,7 +1150,7 @@ def test_a_step_whose_room_another_interactor_took_is_stored_when_there_is_some(
         tmp_path, agent_config={"batch_size": 4}, policy_config=pace
     )
     rival = ReplayBuffer.open(run.folders.replay, writable=True)
-    original = actors.step_all
+    original = interactor.step_all
 
     def step_all_with_a_rival(*arguments):
         result = original(*arguments)
@@ -1164,7 +1158,7 @@ def test_a_step_whose_room_another_interactor_took_is_stored_when_there_is_some(
             rival.append(rival.read(0, 4))
         return result
 
-    monkeypatch.setattr(actors, "step_all", step_all_with_a_rival)
+    monkeypatch.setattr(interactor, "step_all", step_all_with_a_rival)
     waited = []
 
     def learn_on():
@@ -1267,8 +1261,8 @@ def test_a_new_policy_is_looked_for_every_so_many_vector_steps(
 def start_interactor(run, number):
     name = f"interactor{number}"
     child = SPAWN.Process(
-        target=process.child_main,
-        args=("actors:interact", run, name, 0, 0),
+        target=child_main,
+        args=("steve.acting.interactor:interact", run, name, 0, 0),
         daemon=True,
     )
     child.start()
@@ -1312,7 +1306,7 @@ def test_processes_keep_the_band_and_lose_double_and_reorder_nothing(tmp_path):
     learn_until(lambda: replay.frames >= enough, children[1:])
     children[1].terminate()
     children[1].join(PATIENCE)
-    assert children[1].exitcode == process.STOPPED, printed(run)
+    assert children[1].exitcode == STOPPED, printed(run)
     assert replay.recover() == 0
     counts = check_chains(replay, 7, terminates=True)
     assert len(counts) == 8

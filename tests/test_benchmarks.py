@@ -5,11 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import arithmetic
 import pytest
+from arithmetic import Net
 
-import configuration
-from benchmarks import arithmetic
-from benchmarks.arithmetic import Net
+from steve.settings import loading
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = [
@@ -25,7 +25,7 @@ TINY = [
 
 def halfcheetah(algorithm, *overrides):
     path = ROOT / f"config/experiments/goodruns/halfcheetah/{algorithm}0.json"
-    return configuration.load(path, overrides=list(overrides)).config
+    return loading.load(path, overrides=list(overrides)).config
 
 
 def test_a_net_has_two_operations_for_each_weight_and_row():

@@ -11,13 +11,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-import catalogue
-import configuration
-import export
-import main
-import toy_demo
-import visualizer
-from schema import Config
+from steve import export, main, toy_demo, visualizer
+from steve.settings import catalogue, loading
+from steve.settings.schema import Config
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -99,7 +95,7 @@ def files(tmp_path):
 def described(files: Path, *overrides: str, **options) -> dict[str, tuple[str, str]]:
     """Key to (value, source)."""
     path = str(files / "top.json")
-    loaded = configuration.load(path, overrides=overrides, root=files, **options)
+    loaded = loading.load(path, overrides=overrides, root=files, **options)
     lines = printed(catalogue.describe(path, loaded), width=400)
     rows = [re.split(r" {2,}", line) for line in lines[lines.index("") + 1 :]]
     return {key: (value, Path(source).name) for key, value, source in rows}
@@ -128,7 +124,7 @@ def test_a_replaced_object_leaves_no_source_of_what_was_in_it(files):
 def test_on_80_columns_nothing_is_broken_and_each_key_is_under_its_section(monkeypatch):
     monkeypatch.chdir(ROOT)
     path = "config/quickstart.json"
-    loaded = configuration.load(path)
+    loaded = loading.load(path)
     wide = printed(catalogue.describe(path, loaded), width=400)
     narrow = printed(catalogue.describe(path, loaded), width=80)
     expected = [line.split() for line in wide[wide.index("") + 1 :]]
@@ -205,7 +201,7 @@ def test_help_has_an_example_that_the_program_accepts(module, capsys):
     assert ended.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
     program, *arguments = text.partition("example: python ")[2].split()
-    assert program == f"{module.__name__}.py"
+    assert program == Path(module.__file__).name
     module.parse_arguments(arguments)
     for argument in arguments:
         assert not argument.startswith("config/") or (ROOT / argument).is_file()

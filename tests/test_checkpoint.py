@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save
 
-import checkpoint
-from checkpoint import (
+from steve.storage import checkpoint
+from steve.storage.checkpoint import (
     Checkpoint,
     CheckpointError,
     NonFiniteError,
@@ -26,7 +26,7 @@ from checkpoint import (
     publish,
     stamp,
 )
-from util import UserError
+from steve.util import UserError
 
 SPAWN = multiprocessing.get_context("spawn")
 PATIENCE = 30  # seconds until a test gives a process up

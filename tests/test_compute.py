@@ -6,17 +6,14 @@ import support_env
 import tensorflow as tf
 from support import append_frames, make_config, open_run
 
-import compute
-import nn
-import valuerl_learner
-import worldmodel_learner
-from compute import BatchSource, Updater
-from process import Context
-from replay import Batch, ReplayBuffer
-from status import VALUERL, WORLDMODEL
-from util import UserError
-from valuerl_learner import ValueRLLearner
-from worldmodel_learner import WorldmodelLearner
+from steve import compute, nn, valuerl_learner, worldmodel_learner
+from steve.compute import BatchSource, Updater
+from steve.replay import Batch, ReplayBuffer
+from steve.running.child import Context
+from steve.settings.roles import VALUERL, WORLDMODEL
+from steve.util import UserError
+from steve.valuerl_learner import ValueRLLearner
+from steve.worldmodel_learner import WorldmodelLearner
 
 # Threads and devices
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from configuration import changed_keys, experiment_name, load
-from schema import Config, all_paths
-from util import UserError
+from steve.settings.loading import changed_keys, experiment_name, load
+from steve.settings.schema import Config, all_paths
+from steve.util import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 EXPERIMENTS = ROOT / "config" / "experiments"

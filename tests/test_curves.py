@@ -5,9 +5,15 @@ import pandas as pd
 import pytest
 from support_results import DDPG, STEVE, write_experiment, write_noisy
 
-import curves
-from curves import aggregate, curve, load_curves, reach_table, score_table
-from records import find_runs
+from steve.analysis import curves
+from steve.analysis.curves import (
+    aggregate,
+    curve,
+    load_curves,
+    reach_table,
+    score_table,
+)
+from steve.analysis.records import find_runs
 
 SERIES = np.array([[10.0, 20, 20, 30], [1.0, 2, 4, 6]])
 

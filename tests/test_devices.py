@@ -3,9 +3,16 @@
 import pynvml
 import pytest
 
-from devices import NO_GPU, VARIABLE, Assignment, Gpu, assign, installed_gpus
-from devices import visible_gpus as visible
-from util import UserError
+from steve.running.devices import (
+    NO_GPU,
+    VARIABLE,
+    Assignment,
+    Gpu,
+    assign,
+    installed_gpus,
+)
+from steve.running.devices import visible_gpus as visible
+from steve.util import UserError
 
 UUIDS = [
     "GPU-1a2b3c4d-0000-0000-0000-000000000000",

@@ -5,8 +5,8 @@ import shutil
 
 import pytest
 
-import disk
-from disk import full_disk_line, is_full, network_filesystem
+from steve.storage import disk
+from steve.storage.disk import full_disk_line, is_full, network_filesystem
 
 MOUNTS = """\
 22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw

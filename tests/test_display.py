@@ -9,11 +9,14 @@ import support_env
 from rich.console import Console
 from support import make_config, make_run
 
-import display
-from display import Display, clock, closing_lines, plain_line, render
-from progress import Progress, Scores
-from replay import Batch, ReplayBuffer
-from status import FINAL_EPISODES, LAUNCHER, VALUERL, WORLDMODEL, Board
+from steve.replay import Batch, ReplayBuffer
+from steve.running import display
+from steve.running.display import Display, closing_lines, plain_line, render
+from steve.running.progress import Progress
+from steve.settings.roles import LAUNCHER, VALUERL, WORLDMODEL
+from steve.storage.board import FINAL_EPISODES, Board
+from steve.storage.tables import Scores
+from steve.util import clock
 
 HEADER = "hours,epochs,frames,score\n"
 

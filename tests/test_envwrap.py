@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-import classic_envs
-import envwrap
-from envwrap import EnvSpec
-from schema import Environment
-from util import UserError
+from steve import envwrap
+from steve.environments import mujoco
+from steve.envwrap import EnvSpec
+from steve.settings.schema import Environment
+from steve.util import UserError
 
 RECORDINGS = Path(__file__).parent / "data" / "environments"
 PAPER_SIZES = {
@@ -363,8 +363,9 @@ def test_a_missing_package_is_named(name, module, said, monkeypatch):
 
 def test_no_learning_library_and_no_simulator_is_imported_before_use():
     program = (
-        "import sys, envwrap\n"
-        "from schema import Environment\n"
+        "import sys\n"
+        "from steve import envwrap\n"
+        "from steve.settings.schema import Environment\n"
         "simulators = {'mujoco', 'pybullet', 'Box2D', 'gym'}\n"
         "assert not simulators & set(sys.modules)\n"
         "envwrap.make_env(Environment(name='Humanoid-v1')).reset()\n"
@@ -446,7 +447,7 @@ def test_mujoco_py_ids_go_to_gym_where_it_is_installed(monkeypatch):
 
 @pytest.mark.mujoco_py
 @pytest.mark.parametrize("version", ["v2", "v3"])
-@pytest.mark.parametrize("name", classic_envs.MUJOCO)
+@pytest.mark.parametrize("name", mujoco.MUJOCO)
 def test_real_mujoco_py_repeats_its_recorded_episodes(name, version):
     stem = name.removesuffix("-v1")
     recording = check_environments.load(RECORDINGS / f"{stem.lower()}.npz")
@@ -497,14 +498,14 @@ def test_recorded_episodes_of_mujoco_21_are_reproduced(capsys):
         assert replays == ["episodes", "steps"]
 
 
-@pytest.mark.parametrize("name", classic_envs.MUJOCO)
+@pytest.mark.parametrize("name", mujoco.MUJOCO)
 def test_the_engines_own_inertia_does_not_reproduce_them(name):
     options = check_environments.Options(inertia="native")
     assert not replayed(options, name).within(limit_of(name))
 
 
 def test_the_friction_of_todays_walker_does_not_reproduce_them(monkeypatch):
-    monkeypatch.setitem(classic_envs.MUJOCO, "Walker2d-v1", {})
+    monkeypatch.setitem(mujoco.MUJOCO, "Walker2d-v1", {})
     errors = replayed(check_environments.Options(), "Walker2d-v1")
     assert not errors.within(check_environments.LIMIT)
 
@@ -543,9 +544,9 @@ def test_masses_are_the_old_ones_by_default_and_a_plain_id_keeps_the_engines():
     assert mass("Humanoid-v5", inertia="native") == pytest.approx(42.12, abs=0.005)
 
 
-@pytest.mark.parametrize("name", classic_envs.MUJOCO)
+@pytest.mark.parametrize("name", mujoco.MUJOCO)
 def test_every_body_weighs_what_the_inertia_file_says(name):
-    weights = json.loads(classic_envs.INERTIA_FILE.read_text())[name[:-3]]
+    weights = json.loads(mujoco.INERTIA_FILE.read_text())[name[:-3]]
     model = made(name).unwrapped.model
     for key in ("mass", "inertia", "ipos", "iquat"):
         np.testing.assert_array_equal(getattr(model, f"body_{key}"), weights[key])
@@ -610,17 +611,17 @@ def test_humanoids_observation_is_gyms_formula_on_the_engines_arrays():
 
 
 def test_humanoids_left_hip_moves_from_minus_120_to_20_degrees():
-    import mujoco
+    import mujoco as engine
 
     def hip_limit_force(left_hip):
-        env = classic_envs.make_mujoco("Humanoid-v1", left_hip=left_hip)
+        env = mujoco.make_mujoco("Humanoid-v1", left_hip=left_hip)
         env.reset(seed=0)
         model, data = env.unwrapped.model, env.unwrapped.data
         joint = model.joint("left_hip_y")
         qpos = env.unwrapped.init_qpos.copy()
         qpos[joint.qposadr[0]] = np.deg2rad(-115)
         env.put(qpos, env.unwrapped.init_qvel)
-        limits = data.efc_type == mujoco.mjtConstraint.mjCNSTR_LIMIT_JOINT
+        limits = data.efc_type == engine.mjtConstraint.mjCNSTR_LIMIT_JOINT
         return joint.id in data.efc_id[limits]
 
     model = made("Humanoid-v1").unwrapped.model
@@ -634,13 +635,13 @@ def contact_forces(model, data) -> np.ndarray:
 
     [bodies, 6], world axes, N m and N; the world's own row stays 0.
     """
-    import mujoco
+    import mujoco as engine
 
     forces = np.zeros((model.nbody, 6))
     for index in range(data.ncon):
         contact = data.contact[index]
         local = np.zeros(6)
-        mujoco.mj_contactForce(model, data, index, local)
+        engine.mj_contactForce(model, data, index, local)
         axes = contact.frame.reshape(3, 3)  # rows: normal, two tangents
         force, torque = axes.T @ local[:3], axes.T @ local[3:]
         # The force acts on the second geom's body, its reaction on the first's.
@@ -676,7 +677,7 @@ def test_humanoids_contact_forces_and_cost_follow_the_formula():
 def test_humanoids_contact_cost_is_part_of_the_reward_unless_switched_off():
     rewards = []
     for contact_cost in (True, False):
-        env = classic_envs.make_mujoco("Humanoid-v1", contact_cost=contact_cost)
+        env = mujoco.make_mujoco("Humanoid-v1", contact_cost=contact_cost)
         env.reset(seed=0)
         steps = [env.step(np.zeros(17)) for _ in range(20)]
         rewards.append(np.array([step[1] for step in steps]))

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from support import make_config, make_run, read_events
 
-from events import WRITTEN_ANEW, EventFile, ScoreEvents
-from valuerl_learner import ValueRLLearner
-from worldmodel_learner import WorldmodelLearner
+from steve.running.events import WRITTEN_ANEW, EventFile, ScoreEvents
+from steve.valuerl_learner import ValueRLLearner
+from steve.worldmodel_learner import WorldmodelLearner
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 HEADER = "hours,epochs,frames,score\n"

@@ -17,32 +17,20 @@ import pytest
 import support_env
 from support import PATIENCE, make_config
 
-import checkpoint
-import experiment
-from checkpoint import CheckpointError
-from experiment import (
-    Folders,
-    Run,
-    check_mode,
-    claimed,
-    derive_seed,
-    finish_rewind,
-    has_output,
-    in_use,
-    is_finished,
-    numbered_checkpoints,
-    open_output,
-    present,
-    put_aside,
-    read_run,
-    rewind,
-    start_record,
-    write_json,
-)
-from replay import HEADER_BYTES, Batch, ReplayBuffer
-from schema import Config
-from status import Board, process_names
-from util import UserError
+from steve.replay import HEADER_BYTES, Batch, ReplayBuffer
+from steve.settings.roles import process_names
+from steve.settings.schema import Config
+from steve.storage import checkpoint, locks, opening
+from steve.storage import record as record_module
+from steve.storage import rewind as rewinding
+from steve.storage.board import Board
+from steve.storage.checkpoint import CheckpointError
+from steve.storage.folders import Folders, Run, derive_seed
+from steve.storage.locks import claimed, in_use, present
+from steve.storage.opening import check_mode, has_output, open_output
+from steve.storage.record import is_finished, read_run, start_record, write_json
+from steve.storage.rewind import finish_rewind, numbered_checkpoints, put_aside, rewind
+from steve.util import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 SPAWN = multiprocessing.get_context("spawn")
@@ -351,7 +339,7 @@ def test_children_of_a_killed_launch_hold_the_next_one_back_until_they_are_gone(
     folders.root.parent.mkdir(parents=True)
     children = [Holder(folders, "present") for _ in range(2)]
     with monkeypatch.context() as patch:
-        patch.setattr(experiment, "CHILDREN_PATIENCE", 0.1)
+        patch.setattr(locks, "CHILDREN_PATIENCE", 0.1)
         message = claim_error(folders)
         assert claim_error(folders) == message  # the first left nothing claimed
     assert "earlier launch" in message
@@ -627,7 +615,7 @@ def test_the_copy_of_the_replay_is_used_where_there_is_one(config, folders):
 def test_what_an_interrupted_attempt_left_is_no_obstacle(config, folders, monkeypatch):
     former_run(folders)
     with monkeypatch.context() as patch:
-        patch.setattr(experiment, "put_aside", lambda _: 1 / 0)
+        patch.setattr(rewinding, "put_aside", lambda _: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             rewind(folders, config, 200)
     rewind(folders, config, 100)
@@ -680,7 +668,7 @@ def test_who_is_just_going_back_is_not_interfered_with(config, folders, monkeypa
             finish_rewind(folders)
         return aside
 
-    monkeypatch.setattr(experiment, "put_aside", put_aside_and_look)
+    monkeypatch.setattr(rewinding, "put_aside", put_aside_and_look)
     with claimed(folders):
         rewind(folders, config, 200)
     assert rewards_in(folders.replay) == list(range(62))
@@ -824,12 +812,12 @@ def test_equal_inputs_give_the_same_seed_in_every_process(tmp_path):
     assert seeds == [derive_seed(again, name, 1, 2) for name in process_names(again)]
     script = (
         "from support import make_config\n"
-        "from experiment import derive_seed\n"
-        "from status import process_names\n"
+        "from steve.storage.folders import derive_seed\n"
+        "from steve.settings.roles import process_names\n"
         f"config = make_config({str(tmp_path)!r}, model=True, seed=5)\n"
         "print([derive_seed(config, n, 1, 2) for n in process_names(config)])\n"
     )
-    path = os.pathsep.join((str(ROOT), str(ROOT / "tests")))
+    path = str(ROOT / "tests")
     output = subprocess.run(
         [sys.executable, "-c", script],
         env={**os.environ, "PYTHONPATH": path, "PYTHONHASHSEED": "1"},
@@ -891,7 +879,7 @@ def test_a_start_is_recorded_with_all_that_it_takes_to_repeat_it(
 
 
 def test_a_package_that_is_not_installed_has_no_version(config, monkeypatch):
-    monkeypatch.setattr(experiment, "PACKAGES", ("numpy", "no-such-package"))
+    monkeypatch.setattr(record_module, "PACKAGES", ("numpy", "no-such-package"))
     versions = start_record(config, 0, {}, False)["versions"]
     assert versions == {"numpy": np.__version__, "no-such-package": None}
 
@@ -920,7 +908,7 @@ def test_temporary_files_are_no_output(config, folders):
 def test_a_network_filesystem_is_one_line_that_says_what_is_promised(
     config, folders, monkeypatch
 ):
-    monkeypatch.setattr(experiment, "network_filesystem", lambda path: "nfs4")
+    monkeypatch.setattr(opening, "network_filesystem", lambda path: "nfs4")
     (note,) = open_now(folders, config)
     assert note.startswith(f"{folders.root} is on a network filesystem (nfs4): ")
     assert "one host" in note
@@ -929,7 +917,7 @@ def test_a_network_filesystem_is_one_line_that_says_what_is_promised(
 
 
 def test_a_local_filesystem_is_nothing_to_speak_of(config, folders, monkeypatch):
-    monkeypatch.setattr(experiment, "network_filesystem", lambda path: None)
+    monkeypatch.setattr(opening, "network_filesystem", lambda path: None)
     assert open_now(folders, config) == []
 
 
@@ -937,7 +925,7 @@ def test_a_full_disk_is_one_line_with_path_and_free_bytes(config, folders, monke
     def full(*_):
         raise OSError(28, "No space left on device", str(folders.hyperparameters))
 
-    monkeypatch.setattr(experiment, "write_json", full)
+    monkeypatch.setattr(opening, "write_json", full)
     with pytest.raises(UserError, match=r"hps.json: No space left .* bytes are free"):
         open_now(folders, config)
 
@@ -948,20 +936,21 @@ LAUNCHES = """
 import sys
 from pathlib import Path
 import support, support_env
-import experiment
-from util import UserError
+from steve.storage import locks, opening
+from steve.storage.folders import Folders, Run
+from steve.util import UserError
 
 config = support.make_config(Path(sys.argv[1]))
 merged = config.model_dump(mode="json", by_alias=True)
 for line in sys.stdin:
     number = line.strip()
-    folders = experiment.Folders.of(config, f"run{number}")
-    run = experiment.Run(config, folders, 3, 1, 0, True)
+    folders = Folders.of(config, f"run{number}")
+    run = Run(config, folders, 3, 1, 0, True)
     try:
-        experiment.check_mode(folders, merged, "fresh")
-        with experiment.claimed(folders):
-            experiment.check_mode(folders, merged, "fresh")
-            experiment.open_output(run, merged)
+        opening.check_mode(folders, merged, "fresh")
+        with locks.claimed(folders):
+            opening.check_mode(folders, merged, "fresh")
+            opening.open_output(run, merged)
             print("won", flush=True)
             sys.stdin.readline()
     except UserError as error:
@@ -971,7 +960,7 @@ for line in sys.stdin:
 
 
 def test_of_two_launches_at_once_one_wins_a_hundred_times(tmp_path):
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    paths = str(ROOT / "tests")
     launches = [
         subprocess.Popen(
             [sys.executable, "-c", LAUNCHES, str(tmp_path)],

@@ -11,12 +11,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-import checkpoint
-import devices
-import envwrap
-import export
-from policy import Policy
-from schema import Config
+from steve import envwrap, export
+from steve.acting.policy import Policy
+from steve.running import devices
+from steve.settings.schema import Config
+from steve.storage import checkpoint
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 HIDDEN = 8

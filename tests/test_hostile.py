@@ -15,12 +15,14 @@ import pytest
 import support_env
 from support import append_frames, make_config
 
-import checkpoint
-from checkpoint import CheckpointError, check_tensors
-from experiment import Folders, Run, check_mode, open_output, read_run
-from replay import ReplayBuffer
-from status import ROW, Board
-from util import UserError
+from steve.replay import ReplayBuffer
+from steve.storage import checkpoint
+from steve.storage.board import ROW, Board
+from steve.storage.checkpoint import CheckpointError, check_tensors
+from steve.storage.folders import Folders, Run
+from steve.storage.opening import check_mode, open_output
+from steve.storage.record import read_run
+from steve.util import UserError
 
 PROJECT = Path(__file__).resolve().parents[1]
 
@@ -29,10 +31,11 @@ PROJECT = Path(__file__).resolve().parents[1]
 TRY_ALL = """
 import json, sys
 from pathlib import Path
-import configuration, envwrap
-from experiment import Folders
-from schema import all_paths, field_at, section_of
-from util import UserError
+from steve import envwrap
+from steve.settings import loading
+from steve.settings.schema import all_paths, field_at, section_of
+from steve.storage.folders import Folders
+from steve.util import UserError
 
 here = Path(sys.argv[1])
 values = json.loads(sys.argv[2])
@@ -47,7 +50,7 @@ for key in texts:
         if key.startswith("env.make_kwargs"):
             settings = [settings[0], f"{key}={json.dumps({value: value})}"]
         try:
-            loaded = configuration.load("config/quickstart.json", overrides=settings)
+            loaded = loading.load("config/quickstart.json", overrides=settings)
         except UserError as error:
             print("refused", key, value)
             continue
@@ -62,7 +65,7 @@ for key in texts:
             assert "\\n" not in str(error)
 for value in values:
     try:
-        name = configuration.experiment_name("config/quickstart.json", value)
+        name = loading.experiment_name("config/quickstart.json", value)
         assert "/" not in name and name not in ("", ".", ".."), value
     except UserError:
         print("refused --name", value)
@@ -91,7 +94,7 @@ def test_no_key_reaches_a_shell_an_import_or_a_path_outside(tmp_path):
         "{0.__class__}",
         "%s%s%n",
     ]
-    paths = os.pathsep.join([str(PROJECT), str(tmp_path)])
+    paths = str(tmp_path)
     done = subprocess.run(
         [sys.executable, "-c", TRY_ALL, str(tmp_path), json.dumps(values)],
         cwd=PROJECT,
@@ -114,12 +117,12 @@ def test_the_module_that_a_configuration_names_is_imported(tmp_path):
     marker = tmp_path / "marker"
     (tmp_path / "stranger.py").write_text(f"open({str(marker)!r}, 'w').close()")
     script = (
-        "import configuration, envwrap\n"
-        "loaded = configuration.load('config/quickstart.json', "
+        "from steve import envwrap\nfrom steve.settings import loading\n"
+        "loaded = loading.load('config/quickstart.json', "
         "overrides=['env.module=\"stranger\"'])\n"
         "envwrap.measure(loaded.config.env)\n"
     )
-    paths = os.pathsep.join([str(PROJECT), str(tmp_path)])
+    paths = str(tmp_path)
     subprocess.run(
         [sys.executable, "-c", script],
         cwd=PROJECT,

@@ -13,19 +13,19 @@ import support_env
 import tensorflow as tf
 from support import append_frames, open_run, publish_policy, read_events
 
-import checkpoint
-import learner as learner_module
-import nn
-import progress
-from checkpoint import CheckpointError
-from learner import Learner
-from process import Context
-from replay import Batch, ReplayBuffer
-from status import VALUERL, WORLDMODEL
-from util import RunError
-from valuerl_learner import ValueRLLearner
-from worldmodel import WorldModel
-from worldmodel_learner import WorldmodelLearner
+from steve import learner as learner_module
+from steve import nn
+from steve.learner import Learner, updates_per_call
+from steve.replay import Batch, ReplayBuffer
+from steve.running import progress
+from steve.running.child import Context
+from steve.settings.roles import VALUERL, WORLDMODEL
+from steve.storage import checkpoint
+from steve.storage.checkpoint import CheckpointError
+from steve.util import RunError
+from steve.valuerl_learner import ValueRLLearner
+from steve.worldmodel import WorldModel
+from steve.worldmodel_learner import WorldmodelLearner
 
 BEFORE = 4  # frames_before_learning
 PACE = {
@@ -342,7 +342,7 @@ def test_a_gpu_gets_several_updates_in_a_call(tmp_path, on_cpu, given, pace, exp
     keys = {"frames_per_update": pace, "updates_per_call": given}
     run, _, _ = open_fake(tmp_path, policy_config=keys)
     settings = run.config.policy_config
-    found = learner_module.updates_per_call(run.config, settings, on_cpu)
+    found = updates_per_call(run.config, settings, on_cpu)
     assert found == expected
 
 

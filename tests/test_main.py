@@ -19,12 +19,14 @@ import pytest
 from support import make_config, make_run, read_events
 from support_children import die_measuring, hang_measuring
 
-import devices
-import main
-import visualizer
-from schema import Environment
-from status import VALUERL, WORLDMODEL, Board
-from util import UserError
+from steve import main, visualizer
+from steve.running import devices
+from steve.running import launch as launch_module
+from steve.running.launch import measure_environment, next_command, plan_children
+from steve.settings.roles import VALUERL, WORLDMODEL
+from steve.settings.schema import Environment
+from steve.storage.board import Board
+from steve.util import UserError
 
 PROJECT = Path(__file__).resolve().parents[1]
 QUICKSTART = "config/quickstart.json"
@@ -285,7 +287,7 @@ def test_learners_get_their_gpus_and_all_others_none(tmp_path):
     config = make_config(
         tmp_path, model=True, agent_config={"count": 2}, evaluator_config={"count": 2}
     )
-    children = main.plan_children(make_run(config), "3", "GPU-4")
+    children = plan_children(make_run(config), "3", "GPU-4")
     seen = {child.name: child.environ[devices.VARIABLE] for child in children}
     actors = ["interactor0", "interactor1", "evaluator0", "evaluator1"]
     assert seen == {VALUERL: "3", WORLDMODEL: "GPU-4"} | dict.fromkeys(actors, "-1")
@@ -297,14 +299,14 @@ def test_learners_get_their_gpus_and_all_others_none(tmp_path):
             for library in ("OMP", "OPENBLAS", "MKL"):
                 assert child.environ[f"{library}_NUM_THREADS"] == "1"
     mains = {child.name: child.main for child in children}
-    assert mains[VALUERL] == "valuerl_learner:main"
-    assert mains[WORLDMODEL] == "worldmodel_learner:main"
-    assert mains["interactor1"] == "actors:interact"
-    assert mains["evaluator1"] == "actors:evaluate"
+    assert mains[VALUERL] == "steve.valuerl_learner:main"
+    assert mains[WORLDMODEL] == "steve.worldmodel_learner:main"
+    assert mains["interactor1"] == "steve.acting.interactor:interact"
+    assert mains["evaluator1"] == "steve.acting.evaluator:evaluate"
 
 
 def test_without_a_model_there_is_no_world_model_learner(tmp_path):
-    children = main.plan_children(make_run(make_config(tmp_path)), "0", "-1")
+    children = plan_children(make_run(make_config(tmp_path)), "0", "-1")
     assert WORLDMODEL not in {child.name for child in children}
 
 
@@ -317,14 +319,14 @@ def test_without_a_model_there_is_no_world_model_learner(tmp_path):
 )
 def test_an_environment_that_cannot_be_measured_is_one_line(measure, said, monkeypatch):
     """And no other child of the caller is touched."""
-    monkeypatch.setattr(main, "_measure", measure)
-    monkeypatch.setattr(main, "IMPORT_PATIENCE", 0.0)
+    monkeypatch.setattr(launch_module, "_measure", measure)
+    monkeypatch.setattr(launch_module, "IMPORT_PATIENCE", 0.0)
     spawn = multiprocessing.get_context("spawn")
     other = spawn.Process(target=time.sleep, args=(600,))
     other.start()
     try:
         with pytest.raises(UserError, match=said):
-            main.measure_environment(Environment(name="Hopper-v1", step_timeout=0.5))
+            measure_environment(Environment(name="Hopper-v1", step_timeout=0.5))
         assert other.is_alive()
     finally:
         other.kill()
@@ -371,11 +373,11 @@ def test_the_commands_named_at_the_end_are_those_of_the_same_run():
     given = [QUICKSTART, "cpu", "--overwrite", "--name", "a b", "--hours", "0.5"]
     given += ["--set", "env.name=Pendulum-v1", 'env.make_kwargs={"g": 1}']
     first = main.parse_arguments(given)
-    words = shlex.split(main.next_command("main.py", first, "--resume"))
+    words = shlex.split(next_command("main.py", first, "--resume"))
     assert words[:2] == ["python", "main.py"]
     second = main.parse_arguments(words[2:])
     assert vars(second) == {**vars(first), "overwrite": False, "resume": True}
-    words = shlex.split(main.next_command("visualizer.py", first, "the folder"))
+    words = shlex.split(next_command("visualizer.py", first, "the folder"))
     assert words[:2] == ["python", "visualizer.py"]
     shown = visualizer.parse_arguments(words[2:])
     assert (shown.config, shown.gpu_id, shown.set) == (QUICKSTART, "cpu", first.set)
@@ -529,7 +531,7 @@ def test_a_run_that_diverges_stops_and_keeps_the_last_good_state(tmp_path):
     assert "the run stops. The last good state is" in done.stderr
     state = experiment(tmp_path) / "checkpoints" / "valuerl.safetensors"
     assert str(state) in done.stderr
-    from checkpoint import load
+    from steve.storage.checkpoint import load
 
     assert all(np.isfinite(t).all() for t in load(state).tensors.values())
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-import nn
+from steve import nn
 
 
 def generator(seed=0):

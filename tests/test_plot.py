@@ -12,10 +12,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 from support_results import DDPG, STEVE, write_experiment
 
-import curve_figures
-import plot
-from curve_figures import Panel, curves_figure, line_styles
-from drawing import rendered, wants_log_scale
+from steve import plot
+from steve.analysis import curve_figures
+from steve.analysis.curve_figures import Panel, curves_figure, line_styles
+from steve.analysis.drawing import rendered, wants_log_scale
 
 PROJECT = Path(__file__).resolve().parents[1]
 MAGIC = {"png": b"\x89PNG", "pdf": b"%PDF", "svg": b"<?xml"}
@@ -194,14 +194,16 @@ def test_a_failed_write_is_one_line(results, capsys):
 
 def test_reading_curves_imports_neither_matplotlib_nor_tensorflow(results):
     code = (
-        "import sys, curves, plot\n"
+        "import sys\n"
+        "from steve import plot\n"
+        "from steve.analysis import curves\n"
         "assert not {'matplotlib', 'tensorflow'} & set(sys.modules)\n"
         "assert plot.main(['results', '--out', 'fig.svg']) == 0\n"
         "assert not {'matplotlib.pyplot', 'tensorflow'} & set(sys.modules)\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],
-        env={"PYTHONPATH": str(PROJECT), "PATH": ""},
+        env={"PATH": ""},
         capture_output=True,
         text=True,
     )

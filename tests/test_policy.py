@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-import nn
-from checkpoint import Checkpoint, CheckpointError
-from policy import Policy, random_actions
+from steve import nn
+from steve.acting.policy import Policy, random_actions
+from steve.storage.checkpoint import Checkpoint, CheckpointError
 
 ROOT = Path(__file__).resolve().parents[1]
 METADATA = {"epoch": 3, "frames": 12_345, "hours": 0.25}
@@ -166,8 +166,11 @@ for name in sys.argv[1:]:
 
 
 def test_processes_other_than_the_learners_do_not_import_tensorflow():
-    names = ["policy", "envwrap", "display", "experiment", "supervisor", "actors"]
-    command = [sys.executable, "-c", IMPORT_ALL, *names, "main"]
+    names = [
+        f"steve.{name}"
+        for name in ("acting.interactor", "acting.evaluator", "envwrap", "main")
+    ]
+    command = [sys.executable, "-c", IMPORT_ALL, *names]
     process = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
     )

@@ -15,9 +15,17 @@ import portalocker
 import pytest
 from support import PATIENCE, open_run, poll
 
-import process
-from process import FAILED, FULL_DISK, HOPELESS, MISTAKE, STOPPED, Context
-from status import Board
+from steve.running import child as child_module
+from steve.running.child import (
+    FAILED,
+    FULL_DISK,
+    HOPELESS,
+    MISTAKE,
+    STOPPED,
+    Context,
+    child_main,
+)
+from steve.storage.board import Board
 
 SPAWN = multiprocessing.get_context("spawn")
 PROJECT = Path(__file__).resolve().parents[1]
@@ -33,7 +41,7 @@ def start(run, function, nice=0):
     """Starts a function of support_children, or "module:function", as a child."""
     main = function if ":" in function else f"support_children:{function}"
     child = SPAWN.Process(
-        target=process.child_main, args=(main, run, NAME, 0, nice), daemon=True
+        target=child_main, args=(main, run, NAME, 0, nice), daemon=True
     )
     child.start()
     return child
@@ -127,7 +135,7 @@ def context_of(run, stop=lambda: False):
 @pytest.fixture
 def full_disk(monkeypatch):
     """A write that finds no space so many times."""
-    monkeypatch.setattr(process, "FULL_DISK_RETRY", 0.0)
+    monkeypatch.setattr(child_module, "FULL_DISK_RETRY", 0.0)
 
     def make(times, code=errno.ENOSPC):
         left = [times]
@@ -155,7 +163,7 @@ def test_a_write_waits_for_space_and_says_so_once(run, full_disk, capfd):
 def test_while_it_waits_the_launcher_sees_why_and_that_it_lives(
     run, full_disk, monkeypatch
 ):
-    monkeypatch.setattr(process, "FULL_DISK_RETRY", 0.01)
+    monkeypatch.setattr(child_module, "FULL_DISK_RETRY", 0.01)
     context, row = context_of(run)
     seen = []
 
@@ -179,7 +187,7 @@ def test_a_write_that_lasts_is_no_sign_of_death(run):
 def test_a_write_does_not_wait_for_ever(run, full_disk, monkeypatch, why):
     context, _ = context_of(run, lambda: why == "asked to end")
     if why == "patience":
-        monkeypatch.setattr(process, "FULL_DISK_PATIENCE", -1.0)
+        monkeypatch.setattr(child_module, "FULL_DISK_PATIENCE", -1.0)
     code = errno.EIO if why == "another error" else errno.ENOSPC
     with pytest.raises(OSError, match=os.strerror(code)):
         context.store(full_disk(1000, code))
@@ -237,7 +245,7 @@ def test_a_child_ends_with_its_killed_launcher(run, tmp_path, target, stopped):
         "run = support.make_run(support.make_config(Path(sys.argv[1])))\n"
         "children.launch(run, sys.argv[2])\n"
     )
-    paths = os.pathsep.join([str(PROJECT), str(PROJECT / "tests")])
+    paths = str(PROJECT / "tests")
     launcher = subprocess.Popen(
         [sys.executable, "-c", script, str(tmp_path), target],
         env={**os.environ, "PYTHONPATH": paths},

@@ -14,10 +14,10 @@ from support_results import (
     write_experiment,
 )
 
-import configuration
-from records import find_runs, grouped, read_config, remarks
-from schema import Config
-from util import UserError
+from steve.analysis.records import find_runs, grouped, read_config, remarks
+from steve.settings import loading
+from steve.settings.schema import Config
+from steve.util import UserError
 
 PROJECT = Path(__file__).resolve().parents[1]
 ROWS = [(0.1, 1, 100, 5.0), (0.2, 2, 200, 7.5), (0.2, 2, 200, 8.5)]
@@ -199,7 +199,7 @@ def test_model_usage_is_steves_alone(tmp_path):
 )
 def test_algorithms_of_the_papers_experiments(file, name):
     path = PROJECT / "config" / "experiments" / f"{file}.json"
-    assert configuration.load(path).config.algorithm == name
+    assert loading.load(path).config.algorithm == name
 
 
 @pytest.mark.parametrize(

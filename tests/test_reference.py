@@ -15,12 +15,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-import nn
-import valuerl
-import worldmodel
-from schema import ValueExpansion
-from valuerl import ValueRL
-from worldmodel import WorldModel
+from steve import nn, valuerl, worldmodel
+from steve.settings.schema import ValueExpansion
+from steve.valuerl import ValueRL
+from steve.worldmodel import WorldModel
 
 SCRIPT = Path(__file__).with_name("check_reference.py")
 FOLDER = Path(__file__).with_name("data") / "algorithms"

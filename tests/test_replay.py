@@ -13,9 +13,9 @@ import numpy as np
 import portalocker
 import pytest
 
-import replay
-from replay import Batch, ReplayBuffer
-from util import RunError, UserError
+from steve import replay
+from steve.replay import Batch, ReplayBuffer
+from steve.util import RunError, UserError
 
 OBS_DIM, ACTION_DIM = 5, 2
 ROW_BYTES = 4 * (2 * OBS_DIM + ACTION_DIM + 2 + 3)

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from support import make_config, make_run
 
-import experiment
-from records import find_runs
+from steve.analysis.records import find_runs
+from steve.storage.record import start_record, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"
@@ -25,13 +25,13 @@ def write_run(output: Path, name: str, *, score: float = 1.0, finished: bool = T
     for learner in ("valuerl", "worldmodel"):
         folders.learner_log(learner).write_text(f"hours,frames,updates\n{learner}\n")
     merged = config.model_dump(mode="json", by_alias=True)
-    experiment.write_json(folders.hyperparameters, merged)
+    write_json(folders.hyperparameters, merged)
     record = {
         "experiment": name,
-        "starts": [experiment.start_record(config, 0, {"valuerl": "cpu"}, False)],
+        "starts": [start_record(config, 0, {"valuerl": "cpu"}, False)],
         "finished": {"time": "then", "frames": 100, "hours": 0.1} if finished else None,
     }
-    experiment.write_json(folders.run, record)
+    write_json(folders.run, record)
     return folders
 
 

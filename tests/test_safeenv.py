@@ -5,10 +5,9 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-import actors
-import safeenv
-from safeenv import REBUILDS, WINDOW, SafeEnv
-from util import RunError
+from steve.acting import interactor, safe_env
+from steve.acting.safe_env import REBUILDS, WINDOW, SafeEnv
+from steve.util import RunError
 
 
 class Scripted(gymnasium.Env):
@@ -55,7 +54,7 @@ def made(monkeypatch):
         envs.append(Scripted(iter(script)) if not envs else Scripted(envs[0].script))
         return envs[-1]
 
-    monkeypatch.setattr(safeenv, "make_env", make_env)
+    monkeypatch.setattr(safe_env, "make_env", make_env)
     return envs, script
 
 
@@ -138,7 +137,7 @@ def test_failures_far_apart_are_forgotten(made, monkeypatch):
     _, script = made
     script += [ValueError()] * 50
     now = [0.0]
-    monkeypatch.setattr(safeenv.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(safe_env.time, "monotonic", lambda: now[0])
     env = build()
     env.reset()
     for _ in range(50):
@@ -154,14 +153,14 @@ def test_a_lost_transition_is_left_out_of_the_vector_step(made):
     obs = np.stack([env.reset() for env in envs])
     action = np.zeros((2, 1), np.float32)
 
-    first, obs = actors.step_all(envs, obs, action, lambda: None)
+    first, obs = interactor.step_all(envs, obs, action, lambda: None)
     np.testing.assert_array_equal(first.reward, [1, 2])
-    second, obs = actors.step_all(envs, obs, action, lambda: None)
+    second, obs = interactor.step_all(envs, obs, action, lambda: None)
     np.testing.assert_array_equal(second.reward, [3])
     np.testing.assert_array_equal(second.obs, [[1, 1]])
     np.testing.assert_array_equal(second.next_obs, [[2, 2]])
     np.testing.assert_array_equal(obs, [[0, 0], [2, 2]])  # the first began again
-    third, obs = actors.step_all(envs, obs, action, lambda: None)
+    third, obs = interactor.step_all(envs, obs, action, lambda: None)
     np.testing.assert_array_equal(third.reward, [4, 9])
     np.testing.assert_array_equal(third.terminated, [0, 1])
     np.testing.assert_array_equal(third.next_obs, [[1, 1], [3, 3]])

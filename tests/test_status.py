@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from support import PATIENCE, make_config
 
-import status
-from status import FINAL_EPISODES, Board, process_names
+from steve.settings.roles import process_names
+from steve.storage.board import FINAL_EPISODES, ROW, RUNNING, Board
 
 SPAWN = multiprocessing.get_context("spawn")
 COUNTS = {"agent_config": {"count": 2}, "evaluator_config": {"count": 3}}
@@ -83,12 +83,12 @@ def test_every_name_fits_its_row(path, tmp_path):
 
 def test_all_entries_but_the_texts_are_aligned_words():
     # Half of an aligned 8-byte word is never seen.
-    for name in status.ROW.names:
-        dtype, offset = status.ROW.fields[name][:2]
+    for name in ROW.names:
+        dtype, offset = ROW.fields[name][:2]
         if dtype.kind != "S":
             assert dtype.base.itemsize == 8, name
             assert offset % 8 == 0, name
-    assert status.ROW.itemsize % 8 == 0
+    assert ROW.itemsize % 8 == 0
 
 
 # Who sees what
@@ -113,11 +113,11 @@ def test_a_row_is_nobody_elses(path, tmp_path):
     board = Board.create(path, config)
     before = path.read_bytes()
     row = board["interactor1"]
-    for field in status.ROW.names:
+    for field in ROW.names:
         if field != "name":
             row[field] = b"x" * 128 if field == "pending" else 99
     after = path.read_bytes()
-    size = status.ROW.itemsize
+    size = ROW.itemsize
     changed = [
         name
         for i, name in enumerate(process_names(config))
@@ -192,19 +192,19 @@ def test_a_later_launch_takes_nothing_else_over(path, tmp_path):
             earlier[name][field] = 9
     earlier["evaluator0"]["random_score"] = 3.0
     board = Board.create(path, config)
-    assert board["launcher"]["phase"] == status.RUNNING
+    assert board["launcher"]["phase"] == RUNNING
     for name in ("valuerl", "worldmodel", "interactor0"):
         for field in ("updates", "epoch", "heartbeat", "hours", "ready"):
             assert board[name][field] == 0
     assert math.isnan(board["evaluator0"]["random_score"])
 
 
-@pytest.mark.parametrize("size", [0, 1, 1000, status.ROW.itemsize, 100_003])
+@pytest.mark.parametrize("size", [0, 1, 1000, ROW.itemsize, 100_003])
 def test_a_file_of_another_layout_is_replaced(path, tmp_path, size):
     path.write_bytes(np.random.default_rng(0).bytes(size))
     config = make_config(tmp_path, **COUNTS)
     board = Board.create(path, config)
-    assert path.stat().st_size == len(process_names(config)) * status.ROW.itemsize
+    assert path.stat().st_size == len(process_names(config)) * ROW.itemsize
     assert board["evaluator0"]["episodes"] == 0
     assert board["evaluator0"]["offset"] == -1
     assert board["valuerl"]["updates"] == 0

@@ -15,13 +15,19 @@ from types import SimpleNamespace
 import pytest
 from support import PATIENCE, append_frames, open_run, poll
 
-import process
-import supervisor as supervisor_module
-from status import FINAL_EPISODES, LAUNCHER, VALUERL, WORLDMODEL
-from supervisor import Child, Supervisor
+from steve.running import child as child_module
+from steve.running import supervisor as supervisor_module
+from steve.running.child import FULL_DISK
+from steve.running.supervisor import ONE_REQUEST, STOP_PATIENCE, TICK, Child, Supervisor
+from steve.settings.roles import LAUNCHER, VALUERL, WORLDMODEL
+from steve.storage.board import FINAL_EPISODES
 
-SHIPPED_PATIENCE = supervisor_module.STOP_PATIENCE
-HOPELESS, MISTAKE, STOPPED = process.HOPELESS, process.MISTAKE, process.STOPPED
+SHIPPED_PATIENCE = STOP_PATIENCE
+HOPELESS, MISTAKE, STOPPED = (
+    child_module.HOPELESS,
+    child_module.MISTAKE,
+    child_module.STOPPED,
+)
 
 
 class FakeDisplay:
@@ -357,9 +363,7 @@ def test_who_waits_for_space_on_the_disk_is_said_once(pretend):
 
 
 def test_a_full_disk_has_its_line_also_where_the_child_could_not_write_it(pretend):
-    supervisor, _, _ = pretend(
-        {"interactor0": 5.0}, codes={"interactor0": process.FULL_DISK}
-    )
+    supervisor, _, _ = pretend({"interactor0": 5.0}, codes={"interactor0": FULL_DISK})
     outcome = supervisor.run()
     assert outcome.code == 1
     assert "No space left on device" in outcome.error
@@ -532,7 +536,7 @@ def test_the_first_signal_ends_all_gracefully(watched, number):
 
 
 def test_a_run_that_is_asked_to_end_has_ended_within_15_seconds():
-    at_last = SHIPPED_PATIENCE + supervisor_module.TICK
+    at_last = SHIPPED_PATIENCE + TICK
     assert at_last < 15 - 2  # seconds, for the launcher's own last lines
 
 
@@ -554,7 +558,7 @@ def test_a_second_signal_kills_at_once(watched, monkeypatch):
         asked = names_of(supervisor)
         poll(lambda: marked(supervisor, "asked") == asked, "the first request")
         since = supervisor._asked_at
-        later = since + 1.2 * supervisor_module.ONE_REQUEST
+        later = since + 1.2 * ONE_REQUEST
         poll(lambda: time.monotonic() > later, "some time between the requests")
         asked_at.append(time.monotonic())
         send(signal.SIGINT)

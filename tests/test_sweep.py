@@ -13,9 +13,8 @@ import support_env
 from support import PROJECT, QUICKSTART, make_sweep
 from test_main import DDPG, TINY, environment
 
-import sweep
-import sweep_runs
-from sweep_runs import SLURM
+from steve import sweep
+from steve.sweeps.record import SLURM, Sweep
 
 DEADLINE = 120.0
 LOCAL = ["--engine", "local", "--gpus-per-run", "0"]
@@ -189,7 +188,7 @@ def test_a_script_can_be_edited_before_it_is_submitted(
     assert not calls.exists()
 
 
-def make_slurm_sweep(root: Path) -> sweep_runs.Sweep:
+def make_slurm_sweep(root: Path) -> Sweep:
     """Three runs: one failed, one waits (once squeue says so), one never started."""
     made = make_sweep(root, "failed", "waits", "new", engine=SLURM)
     made.log(0).write_text(FAILED_LOG)
@@ -238,8 +237,9 @@ def test_cancel_ends_the_pool_that_is_at_work(tmp_path, capsys):
     make_sweep(tmp_path, "run")
     assert "no pool is at work" in said(capsys, "cancel", tmp_path)[1]
     code = (
-        "import sweep_runs, sys, pathlib, signal\n"
-        "with sweep_runs.claimed(pathlib.Path(sys.argv[1])):\n"
+        "import sys, pathlib, signal\n"
+        "from steve.sweeps import record\n"
+        "with record.claimed(pathlib.Path(sys.argv[1])):\n"
         "    print('held', flush=True); signal.pause()"
     )
     words = [sys.executable, "-c", code, str(tmp_path)]

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 from support import make_sweep, poll
 
-import experiment
-import sweep_pool
-import sweep_status
-from devices import VARIABLE, Gpu
-from sweep_pool import Pool, slots
-from sweep_runs import Sweep
-from util import UserError
+from steve.running.devices import VARIABLE, Gpu
+from steve.storage import locks
+from steve.sweeps import pool as pool_module
+from steve.sweeps import status
+from steve.sweeps.pool import Pool, slots
+from steve.sweeps.record import Sweep
+from steve.util import UserError
 
 PROJECT = Path(__file__).resolve().parents[1]
 
@@ -47,7 +47,7 @@ sys.exit(int(task))
 
 @pytest.fixture(autouse=True)
 def _brisk(monkeypatch):
-    monkeypatch.setattr(sweep_pool, "TICK", 0.02)
+    monkeypatch.setattr(pool_module, "TICK", 0.02)
 
 
 def make(folder: Path, **tasks: str) -> Sweep:
@@ -68,7 +68,7 @@ def work(sweep: Sweep, places: list[dict[str, str]], tell=lambda line: None) -> 
 
 def codes(sweep: Sweep) -> list[int | None]:
     """What the logs say of the last attempts."""
-    attempts = [sweep_status.last_attempt(sweep.log(i)) for i in range(len(sweep.runs))]
+    attempts = [status.last_attempt(sweep.log(i)) for i in range(len(sweep.runs))]
     return [attempt and attempt.code for attempt in attempts]
 
 
@@ -107,14 +107,14 @@ def test_a_run_that_fails_does_not_stop_the_others(tmp_path):
     said = "\n".join(lines)
     assert f"bad failed with exit code 1: {sweep.log(0)}" in said
     assert "good stopped" in said  # it wrote no record of an end at a limit
-    attempt = sweep_status.last_attempt(sweep.log(1))
+    attempt = status.last_attempt(sweep.log(1))
     assert attempt.why == "killed by SIGKILL"
 
 
 def test_a_run_that_is_going_on_is_left_alone(tmp_path):
     sweep = make(tmp_path, busy="0", free="0")
     lines = []
-    with experiment.claimed(sweep.folders(0)):
+    with locks.claimed(sweep.folders(0)):
         work(sweep, [{}], lines.append)
     assert codes(sweep) == [None, 0]
     assert "busy is running already" in lines[0]
@@ -152,7 +152,7 @@ def test_when_the_pool_is_killed_its_runs_save(tmp_path):
         "t.work(t.make(pathlib.Path(sys.argv[1]), first='wait'), [{}])"
     )
     words = [sys.executable, "-c", code, str(tmp_path)]
-    environ = {**os.environ, "PYTHONPATH": f"{PROJECT}:{PROJECT / 'tests'}"}
+    environ = {**os.environ, "PYTHONPATH": str(PROJECT / "tests")}
     with subprocess.Popen(words, env=environ) as pool:
         poll((tmp_path / "first.started").exists, "the run's start")
         pool.kill()

@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 from support import QUICKSTART, make_sweep
 
-import configuration
-import experiment
-import main
-import sweep_runs
-from sweep_runs import Request, expand
-from util import UserError
+from steve import main
+from steve.settings import loading
+from steve.storage import locks
+from steve.storage.folders import Folders
+from steve.storage.record import write_json
+from steve.sweeps import record
+from steve.sweeps.runs import Request, _values, expand
+from steve.util import UserError
 
 PROJECT = Path(__file__).resolve().parents[1]
 EXPERIMENTS = str(PROJECT / "config" / "experiments")
@@ -101,8 +103,8 @@ def test_output_of_another_configuration_is_refused(tmp_path):
     root, (run,) = expand(Request([QUICKSTART], settings))
     folders = run.folders(root)
     folders.log.mkdir(parents=True)
-    loaded = configuration.load(QUICKSTART, overrides=settings)
-    experiment.write_json(folders.hyperparameters, loaded.merged)
+    loaded = loading.load(QUICKSTART, overrides=settings)
+    write_json(folders.hyperparameters, loaded.merged)
     assert names(settings=settings) == ["quickstart"]
     assert RATE in error_of(settings=[*settings, f"{RATE}=0.5"])
 
@@ -125,7 +127,7 @@ def test_output_of_another_configuration_is_refused(tmp_path):
     ],
 )
 def test_commas_separate_values_but_not_what_is_inside_one(setting, values):
-    assert sweep_runs._values(setting) == values
+    assert _values(setting) == values
 
 
 def test_a_grid_is_every_combination_and_its_names_say_which():
@@ -155,7 +157,7 @@ def test_main_is_told_exactly_what_was_checked():
     _, runs = expand(Request([QUICKSTART], settings, [4], frames=5000, hours=2.5))
     for run, env in zip(runs, ("Hopper-v5", "Swimmer-v5"), strict=True):
         parsed = main.parse_arguments(run.arguments)
-        loaded = configuration.load(
+        loaded = loading.load(
             parsed.config,
             overrides=parsed.set,
             frames=parsed.frames,
@@ -167,8 +169,8 @@ def test_main_is_told_exactly_what_was_checked():
         assert loaded.config.env.make_kwargs == {"a b": "c,d"}
         assert loaded.config.seed == 4
         assert (run.frames, run.hours) == (5000, 2.5)
-        name = configuration.experiment_name(parsed.config, parsed.name)
-        folders = experiment.Folders.of(loaded.config, name)
+        name = loading.experiment_name(parsed.config, parsed.name)
+        folders = Folders.of(loaded.config, name)
         assert run.folders(Path(loaded.config.output_root)) == folders
 
 
@@ -195,8 +197,8 @@ def test_a_record_is_read_as_it_was_written_and_the_last_sweep_of_a_run_counts(
     first = make_sweep(tmp_path, "a", "b")
     second = make_sweep(tmp_path, "b", "c")
     assert [first.folder.name, second.folder.name] == ["1", "2"]
-    assert sweep_runs.load_all(tmp_path) == [first, second]
-    latest = sweep_runs.latest([first, second])
+    assert record.load_all(tmp_path) == [first, second]
+    latest = record.latest([first, second])
     assert latest == [(first, 0), (second, 0), (second, 1)]
 
 
@@ -204,27 +206,28 @@ def test_a_damaged_record_is_one_line(tmp_path):
     sweep = make_sweep(tmp_path, "a")
     (sweep.folder / "sweep.json").write_text('{"runs": 3}')
     with pytest.raises(UserError, match="is no record of a sweep"):
-        sweep_runs.load_all(tmp_path)
+        record.load_all(tmp_path)
 
 
 def test_one_call_at_a_time_starts_runs(tmp_path, monkeypatch):
-    monkeypatch.setattr(experiment, "ASKING_PATIENCE", 0.0)
-    assert sweep_runs.holder(tmp_path) is None
+    monkeypatch.setattr(locks, "ASKING_PATIENCE", 0.0)
+    assert record.holder(tmp_path) is None
     code = (
-        "import sweep_runs, sys, pathlib, signal\n"
-        "with sweep_runs.claimed(pathlib.Path(sys.argv[1])):\n"
+        "import sys, pathlib, signal\n"
+        "from steve.sweeps import record\n"
+        "with record.claimed(pathlib.Path(sys.argv[1])):\n"
         "    print('held', flush=True); signal.pause()"
     )
     words = [sys.executable, "-c", code, str(tmp_path)]
     with subprocess.Popen(words, cwd=PROJECT, stdout=subprocess.PIPE) as other:
         assert other.stdout.readline() == b"held\n"
-        assert sweep_runs.holder(tmp_path)[0] == other.pid
+        assert record.holder(tmp_path)[0] == other.pid
         with (
             pytest.raises(UserError, match="another sweep"),
-            sweep_runs.claimed(tmp_path),
+            record.claimed(tmp_path),
         ):
             pass
         other.kill()
-    assert sweep_runs.holder(tmp_path) is None
-    with sweep_runs.claimed(tmp_path):
+    assert record.holder(tmp_path) is None
+    with record.claimed(tmp_path):
         pass

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from support import make_sweep, poll
 
-import sweep_slurm
-from sweep_runs import SLURM, Sweep
-from sweep_slurm import Resources, Task
-from util import UserError
+from steve.sweeps import slurm
+from steve.sweeps.record import SLURM, Sweep
+from steve.sweeps.slurm import Resources, Task
+from steve.util import UserError
 
 # Says what it is told; ends by SIGTERM with the code in the file "code".
 MAIN = """
@@ -41,14 +41,14 @@ def sweep(tmp_path, monkeypatch) -> Sweep:
     main = tmp_path / "main.py"
     main.write_text(MAIN)
     (tmp_path / "code").write_text("0")
-    monkeypatch.setattr(sweep_slurm, "MAIN", main)
+    monkeypatch.setattr(slurm, "MAIN", main)
     made = make_sweep(tmp_path / "a b%'c", "first", "second", engine=SLURM)
     folder = str(tmp_path)
     return replace(made, working_folder=folder, gpus_per_run=2, max_parallel=8)
 
 
 def start(sweep: Sweep, index: int) -> subprocess.Popen[str]:
-    sweep_slurm.write_script(sweep, Resources(cpus=5))
+    slurm.write_script(sweep, Resources(cpus=5))
     return subprocess.Popen(
         ["bash", str(sweep.script)],
         env={
@@ -77,7 +77,7 @@ def signalled(sweep: Sweep, number: int) -> tuple[str, int]:
 
 def test_the_script_asks_for_what_was_given_and_leaves_the_rest_to_the_cluster(sweep):
     given = Resources(cpus=6, partition="gpu", time="24:00:00", mem="16G")
-    lines = sweep_slurm.job_script(sweep, given).splitlines()
+    lines = slurm.job_script(sweep, given).splitlines()
     asked = [line.removeprefix("#SBATCH --") for line in lines if "#SBATCH" in line]
     assert asked[:6] == [
         "job-name=sweep-1",
@@ -95,7 +95,7 @@ def test_the_script_asks_for_what_was_given_and_leaves_the_rest_to_the_cluster(s
     assert lines[0] == "#!/bin/bash"
 
     plain = replace(sweep, gpus_per_run=0, max_parallel=None)
-    script = sweep_slurm.job_script(plain, Resources(cpus=5))
+    script = slurm.job_script(plain, Resources(cpus=5))
     for option in ("gres", "mem", "partition", "time", "%8"):
         assert f"--{option}=" not in script
     assert "--array=0-1\n" in script
@@ -147,8 +147,8 @@ def test_a_failure_is_not_queued_again(sweep, stand_in, code):
 
 def test_the_script_is_submitted_whole_or_for_some_runs(sweep, stand_in):
     calls = stand_in("sbatch", "echo '42;cluster'")
-    assert sweep_slurm.submit(sweep) == "42"
-    assert sweep_slurm.submit(sweep, [0, 1]) == "42"
+    assert slurm.submit(sweep) == "42"
+    assert slurm.submit(sweep, [0, 1]) == "42"
     whole, some = calls.read_text().splitlines()
     assert whole == f"--parsable {sweep.script}"
     assert some == f"--parsable --array=0,1%8 {sweep.script}"
@@ -159,17 +159,17 @@ def test_a_refusal_of_sbatch_is_one_line_that_names_the_script(sweep, stand_in):
         "sbatch", "echo noise >&2; echo 'sbatch: error: Invalid partition' >&2; exit 1"
     )
     with pytest.raises(UserError) as caught:
-        sweep_slurm.submit(sweep)
+        slurm.submit(sweep)
     said = str(caught.value)
     assert said == f"sbatch: Invalid partition; the script stays: sbatch {sweep.script}"
 
 
 def test_without_slurm_it_is_said_and_the_queue_is_empty(monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
-    assert sweep_slurm.queue() == {}
-    assert sweep_slurm.past_states(["1_0"]) == {}
+    assert slurm.queue() == {}
+    assert slurm.past_states(["1_0"]) == {}
     with pytest.raises(UserError, match="--engine local"):
-        sweep_slurm.require()
+        slurm.require()
 
 
 def test_queued_jobs_are_known_by_their_script_also_if_submitted_by_hand(stand_in):
@@ -180,20 +180,20 @@ def test_queued_jobs_are_known_by_their_script_also_if_submitted_by_hand(stand_i
         "echo 'N/A|RUNNING|8|None|/home|(null)'",
     )
     running, pending = ("/out/sweeps/1/job.sh", 3), ("/out/sweeps/1/job.sh", 4)
-    assert sweep_slurm.queue() == {
+    assert slurm.queue() == {
         running: Task("7_3", "RUNNING", "None"),
         pending: Task("7_4", "PENDING", "Priority"),
     }
-    assert [t.is_pending for t in sweep_slurm.queue().values()] == [False, True]
+    assert [t.is_pending for t in slurm.queue().values()] == [False, True]
     stand_in("squeue", "echo 'slurm_load_jobs error: Unable to contact' >&2; exit 1")
     with pytest.raises(UserError, match="Unable to contact"):
-        sweep_slurm.queue()
+        slurm.queue()
 
 
 def test_how_jobs_ended_is_known_where_accounts_are_kept(stand_in):
     calls = stand_in("sacct", "echo '7_3|TIMEOUT'; echo '7_4|CANCELLED by 0'")
     ended = {"7_3": "TIMEOUT", "7_4": "CANCELLED by 0"}
-    assert sweep_slurm.past_states(["7_3", "7_4"]) == ended
+    assert slurm.past_states(["7_3", "7_4"]) == ended
     assert "--jobs=7_3,7_4" in calls.read_text()
     stand_in("sacct", "echo 'Slurm accounting storage is disabled' >&2; exit 1")
-    assert sweep_slurm.past_states(["7_3"]) == {}
+    assert slurm.past_states(["7_3"]) == {}

@@ -7,13 +7,12 @@ from pathlib import Path
 import pytest
 from support import append_frames, make_sweep
 
-import experiment
-import sweep_slurm
-import sweep_status
-from replay import ReplayBuffer
-from sweep_runs import SLURM, Sweep
-from sweep_slurm import Task
-from sweep_status import (
+from steve.replay import ReplayBuffer
+from steve.storage import locks, record, tables
+from steve.sweeps import slurm
+from steve.sweeps.record import SLURM, Sweep
+from steve.sweeps.slurm import Task
+from steve.sweeps.status import (
     FAILED,
     FINISHED,
     RUNNING,
@@ -44,7 +43,7 @@ def finish(sweep: Sweep, frames: int) -> None:
     folders = sweep.folders(0)
     folders.log.mkdir(parents=True, exist_ok=True)
     reached = {"frames": frames, "hours": 0.5}
-    experiment.write_json(folders.run, {"starts": [{}], "finished": reached})
+    record.write_json(folders.run, {"starts": [{}], "finished": reached})
 
 
 # States
@@ -67,7 +66,7 @@ def test_the_queue_says_who_waits_and_who_runs(sweep):
 
 def test_a_run_whose_folder_is_in_use_is_running(sweep):
     sweep.log(0).write_text(f"{START}main.py: in use by another launch\n{END}2\n")
-    with experiment.claimed(sweep.folders(0)):
+    with locks.claimed(sweep.folders(0)):
         assert state_of(sweep).state == RUNNING
     assert state_of(sweep).state == FAILED
 
@@ -91,7 +90,7 @@ def test_a_run_that_reached_its_limit_is_finished_until_the_limit_is_raised(swee
     ],
 )
 def test_why_a_run_failed_is_the_last_that_it_said(sweep, text, why, monkeypatch):
-    monkeypatch.setattr(sweep_slurm, "past_states", lambda jobs: {})
+    monkeypatch.setattr(slurm, "past_states", lambda jobs: {})
     sweep.log(0).write_text(f"{START}an old reason\n{END}2\n{START}{text}")
     state = state_of(sweep)
     assert (state.state, state.why) == (FAILED, why)
@@ -109,7 +108,7 @@ def test_slurms_accounts_add_why_a_job_is_lost(sweep, monkeypatch):
         asked.extend(jobs)
         return {"7_0": "OUT_OF_MEMORY"}
 
-    monkeypatch.setattr(sweep_slurm, "past_states", past_states)
+    monkeypatch.setattr(slurm, "past_states", past_states)
     sweep.log(0).write_text(f"{START}a line\n")
     assert state_of(sweep).why.endswith("; Slurm says OUT_OF_MEMORY")
     assert asked == ["7_0"]
@@ -129,7 +128,7 @@ def test_what_is_finished_running_or_queued_is_not_submitted_again(sweep):
         assert already(run, root, [sweep], queue) == state
         other = replace(run, experiment="other")
         assert already(other, root, [sweep], queue) is None
-    with experiment.claimed(sweep.folders(0)):
+    with locks.claimed(sweep.folders(0)):
         assert already(run, root, [], {}) == RUNNING
     finish(sweep, frames=100)
     assert already(run, root, [], {}) == FINISHED
@@ -155,7 +154,7 @@ def test_frames_score_and_time_left_come_from_the_runs_files(sweep):
     # 20 frames in 0.1 hours; 40 are missing.
     header = "hours,epoch,updates,frames"
     write_csv(folders.learner_log("valuerl"), header, "0.1,1,1,30", "0.2,2,2,50")
-    with experiment.claimed(folders):
+    with locks.claimed(folders):
         state = state_of(sweep)
         assert state.frames == 60
         assert state.score == sum(range(3, 13)) / 10
@@ -169,10 +168,10 @@ def test_only_the_end_of_a_long_csv_is_read(tmp_path):
     path = tmp_path / "long.csv"
     rows = [f"{n},{'1' * 20}" for n in range(5000)]
     write_csv(path, "n,text", *rows, torn="5000,1")
-    found = sweep_status._rows(path)
+    found = tables.last_rows(path)
     assert 0 < len(found) < 1000
     assert [row["n"] for row in found] == list(range(5000 - len(found), 5000))
-    assert sweep_status._rows(tmp_path / "none.csv") == []
+    assert tables.last_rows(tmp_path / "none.csv") == []
 
 
 def test_a_log_without_a_start_is_no_attempt(tmp_path):

@@ -9,9 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import toy_chain
-import toy_demo
-from toy_chain import LAST_STATE, TERMINAL
+from steve import toy_chain, toy_demo
+from steve.toy_chain import LAST_STATE, TERMINAL
 
 UPDATES = (1, 500, 1000, 2000, 3000, 5000, 7500, 10000)
 
@@ -417,7 +416,8 @@ def test_a_failed_write_is_one_line(tmp_path, capsys, monkeypatch):
 
 def test_matplotlib_is_imported_only_to_draw_and_pyplot_never(tmp_path):
     code = (
-        "import sys, toy_demo\n"
+        "import sys\n"
+        "from steve import toy_demo\n"
         "assert 'matplotlib' not in sys.modules\n"
         f"assert toy_demo.main(['--steps', '2', '--out', {str(tmp_path)!r}]) == 0\n"
         "assert 'matplotlib' in sys.modules\n"

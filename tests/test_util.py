@@ -12,16 +12,10 @@ import sys
 
 import pytest
 
-import util
-from util import (
-    Every,
-    append_row,
-    atomic_write,
-    named,
-    number,
-    unused,
-    wait_until,
-)
+from steve import util
+from steve.storage import tables
+from steve.storage.tables import append_row
+from steve.util import Every, atomic_write, named, number, unused, wait_until
 
 OLD, NEW = b"the old content", b"the new content, which is longer"
 
@@ -215,7 +209,7 @@ def test_a_row_that_finds_no_room_names_its_file_and_may_be_written_later(
     path = tmp_path / "learner.log"
     append_row(path, {"updates": 1})
     with monkeypatch.context() as full:
-        full.setattr(util, "open", half_full, raising=False)
+        full.setattr(tables, "open", half_full, raising=False)
         with pytest.raises(OSError, match="No space left") as caught:
             append_row(path, {"updates": 23})
     assert caught.value.filename == str(path)
@@ -419,11 +413,13 @@ def test_a_hangup_that_nohup_has_ignored_stays_ignored(handlers):
 def test_a_reader_that_goes_away_is_no_bug():
     """As in `plot.py | head`: both a print and the last flush may meet it."""
     lines = (
-        "import sys, util; sys.exit(util.exit_code('x', lambda: print('y\\n' * {})))"
+        "import sys\n"
+        "from steve import util\n"
+        "sys.exit(util.exit_code('x', lambda: print('y\\n' * {})))"
     )
     for count in (1, 100_000):
         program = subprocess.Popen(
-            [sys.executable, "-c", "input(); " + lines.format(count)],
+            [sys.executable, "-c", "input()\n" + lines.format(count)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

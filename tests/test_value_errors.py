@@ -8,15 +8,15 @@ import pytest
 import tensorflow as tf
 from support import PROJECT
 
-import checkpoint
-from configuration import load
-from envwrap import make_env, sizes_of
-from policy import Policy
-from replay import Batch, ReplayBuffer
-from schema import Config
-from trained import load_trained
-from valuerl import ValueRL
-from worldmodel import WorldModel
+from steve.acting.policy import Policy
+from steve.analysis.trained import load_trained
+from steve.envwrap import make_env, sizes_of
+from steve.replay import Batch, ReplayBuffer
+from steve.settings.loading import load
+from steve.settings.schema import Config
+from steve.storage import checkpoint
+from steve.valuerl import ValueRL
+from steve.worldmodel import WorldModel
 
 DISCOUNT, SCALE, HORIZON = 0.5, 2.0, 2
 STEPS = 25  # discount^25 = 3e-8

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-import nn
-from replay import Batch
-from schema import PolicyConfig, ValueExpansion, WorldModelConfig
-from valuerl import (
+from steve import nn
+from steve.replay import Batch
+from steve.settings.schema import PolicyConfig, ValueExpansion, WorldModelConfig
+from steve.valuerl import (
     Choice,
     ValueRL,
     candidate_targets,
@@ -28,7 +28,7 @@ from valuerl import (
     steve_weights,
     weighted_target,
 )
-from worldmodel import ModelMembers, WorldModel
+from steve.worldmodel import ModelMembers, WorldModel
 
 ALGORITHMS = {
     "mve": {},

@@ -16,23 +16,22 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-import checkpoint
-import configuration
-import devices
-import episodes
-import figures
-import inspection
-import visualizer
-from checkpoint import Checkpoint
-from envwrap import EnvSpec
-from episodes import Episode, EpisodeError
-from inspection import Errors, Judged, ModelError, Predicted
-from policy import Policy
-from schema import Config, PolicyConfig
-from trained import build_nets, load_trained, policy_shapes
-from util import UserError, appearing
-from valuerl import ValueRL
-from worldmodel import WorldModel
+from steve import visualizer
+from steve.acting.policy import Policy
+from steve.analysis import inspection, policy_figures, video
+from steve.analysis.episodes import Episode, run_episode
+from steve.analysis.inspection import Errors, Judged, ModelError, Predicted
+from steve.analysis.trained import build_nets, load_trained, policy_shapes
+from steve.analysis.video import EpisodeError
+from steve.envwrap import EnvSpec
+from steve.running import devices
+from steve.settings import loading
+from steve.settings.schema import Config, PolicyConfig
+from steve.storage import checkpoint
+from steve.storage.checkpoint import Checkpoint
+from steve.util import UserError, appearing
+from steve.valuerl import ValueRL
+from steve.worldmodel import WorldModel
 
 PROJECT = Path(__file__).resolve().parents[1]
 SIZES = EnvSpec(2, 1)
@@ -264,7 +263,7 @@ def test_weights_beyond_one_are_held_by_the_outer_bins():
     histogram = inspection.weight_histogram(np.stack([column, 1 - column], axis=1))
     assert histogram.is_open
     assert histogram.counts.sum(axis=1).tolist() == [101, 101]
-    low, *_, high = figures.weights_csv(histogram).decode().splitlines()[1:]
+    low, *_, high = policy_figures.weights_csv(histogram).decode().splitlines()[1:]
     assert low.startswith("-inf,")
     assert high.split(",")[1] == "inf"
 
@@ -575,14 +574,14 @@ def judged_episode(length: int, members_agree: bool) -> Judged:
 @pytest.mark.parametrize("members_agree", [True, False])
 def test_only_an_ensemble_is_said_to_have_a_spread(members_agree):
     judged = judged_episode(5, members_agree)
-    figure = figures.episode_figure(judged, judged.value, judged.value, "title")
+    figure = policy_figures.episode_figure(judged, judged.value, judged.value, "title")
     labels = [line.get_label() for line in figure.axes[-1].lines]
     assert any("1 sd" in label for label in labels) != members_agree
 
 
 def test_stacked_weights_cover_each_other_without_a_seam():
     judged = judged_episode(6, True)
-    figure = figures.episode_figure(judged, judged.value, judged.value, "title")
+    figure = policy_figures.episode_figure(judged, judged.value, judged.value, "title")
     bands = figure.axes[0].collections
     orders = [band.get_zorder() for band in bands]
     assert (np.diff(orders) < 0).all()  # w_0 is in front of all
@@ -597,7 +596,7 @@ def test_a_log_scale_names_the_lines_that_it_cannot_show():
     zero = Errors(far_apart, far_apart, np.zeros(2))
     other = Errors(far_apart, far_apart, far_apart)
     errors = ModelError(other, other, zero, np.array([9, 9]))
-    panels = figures.model_error_figure(errors, 3).axes
+    panels = policy_figures.model_error_figure(errors, 3).axes
     said = [[text.get_text() for text in axes.texts] for axes in panels]
     assert "error without a model: 0" in said[2]
     assert "error without a model: 0" not in said[0] + said[1]
@@ -673,7 +672,7 @@ def constant_policy() -> Policy:
 @pytest.mark.parametrize("terminated", [True, False])
 def test_an_episode_is_what_the_environment_did(terminated):
     env, seen = Scripted(terminated), []
-    episode = episodes.run_episode(
+    episode = run_episode(
         env, constant_policy(), 11, lambda env, *rest: seen.append(rest)
     )
     assert env.seed == episode.seed == 11
@@ -687,7 +686,7 @@ def test_an_episode_is_what_the_environment_did(terminated):
 
 def test_a_reward_that_is_not_finite_is_an_error():
     with pytest.raises(EpisodeError, match="step 3"):
-        episodes.run_episode(Scripted(reward=np.nan), constant_policy(), 0)
+        run_episode(Scripted(reward=np.nan), constant_policy(), 0)
 
 
 @pytest.mark.parametrize(
@@ -695,17 +694,17 @@ def test_a_reward_that_is_not_finite_is_an_error():
     [(30, 30, 1), (31, 30, 2), (125, 30, 5), (25, 30, 1), (60, 15, 4), (5, 30, 1)],
 )
 def test_pictures_are_never_faster_than_asked(speed, fastest, stride):
-    assert episodes.picture_stride(speed, fastest) == stride
+    assert video.picture_stride(speed, fastest) == stride
 
 
 def test_a_caption_leaves_the_picture_whole_and_makes_the_sides_even():
     picture = np.full((31, 401, 3), 77, np.uint8)
-    frame = episodes.captioned(picture, "score 1")
+    frame = video.captioned(picture, "score 1")
     height, width = frame.shape[:2]
     assert height % 2 == width % 2 == 0
     np.testing.assert_array_equal(frame[30:61, :401], picture)
     assert (frame[:30] < 128).any()  # the text
-    assert (episodes.captioned(picture, "")[:30] == 255).all()
+    assert (video.captioned(picture, "")[:30] == 255).all()
 
 
 @pytest.mark.parametrize(
@@ -723,7 +722,7 @@ def test_a_caption_leaves_the_picture_whole_and_makes_the_sides_even():
 )
 def test_what_mujoco_draws_with(environ, libraries, chosen, missing):
     found = {name: f"lib{name}.so" for name in libraries}
-    said = episodes.choose_gl(environ, found.get)
+    said = video.choose_gl(environ, found.get)
     assert environ.get("MUJOCO_GL") == chosen
     assert (said is None) == (missing is None)
     assert missing is None or missing in said
@@ -762,7 +761,7 @@ def test_a_released_experiment_of_mujoco_can_be_looked_at(tmp_path):
         "model_config.transition_hidden_dim=8",
         "model_config.aux_hidden_dim=8",
     ]
-    publish(tmp_path, configuration.load(PROJECT / file, overrides=narrow).config)
+    publish(tmp_path, loading.load(PROJECT / file, overrides=narrow).config)
     done = subprocess.run(
         [
             *(sys.executable, "visualizer.py", file, "cpu", str(tmp_path)),
@@ -914,7 +913,7 @@ def test_an_out_that_is_there_is_refused(make_lab, capsys):
 def test_a_checkpoint_that_does_not_fit_is_one_line(make_lab, capsys, change, said):
     lab = make_lab()
     trained = load_trained(lab.checkpoints, lab.config)
-    config = configuration.load(lab.config_file, overrides=[change]).config
+    config = loading.load(lab.config_file, overrides=[change]).config
     with pytest.raises(UserError) as caught:
         visualizer.load_nets("cpu", config, SIZES, trained)
     assert said in str(caught.value)
@@ -996,7 +995,9 @@ def test_mujoco_without_a_gl_library_names_the_debian_packages(
 
 def test_neither_the_import_nor_the_help_brings_tensorflow():
     code = (
-        "import sys, visualizer, episodes; "
+        "import sys\n"
+        "from steve import visualizer\n"
+        "from steve.analysis import episodes\n"
         "sys.exit('tensorflow' in sys.modules or 'mujoco' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], cwd=PROJECT, check=True)

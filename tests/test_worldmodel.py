@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-import nn
-from replay import Batch
-from schema import WorldModelConfig
-from worldmodel import (
+from steve import nn
+from steve.replay import Batch
+from steve.settings.schema import WorldModelConfig
+from steve.worldmodel import (
     ModelMembers,
     ModelShares,
     WorldModel,

@@ -1,0 +1,1 @@
+"""Stochastic Ensemble Value Expansion (STEVE) in TensorFlow 2."""

@@ -1,0 +1,106 @@
+"""The small policy net in NumPy, for processes that must not import TensorFlow.
+
+Dimension letters: B rows, O observation, A action.
+"""
+
+import numpy as np
+
+from ..running.child import Context
+from ..storage import checkpoint
+from ..storage.checkpoint import Checkpoint, CheckpointError
+
+
+class Policy:
+    """tanh pi(s) from the weights that the value learner published.
+
+    Attributes:
+        epoch: the value learner's epoch in which it was published.
+        frames: frames in the replay buffer at that time.
+        hours: hours of learning at that time.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, obs_dim: int, action_dim: int) -> None:
+        """Takes up the tensors "policy/w0" [O, .], "policy/b0" [.], ...
+
+        Raises:
+            CheckpointError: the net is not one from observations to actions.
+        """
+        tensors, metadata = checkpoint.tensors, checkpoint.metadata
+        layers = sum(name.startswith("policy/w") for name in tensors)
+        try:
+            self._layers = [
+                (tensors[f"policy/w{i}"], tensors[f"policy/b{i}"])
+                for i in range(layers)
+            ]
+            self.epoch = int(metadata["epoch"])
+            self.frames = int(metadata["frames"])
+            self.hours = float(metadata["hours"])
+        except KeyError as error:
+            raise CheckpointError(f"the policy has no {error}") from None
+        width = obs_dim
+        for w, b in self._layers:
+            if w.ndim != 2 or w.shape[0] != width or b.shape != w.shape[1:]:
+                break
+            width = w.shape[1]
+        else:
+            if layers and width == action_dim:
+                return
+        shapes = ", ".join(str(list(w.shape)) for w, _ in self._layers) or "none"
+        raise CheckpointError(
+            f"the policy's layers ({shapes}) do not lead from the environment's "
+            f"{obs_dim} observations to its {action_dim} actions"
+        )
+
+    def _pre_tanh(self, obs: np.ndarray) -> np.ndarray:
+        x = np.asarray(obs, np.float32)
+        for w, b in self._layers[:-1]:
+            x = np.maximum(x @ w + b, 0)
+        w, b = self._layers[-1]
+        return x @ w + b
+
+    def greedy(self, obs: np.ndarray) -> np.ndarray:
+        """tanh pi(s): [B, O] -> [B, A] in [-1, 1]."""
+        return np.tanh(self._pre_tanh(obs))
+
+    def explore(
+        self, obs: np.ndarray, chance: float, rng: np.random.Generator
+    ) -> np.ndarray:
+        """The exploring action (SPEC section 6): [B, O] -> [B, A] in [-1, 1].
+
+        Each action dimension, with probability `chance`, becomes
+        tanh(pi(s) + N(0, 1)); 0 gives the greedy action.
+        """
+        pre_tanh = self._pre_tanh(obs)
+        disturbed = rng.random(pre_tanh.shape) < chance
+        noise = rng.standard_normal(pre_tanh.shape, np.float32)
+        return np.tanh(np.where(disturbed, pre_tanh + noise, pre_tanh))
+
+
+def random_actions(rows: int, action_dim: int, rng: np.random.Generator) -> np.ndarray:
+    """Uniform in [-1, 1], [rows, A] float32 (SPEC section 6: the first frames)."""
+    return rng.uniform(-1, 1, (rows, action_dim)).astype(np.float32)
+
+
+class PolicyReader:
+    """The newest published policy; the file is read only when it has changed."""
+
+    def __init__(self, context: Context) -> None:
+        self._path = context.run.folders.policy
+        self._sizes = context.run.obs_dim, context.run.action_dim
+        self._stamp: object = None
+        self.policy: Policy | None = None
+
+    def refresh(self) -> Policy | None:
+        """Takes up a newly published policy; returns the newest, None before any.
+
+        A damaged file is named in the process's output and passed over: the value
+        learner publishes the policy anew when the run is resumed.
+        """
+        stamp = checkpoint.stamp(self._path)
+        if stamp is not None and stamp != self._stamp:
+            self._stamp = stamp
+            try:
+                self.policy = Policy(checkpoint.load(self._path), *self._sizes)
+            except CheckpointError as error:
+                print(error, flush=True)
+        return self.policy

@@ -1,0 +1,130 @@
+"""An environment that may fail: what it did wrong is never stored, and it goes on.
+
+Simulators diverge, and users' environments raise. A transition that is not finite is
+dropped; an environment that raises is built anew, so many times in a while.
+"""
+
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from ..envwrap import make_env
+from ..settings.schema import Environment
+from ..util import RunError, UserError, one_line
+
+REBUILDS, WINDOW = 5, 600.0  # times, in seconds
+
+
+class Step(NamedTuple):
+    """What one step gave; the observation is the array's own copy."""
+
+    obs: np.ndarray  # [O]
+    reward: float
+    terminated: bool
+    truncated: bool
+
+    @property
+    def over(self) -> bool:
+        return self.terminated or self.truncated
+
+
+class SafeEnv:
+    """One environment of an interactor or evaluator.
+
+    Args:
+        config: the configuration's `env`.
+        rng: draws the seeds of the environment and of those that replace it.
+        name: of the process, for messages.
+        on_loss: called for each transition that is lost.
+    """
+
+    def __init__(
+        self,
+        config: Environment,
+        rng: np.random.Generator,
+        name: str,
+        on_loss: Callable[[], None],
+    ) -> None:
+        self._config = config
+        self._rng = rng
+        self._name = name
+        self._on_loss = on_loss
+        self._failed: deque[float] = deque()  # when, monotonic seconds
+        self._env = make_env(config)
+        self._seed: int | None = int(rng.integers(2**31))
+
+    def reset(self) -> np.ndarray:
+        """Starts an episode; the first observation, [O].
+
+        Raises:
+            RunError: the environment fails too often.
+        """
+        while True:
+            try:
+                obs, _ = self._env.reset(seed=self._seed)
+                self._seed = None
+                obs = np.array(obs)
+                if _is_finite(obs):
+                    return obs
+                self._rebuild(ValueError("the first observation is not finite"))
+            except UserError:
+                raise
+            except Exception as error:
+                self._rebuild(error)
+
+    def step(self, action: np.ndarray) -> Step | None:
+        """One step; None where it is lost, and with it the rest of the episode.
+
+        Args:
+            action: [A] in [-1, 1].
+
+        Raises:
+            RunError: the environment fails too often.
+        """
+        try:
+            obs, reward, terminated, truncated, _ = self._env.step(action)
+        except Exception as error:
+            self._on_loss()
+            self._rebuild(error)
+            return None
+        # A copy: an environment may write its next episode into the same array.
+        step = Step(np.array(obs), float(reward), bool(terminated), bool(truncated))
+        if _is_finite(step.obs) and _is_finite(step.reward):
+            return step
+        what = "reward" if _is_finite(step.obs) else "observation"
+        print(f"{self._name}: a transition is dropped: {what} not finite", flush=True)
+        self._on_loss()
+        return None
+
+    def _rebuild(self, error: Exception) -> None:
+        """Makes the environment anew after an error.
+
+        Raises:
+            RunError: it was the last of too many errors.
+        """
+        traceback.print_exception(error)
+        now = time.monotonic()
+        self._failed.append(now)
+        while now - self._failed[0] > WINDOW:
+            self._failed.popleft()
+        if len(self._failed) > REBUILDS:
+            raise RunError(
+                f"{self._name}: the environment failed {len(self._failed)} times in "
+                f"{WINDOW / 60:g} minutes, last with {type(error).__name__}: "
+                f"{one_line(error)}; the run stops"
+            )
+        try:
+            self._env.close()
+        except Exception:
+            traceback.print_exc()  # it is given up anyway
+        self._env = make_env(self._config)
+        self._seed = int(self._rng.integers(2**31))
+
+
+def _is_finite(value: np.ndarray | float) -> bool:
+    """Whether it is finite also as float32, in which it is stored."""
+    return bool(np.all(np.abs(value) <= np.finfo(np.float32).max))

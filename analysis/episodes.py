@@ -1,0 +1,275 @@
+"""Episodes of a trained policy, and their video, in a process without TensorFlow.
+
+MuJoCo's off-screen renderer and TensorFlow crash a process that holds both, and a
+renderer that finds no display may abort its process. So `EpisodeRunner` runs the
+episodes in a spawned child: whatever happens there reaches the caller as an exception.
+
+Dimension letters: T steps of an episode, O observation, A action.
+"""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+import numpy as np
+
+from ..acting.policy import Policy
+from ..running.devices import NO_GPU, VARIABLE
+from ..settings.schema import Environment
+from ..storage.checkpoint import Checkpoint
+from ..util import UserError, one_line
+from .video import EpisodeError, Video, _open
+
+if TYPE_CHECKING:
+    import gymnasium
+
+    from ..envwrap import EnvSpec
+
+
+class Episode(NamedTuple):
+    """What happened in one episode.
+
+    Attributes:
+        seed: that the environment was reset with.
+        obs: [T, O].
+        action: [T, A] in [-1, 1].
+        reward: [T], as the environment gives it.
+        next_obs: [T, O].
+        terminated: whether the environment ended it; else it was cut.
+    """
+
+    seed: int
+    obs: np.ndarray
+    action: np.ndarray
+    reward: np.ndarray
+    next_obs: np.ndarray
+    terminated: bool
+
+    @property
+    def length(self) -> int:
+        """T."""
+        return len(self.reward)
+
+    @property
+    def score(self) -> float:
+        """The plain sum of rewards, added up in their order (SPEC section 9)."""
+        return float(sum(self.reward.tolist()))
+
+
+class EpisodeRunner:
+    """A child process with the environment, ready to run episodes.
+
+    Args:
+        env_config: the section `env` of the configuration.
+        video: None: no pictures are made.
+
+    Attributes:
+        sizes: of the environment.
+
+    Raises:
+        UserError: the environment cannot be made, or not be drawn.
+        EpisodeError: its process ended, or it raised an exception.
+    """
+
+    def __init__(self, env_config: Environment, video: Video | None = None) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._name = env_config.name
+        self._has_video = video is not None
+        self._pipe, theirs = context.Pipe()
+        # What libraries print there is shown only if the process dies of it.
+        self._output = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `close`
+        self._process = context.Process(
+            target=_serve, args=(theirs, env_config, video), daemon=True
+        )
+        try:
+            with redirected(self._output.fileno()):
+                self._process.start()
+            theirs.close()
+            self.sizes: EnvSpec = self._receive("sizes")
+        except BaseException:
+            self.close()
+            raise
+
+    def run(self, policy: Checkpoint, seeds: Sequence[int]) -> Iterator[Episode]:
+        """Runs one greedy episode for each seed; the video is complete at the end.
+
+        Args:
+            policy: as the value learner publishes it.
+            seeds: that the environment is reset with.
+        """
+        # A checkpoint's arrays are read-only views; the child needs the policy alone.
+        tensors = {n: t for n, t in policy.tensors.items() if n.startswith("policy/")}
+        self._send((Checkpoint(tensors, policy.metadata), list(seeds)))
+        for _ in seeds:
+            yield self._receive("episode")
+        self._receive("done")
+
+    def close(self) -> None:
+        """Ends the child, at once."""
+        if self._process.pid is not None:
+            self._process.kill()
+            self._process.join()
+        self._pipe.close()
+        self._output.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _send(self, message: Any) -> None:
+        with contextlib.suppress(BrokenPipeError):  # what it died of comes next
+            self._pipe.send(message)
+
+    def _receive(self, expected: str) -> Any:
+        try:
+            kind, content = self._pipe.recv()
+        except (EOFError, ConnectionResetError):
+            self._process.join()
+            raise EpisodeError(self._epitaph()) from None
+        if kind == "mistake":
+            raise UserError(content)
+        if kind == "failure":
+            raise EpisodeError(content)
+        assert kind == expected, kind
+        return content
+
+    def _epitaph(self) -> str:
+        code = self._process.exitcode or 0
+        how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        self._output.seek(0)
+        lines = self._output.read().decode(errors="replace").split("\n")
+        last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+        return (
+            f"the process of the environment {self._name} ended ({how})"
+            + (f": {last}" if last else "")
+            + ("; --video none leaves the pictures out" if self._has_video else "")
+        )
+
+
+@contextlib.contextmanager
+def redirected(descriptor: int) -> Iterator[None]:
+    """For a moment, stdout and stderr lead to another file, also those of libraries.
+
+    A child process that starts meanwhile keeps it so.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    kept = [os.dup(number) for number in (1, 2)]
+    try:
+        for number in (1, 2):
+            os.dup2(descriptor, number)
+        yield
+    finally:
+        for number, original in zip((1, 2), kept, strict=True):
+            os.dup2(original, number)
+            os.close(original)
+
+
+# ---- The child ----------------------------------------------------------------------
+
+
+def _serve(pipe: Connection, env_config: Environment, video: Video | None) -> None:
+    """The child's main function: measures, waits for a policy, runs the episodes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process
+    code = 0
+    try:
+        _serve_episodes(pipe, env_config, video)
+    except UserError as error:
+        pipe.send(("mistake", str(error)))
+    except (EOFError, BrokenPipeError):  # the parent is gone
+        code = 1
+    except Exception as error:
+        pipe.send(("failure", f"{env_config.name}: {_where(error)}"))
+    # Not sys.exit: renderers without a display abort when they are taken down.
+    os._exit(code)
+
+
+def _serve_episodes(
+    pipe: Connection, env_config: Environment, video: Video | None
+) -> None:
+    os.environ[VARIABLE] = NO_GPU  # as for interactors and evaluators
+    os.environ["PYGAME_HIDE_SUPPORT_PROMPT"] = "1"
+    env, recorder = _open(env_config, video)
+    from ..envwrap import sizes_of
+
+    sizes = sizes_of(env)
+    pipe.send(("sizes", sizes))
+    checkpoint, seeds = pipe.recv()
+    policy = Policy(checkpoint, sizes.obs_dim, sizes.action_dim)
+    for number, seed in enumerate(seeds, start=1):
+        look = recorder.watch(number) if recorder else None
+        pipe.send(("episode", run_episode(env, policy, seed, look)))
+    if recorder:
+        recorder.close()
+    pipe.send(("done", None))
+
+
+def run_episode(
+    env: "gymnasium.Env",
+    policy: Policy,
+    seed: int,
+    look: Callable[["gymnasium.Env", int, float, bool], None] | None = None,
+) -> Episode:
+    """One episode with the greedy policy.
+
+    Args:
+        env: from `make_env`.
+        policy: whose action is taken.
+        seed: that the environment is reset with.
+        look: called after the reset and after each step with the environment, the
+            steps and score so far, and whether the episode is over.
+
+    Raises:
+        EpisodeError: an observation or a reward is not finite.
+    """
+    obs, _ = env.reset(seed=seed)
+    steps, score, over = [], 0.0, False
+    if look:
+        look(env, 0, score, False)
+    while not over:
+        action = policy.greedy(obs[None])[0]
+        next_obs, reward, terminated, truncated, _ = env.step(action)
+        if not (np.isfinite(reward) and np.isfinite(next_obs).all()):
+            raise EpisodeError(
+                f"step {len(steps) + 1} of the episode with seed {seed} gave an "
+                "observation or a reward that is not finite"
+            )
+        steps.append((obs, action, reward, next_obs))
+        score += float(reward)
+        over = terminated or truncated
+        obs = next_obs
+        if look:
+            look(env, len(steps), score, over)
+    all_obs, actions, rewards, all_next_obs = zip(*steps, strict=True)
+    return Episode(
+        seed=seed,
+        obs=np.asarray(all_obs, np.float32),
+        action=np.asarray(actions, np.float32),
+        reward=np.asarray(rewards, np.float64),
+        next_obs=np.asarray(all_next_obs, np.float32),
+        terminated=bool(terminated),
+    )
+
+
+def _where(error: BaseException) -> str:
+    """An exception on one line, with the place that raised it."""
+    text = f"{type(error).__name__}: {one_line(error)}"
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})"
+    return text + (place if frames and not isinstance(error, EpisodeError) else "")

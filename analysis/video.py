@@ -1,0 +1,246 @@
+"""Videos of episodes: the recorder, captions, and the choice of an OpenGL platform."""
+
+import ctypes.util
+import importlib
+import os
+from collections.abc import Callable, MutableMapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..settings.schema import Environment
+from ..util import UserError, one_line
+
+if TYPE_CHECKING:
+    import gymnasium
+
+# What MuJoCo can draw with where there is no display: its name in MUJOCO_GL, the
+# library, and the Debian package that the library comes with.
+GL_VARIABLE = "MUJOCO_GL"
+GL_BACKENDS = {"egl": ("EGL", "libegl1"), "osmesa": ("OSMesa", "libosmesa6")}
+GL_PACKAGES = "libegl1 or libosmesa6, and libgl1-mesa-dri"
+NO_GL = "disable"  # MuJoCo can then be imported, but draws nothing
+
+FASTEST = 30.0  # pictures per second that a video needs at most
+FASTEST_GIF = 15.0
+DEFAULT_SPEED = (
+    30.0  # steps per second, where an environment does not say how fast it is
+)
+LAST_PICTURE = 1.0  # seconds that the last picture of an episode stays
+QUALITY = ("-crf", "18", "-movflags", "+faststart")
+CAPTION_HEIGHT = 30
+CAPTION_SIZE = 16
+MARGIN = 8
+NARROWEST = 320  # pixels: the caption must fit
+
+
+class EpisodeError(Exception):
+    """The environment or its process failed; one line."""
+
+
+@dataclass(frozen=True)
+class Video:
+    """The video that is wanted.
+
+    Attributes:
+        path: ends in .mp4 or .gif.
+        episodes: how many there will be, for the caption.
+    """
+
+    path: Path
+    episodes: int
+
+
+# ---- Rendering ----------------------------------------------------------------------
+
+
+def choose_gl(
+    environ: MutableMapping[str, str],
+    find: Callable[[str], str | None] = ctypes.util.find_library,
+) -> str | None:
+    """Sets MUJOCO_GL to what can draw without a display, before MuJoCo is imported.
+
+    The user's own choice is kept where its library is there. With no library it
+    becomes "disable": then MuJoCo can be imported and steps, but does not draw.
+
+    Returns:
+        None, or what is missing; it concerns those environments that MuJoCo draws.
+    """
+    chosen = environ.get(GL_VARIABLE, "").strip().lower()
+    if chosen and chosen not in GL_BACKENDS:
+        return None  # glfw, say: the user knows
+    for backend in [chosen] if chosen else GL_BACKENDS:
+        if find(GL_BACKENDS[backend][0]):
+            environ[GL_VARIABLE] = backend
+            return None
+    if not chosen and environ.get("DISPLAY"):
+        return None
+    environ[GL_VARIABLE] = NO_GL
+    if chosen:
+        library, package = GL_BACKENDS[chosen]
+        return (
+            f"{GL_VARIABLE}={chosen} needs the library {library} (Debian: {package}, "
+            "libgl1-mesa-dri)"
+        )
+    return f"no EGL or OSMesa library was found (Debian: {GL_PACKAGES})"
+
+
+def _open(
+    env_config: Environment, video: Video | None
+) -> "tuple[gymnasium.Env, Recorder | None]":
+    """Makes the environment and, for a video, draws it once.
+
+    Raises:
+        UserError: it cannot be made, or not be drawn.
+    """
+    missing = choose_gl(os.environ)
+    make_env = importlib.import_module("steve.envwrap").make_env
+    if video is None:
+        return make_env(env_config), None
+    drawn = {**env_config.make_kwargs, "render_mode": "rgb_array"}
+    try:
+        env = make_env(env_config.model_copy(update={"make_kwargs": drawn}))
+        env.reset(seed=0)
+        picture = env.render()
+    except Exception as error:
+        if not isinstance(error, UserError) or _can_be_made(env_config):
+            raise _undrawable(env_config, error, missing) from error
+        raise
+    if not (isinstance(picture, np.ndarray) and picture.shape[2:] in ((3,), (4,))):
+        raise UserError(
+            f"{env_config.name} gives no pictures (render_mode rgb_array); --video "
+            "none leaves the video out"
+        )
+    return env, Recorder(video, env.metadata.get("render_fps"), picture)
+
+
+def _can_be_made(env_config: Environment) -> bool:
+    try:
+        importlib.import_module("steve.envwrap").make_env(env_config).close()
+    except Exception:  # then this is what is wrong, not the drawing
+        return False
+    return True
+
+
+def _undrawable(
+    env_config: Environment, error: Exception, missing: str | None
+) -> UserError:
+    """What to say of an environment that can be made, but not be drawn."""
+    text = one_line(error)
+    if missing is None and ("GL" in text or "mesa" in text.lower()):
+        backend = os.environ.get(GL_VARIABLE, "unset")
+        missing = (
+            f"with {GL_VARIABLE} {backend}: {text.rstrip('.')}; Debian: {GL_PACKAGES}"
+        )
+    return UserError(
+        f"{env_config.name} cannot be drawn: {missing or text}; --video none leaves "
+        "the video out"
+    )
+
+
+class Recorder:
+    """Writes the video picture by picture, so that a long one needs no memory.
+
+    Every k-th step is drawn, so that time passes as in the environment at no more
+    than 30 pictures per second (gif: 15); the last step is always drawn.
+
+    Args:
+        video: what is wanted.
+        steps_per_second: how fast the environment runs in its own time.
+        picture: one, for the size of all.
+    """
+
+    def __init__(
+        self, video: Video, steps_per_second: float | None, picture: np.ndarray
+    ) -> None:
+        from moviepy.video.io.ffmpeg_writer import FFMPEG_VideoWriter
+
+        self._video = video
+        self._is_gif = video.path.suffix == ".gif"
+        speed = float(steps_per_second or DEFAULT_SPEED)
+        self.stride = picture_stride(speed, FASTEST_GIF if self._is_gif else FASTEST)
+        self.fps = speed / self.stride
+        self._shape = picture.shape
+        # A gif is made of a film: how long it gets is known only at the end.
+        self._film = video.path.with_suffix(".mp4")
+        height, width = captioned(picture[..., :3], "").shape[:2]
+        self._writer = FFMPEG_VideoWriter(
+            str(self._film), (width, height), self.fps, ffmpeg_params=list(QUALITY)
+        )
+
+    def watch(self, number: int) -> Callable[["gymnasium.Env", int, float, bool], None]:
+        """What `run_episode` calls during the episode of this number, from 1."""
+
+        def look(env: "gymnasium.Env", step: int, score: float, over: bool) -> None:
+            if step % self.stride and not over:
+                return
+            picture = np.asarray(env.render())
+            if picture.shape != self._shape:
+                raise UserError(
+                    f"the pictures change their size from {self._shape} to "
+                    f"{picture.shape}; --video none leaves the video out"
+                )
+            text = (
+                f"episode {number}/{self._video.episodes}      step {step}      "
+                f"score {score:.1f}"
+            )
+            frame = captioned(picture[..., :3], text)
+            repeats = max(1, round(LAST_PICTURE * self.fps)) if over else 1
+            for _ in range(repeats):
+                self._writer.write_frame(frame)
+
+        return look
+
+    def close(self) -> None:
+        """Completes the file.
+
+        Raises:
+            EpisodeError: ffmpeg failed.
+        """
+        ffmpeg = self._writer.proc
+        self._writer.close()
+        if ffmpeg.returncode:
+            raise EpisodeError(f"{self._film}: ffmpeg failed, is the disk full?")
+        if self._is_gif:
+            from moviepy import VideoFileClip
+
+            with VideoFileClip(str(self._film)) as clip:
+                clip.write_gif(str(self._video.path), fps=self.fps, logger=None)
+            self._film.unlink()
+
+
+def picture_stride(steps_per_second: float, fastest: float) -> int:
+    """Every how many steps a picture is made, so that there are at most `fastest`."""
+    return max(1, int(np.ceil(steps_per_second / fastest - 1e-9)))
+
+
+def captioned(picture: np.ndarray, text: str) -> np.ndarray:
+    """A picture under a line of text.
+
+    Args:
+        picture: [height, width, 3] uint8.
+        text: what to write.
+
+    Returns:
+        [., ., 3] uint8 with even sides, as the usual video formats ask for.
+    """
+    from PIL import Image, ImageDraw, ImageFont
+
+    height, width = picture.shape[:2]
+    canvas_width = max(width + width % 2, NARROWEST)
+    canvas_height = height + height % 2 + CAPTION_HEIGHT
+    canvas = Image.new("RGB", (canvas_width, canvas_height), "white")
+    canvas.paste(
+        Image.fromarray(np.ascontiguousarray(picture)),
+        ((canvas_width - width) // 2, CAPTION_HEIGHT),
+    )
+    ImageDraw.Draw(canvas).text(
+        (MARGIN, CAPTION_HEIGHT // 2),
+        text,
+        fill="black",
+        font=ImageFont.load_default(CAPTION_SIZE),
+        anchor="lm",
+    )
+    return np.asarray(canvas)

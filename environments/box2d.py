@@ -1,0 +1,34 @@
+"""BipedalWalkerHardcore-v2 on today's Box2D."""
+
+from typing import Any
+
+import gymnasium
+
+from .rendering import check_rendering_only
+
+
+def make_hardcore(make_kwargs: dict[str, Any]) -> gymnasium.Env:
+    """BipedalWalkerHardcore-v2: today's walker with the lidar it had then, no limit."""
+    import Box2D
+    from gymnasium.envs.box2d.bipedal_walker import BipedalWalker
+
+    check_rendering_only("BipedalWalkerHardcore-v2", make_kwargs)
+
+    class FirstReported(Box2D.b2.rayCastCallback):
+        """A ray that ends at the first piece of ground reported, in any order."""
+
+        def ReportFixture(self, fixture, point, normal, fraction):
+            if (fixture.filterData.categoryBits & 1) == 0:
+                return 1  # no ground: the ray goes on, unclipped; v3 returns -1
+            self.p2 = point
+            self.fraction = fraction
+            return 0  # ends the ray; v3 returns the fraction and finds the closest
+
+    class OldBipedalWalker(BipedalWalker):
+        def step(self, action):
+            # The reset makes today's rays and then takes the first step itself.
+            if not isinstance(self.lidar[0], FirstReported):
+                self.lidar = [FirstReported() for _ in self.lidar]
+            return super().step(action)
+
+    return OldBipedalWalker(hardcore=True, **make_kwargs)

@@ -1,0 +1,197 @@
+"""The child's side of a process: signals, output, priority, and how it ends."""
+
+import contextlib
+import ctypes
+import faulthandler
+import importlib
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import wait
+from types import FrameType
+from typing import TypeVar
+
+from ..storage.board import Board
+from ..storage.checkpoint import CheckpointError
+from ..storage.disk import full_disk_line, is_full
+from ..storage.folders import Run, derive_seed
+from ..storage.locks import present
+from ..util import RunError, UserError, wait_until
+
+# Exit codes of a child; the supervisor reads them.
+STOPPED = 0
+FAILED = 1
+MISTAKE = 2  # a user's mistake that only the child could see
+HOPELESS = 3  # a restart would only meet the same again
+FULL_DISK = 4
+PR_SET_PDEATHSIG = 1
+SLOW_DISK = 240.0  # seconds that one write may take: a slow disk is no hanging process
+FULL_DISK_RETRY = 10.0  # seconds until a write is tried again
+FULL_DISK_PATIENCE = 3600.0  # seconds after which a run gives up on a full disk
+
+Result = TypeVar("Result")
+
+
+class Stop:
+    """Turns SIGTERM into a flag that the process's loop asks for."""
+
+    def __init__(self) -> None:
+        self._requested = False
+        signal.signal(signal.SIGTERM, self._request)
+
+    def _request(self, signum: int, frame: FrameType | None) -> None:
+        self._requested = True
+
+    def __call__(self) -> bool:
+        return self._requested
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a process's main function gets.
+
+    Attributes:
+        run: configuration, folders, sizes.
+        name: of this process, as on the status board.
+        seed: its own.
+        board: the status board.
+        stop: true from the moment at which the process is asked to end.
+    """
+
+    run: Run
+    name: str
+    seed: int
+    board: Board
+    stop: Stop
+
+    def store(self, write: Callable[[], Result]) -> Result:
+        """Calls a function that writes; while the disk is full, again and again.
+
+        Args:
+            write: may be repeated after an OSError.
+
+        Raises:
+            OSError: not a full disk; or it was full for FULL_DISK_PATIENCE, or until
+                the process was asked to end.
+        """
+        row = self.board[self.name]
+        give_up = time.monotonic() + FULL_DISK_PATIENCE
+        while True:
+            row["heartbeat"] = time.monotonic() + SLOW_DISK
+            try:
+                result = write()
+            except OSError as error:
+                if not is_full(error) or self.stop() or time.monotonic() > give_up:
+                    raise
+                if not row["disk_full"]:
+                    line = full_disk_line(error, self.run.folders.root)
+                    _say(f"{line}; {self.name} waits for space")
+                row["disk_full"] = 1
+                self._pause(FULL_DISK_RETRY)
+            else:
+                row["disk_full"] = 0
+                row["heartbeat"] = time.monotonic()
+                return result
+
+    def _pause(self, seconds: float) -> None:
+        """Waits and shows life meanwhile; no longer than until asked to end."""
+        until = time.monotonic() + seconds
+
+        def over() -> bool:
+            self.board[self.name]["heartbeat"] = now = time.monotonic()
+            return now > until or self.stop()
+
+        wait_until(over)
+
+
+def child_main(
+    main: str,
+    run: Run,
+    name: str,
+    restart: int,
+    nice: int,
+) -> None:
+    """Runs a main function as a child of the launcher; the target of its Process.
+
+    `main` is "module:function", so that the launcher need not import what its
+    children import; the function takes a Context.
+    Ends the process with STOPPED, FAILED (after a traceback in its output file) or
+    MISTAKE, HOPELESS or FULL_DISK (after one line). Ends it at once when the launcher
+    is gone.
+    """
+    _redirect_output(run, name)
+    faulthandler.enable()
+    end_with_parent()
+    stop = Stop()
+    os.nice(nice)
+    code = STOPPED
+    with present(run.folders):
+        try:
+            module, function = main.split(":")
+            main_function = getattr(importlib.import_module(module), function)
+            seed = derive_seed(run.config, name, run.launch, restart)
+            board = Board.open(run.folders.board)
+            board[name]["pid"] = os.getpid()
+            main_function(Context(run, name, seed, board, stop))
+        except UserError as error:
+            _say(str(error))
+            hopeless = isinstance(error, (RunError, CheckpointError))
+            code = HOPELESS if hopeless else MISTAKE
+        except OSError as error:
+            if is_full(error):
+                _say(full_disk_advice(error, run))
+                code = FULL_DISK
+            else:
+                _say(traceback.format_exc().rstrip())
+                code = FAILED
+        except BaseException:
+            _say(traceback.format_exc().rstrip())
+            code = FAILED
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+        # Not sys.exit: threads of libraries must not keep a finished process alive.
+        os._exit(code)
+
+
+def _redirect_output(run: Run, name: str) -> None:
+    path = run.folders.process_output(name)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.close(descriptor)
+
+
+def full_disk_advice(error: OSError, run: Run) -> str:
+    line = full_disk_line(error, run.folders.root)
+    return f"{line}; the run stops. Free some space and --resume"
+
+
+def _say(line: str) -> None:
+    """Prints to this process's file, if that finds room on the disk."""
+    with contextlib.suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
+
+
+def end_with_parent() -> None:
+    """Ends this process when its parent dies, however it died: no orphans.
+
+    The kernel does it, also to a process that is stopped or hangs in a library. A
+    parent that died before the kernel was asked is noticed here at once; the thread is
+    for systems on which the kernel refuses.
+    """
+    parent = multiprocessing.parent_process()
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if wait([parent.sentinel], 0):
+        os._exit(FAILED)
+
+    def watch() -> None:
+        wait([parent.sentinel])
+        os._exit(FAILED)
+
+    threading.Thread(target=watch, daemon=True).start()

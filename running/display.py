@@ -1,0 +1,196 @@
+"""What the terminal shows of a run: a table in place, or plain lines in a file."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import zip_longest
+
+from rich.columns import Columns
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from ..settings.roles import VALUERL, WORLDMODEL
+from ..util import clock
+from .progress import LearnerProgress, Progress
+
+REFRESH = 0.5  # seconds, in place
+LINE_EVERY = 10.0  # seconds, as plain lines
+SCORES_IN_A_ROW = 5
+BAR, NAME_WIDTH, NUMBER_WIDTH = 48, 18, 10  # columns; all fits into 80
+CALLED = {VALUERL: "value learner", WORLDMODEL: "world model"}
+
+
+def frames_text(progress: Progress) -> str:
+    total = progress.total_frames
+    return f"{progress.frames:,}" + (f" of {total:,}" if total else "")
+
+
+def plain_line(progress: Progress) -> str:
+    """One line for a log file."""
+    parts = [clock(progress.elapsed), progress.phase, f"frames {frames_text(progress)}"]
+    for learner in progress.learners():
+        text = f"{learner.name} {learner.updates:,} updates"
+        if learner.pretrained and not learner.updates:
+            text = f"{learner.name} pretraining {learner.pretrained:,} updates"
+        if learner.has_logged:
+            metrics = " ".join(f"{k} {v:.4g}" for k, v in learner.metrics.items())
+            text += f" ({learner.updates_per_s:.1f}/s) {metrics}"
+        parts.append(text)
+    scores = progress.scores()
+    if scores:
+        parts.append(
+            f"last scores {' '.join(f'{score:.1f}' for _, score in scores[-4:])}"
+        )
+    if progress.dropped():
+        parts.append(f"lost {progress.dropped()} transitions")
+    left = progress.seconds_left()
+    if left is not None:
+        parts.append(f"left {clock(left)}")
+    return " | ".join(parts)
+
+
+def render(progress: Progress, title: str) -> Group:
+    """The table that is refreshed in place; all that grows is at its end."""
+    head = Text(f"{title}: {progress.subject}", "bold", no_wrap=True)
+    return Group(
+        head,
+        _whole_run(progress),
+        "",
+        _learners(progress.learners()),
+        Text("losses and speeds: from the newest line of each log", "dim"),
+        "",
+        *_scores(progress.scores()),
+        *_dropped(progress.dropped()),
+    )
+
+
+def _whole_run(progress: Progress) -> Table:
+    """What is happening, how far it is, and how long it takes."""
+    table = Table.grid(padding=(0, 2))
+    table.add_row("phase", progress.phase)
+    table.add_row("frames", frames_text(progress))
+    left = progress.seconds_left()
+    ahead = "" if left is None else f", about {clock(left)} left"
+    table.add_row("time", f"{clock(progress.elapsed)} elapsed{ahead} (h:mm:ss)")
+    if progress.share is not None:
+        green = dict.fromkeys(("complete_style", "finished_style"), "green")
+        bar = ProgressBar(1.0, progress.share, width=BAR, **green)
+        table.add_row("done", Columns([Text(f"{progress.share:4.0%}"), bar]))
+    return table
+
+
+def _learners(learners: list[LearnerProgress]) -> Table:
+    """The learners side by side, their metrics as means since the last line logged."""
+    table = Table.grid(padding=(0, 2))
+    blocks = []
+    for learner in learners:
+        table.add_column(min_width=NAME_WIDTH)
+        table.add_column(min_width=NUMBER_WIDTH, justify="right")
+        table.add_column()  # room between the blocks
+        blocks.append([(Text(CALLED[learner.name], "bold"), ""), *_numbers(learner)])
+    for cells in zip_longest(*blocks, fillvalue=("", "")):
+        table.add_row(*(part for name, number in cells for part in (name, number, "")))
+    return table
+
+
+def _numbers(learner: LearnerProgress) -> Iterator[tuple[str, str]]:
+    yield "updates", f"{learner.updates:,}"
+    logged = learner.has_logged
+    yield "updates per second", f"{learner.updates_per_s:.1f}" if logged else "-"
+    yield "epoch", f"{learner.epoch:,}"
+    for name, value in learner.metrics.items():
+        yield name, f"{value:.4g}" if logged else "-"
+    if learner.pretraining:
+        done = f"{learner.pretrained:,} of {learner.pretraining:,}"
+        yield "pretraining", done
+
+
+def _scores(scores: list[tuple[int, float]]) -> Iterator[RenderableType]:
+    """The last scores, oldest first, and their mean."""
+    if not scores:
+        yield "no score yet: no evaluation episode has ended"
+        return
+    mean = sum(score for _, score in scores) / len(scores)
+    yield Text.assemble(
+        (f"mean score {mean:.1f}", "bold"),
+        f" of the last {len(scores)} episodes (sums of rewards, newest last):",
+    )
+    table = Table.grid(padding=(0, 2))
+    for _ in range(SCORES_IN_A_ROW):
+        table.add_column(justify="right")
+    shown = [f"{score:.1f}" for _, score in scores]
+    for start in range(0, len(shown), SCORES_IN_A_ROW):
+        table.add_row(*shown[start : start + SCORES_IN_A_ROW])
+    yield table
+
+
+def _dropped(count: int) -> Iterator[Text]:
+    if count:
+        yield Text(f"{count} transitions lost to the environment: see log/processes")
+
+
+def closing_lines(progress: Progress, finished: bool) -> list[str]:
+    """What came out of a run, behind an empty line."""
+    ending = "finished" if finished else "stopped"
+    took = clock(progress.elapsed)
+    lines = ["", f"{ending} after {progress.frames:,} frames; this launch took {took}"]
+    for learner in progress.learners():
+        if finished and not learner.updates:
+            lines.append(f"{learner.name} did no update before the limit was reached")
+    scores = [score for _, score in progress.scores()]
+    if scores:
+        mean = sum(scores) / len(scores)
+        lines.append(f"score of the last {len(scores)} evaluation episodes: {mean:.1f}")
+    random = progress.random_score()
+    if random is not None:
+        lines.append(f"score of random actions: {random:.1f}")
+    return lines
+
+
+class Display:
+    """Shows progress and notes; in place on a terminal, else as lines."""
+
+    def __init__(self, console: Console, title: str) -> None:
+        self._console = console
+        self._title = title
+        self._live: Live | None = None
+        self._shown_at = -float("inf")
+
+    def note(self, line: str) -> None:
+        """A line that stays."""
+        with self._while_it_is_read():
+            self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    def show(self, progress: Progress, last: bool = False) -> None:
+        """Brings the display up to date, if it is time to."""
+        now = time.monotonic()
+        interval = REFRESH if self._console.is_terminal else LINE_EVERY
+        if now - self._shown_at < interval and not last:
+            return
+        self._shown_at = now
+        if not self._console.is_terminal:
+            self.note(plain_line(progress))
+            return
+        with self._while_it_is_read():
+            if self._live is None:
+                self._live = Live(console=self._console, auto_refresh=False)
+                self._live.start()
+            self._live.update(render(progress, self._title), refresh=True)
+
+    def close(self) -> None:
+        """Leaves the last state on the screen."""
+        if self._live is not None:
+            with self._while_it_is_read():
+                self._live.stop()
+            self._live = None
+
+    @contextmanager
+    def _while_it_is_read(self) -> Iterator[None]:
+        """A terminal or pipe that is gone, or a full disk, must not end the run."""
+        try:
+            yield
+        except (OSError, SystemExit):  # rich exits on a broken pipe
+            self._console.quiet = True

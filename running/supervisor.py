@@ -1,0 +1,349 @@
+"""Starts the processes of a run, watches them, and ends them (SPEC section 12)."""
+
+import errno
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
+from types import FrameType
+
+from ..replay import ReplayBuffer
+from ..settings.roles import LAUNCHER, VALUERL, WORLDMODEL
+from ..storage.board import FINAL_EPISODES, Board
+from ..storage.disk import full_disk_line
+from ..storage.folders import Run
+from ..util import on_stop_signals
+from .child import FULL_DISK, HOPELESS, MISTAKE, STOPPED, child_main, full_disk_advice
+from .display import Display
+from .progress import Progress
+
+TICK = 0.25  # seconds between looks at the children
+STARTUP_GRACE = 60.0  # seconds more than step_timeout for imports and environments
+LEARNER_STARTUP = 1800.0  # seconds in which a learner builds and compiles its graphs
+LEARNER_GRACE = 4.0  # seconds more than step_timeout: an update may be a long one
+OWN_PAUSE = 5.0  # seconds between looks after which the launcher itself was stopped
+STOP_PATIENCE = 12.0  # seconds that children get to save and end
+FROM_TERMINAL = (signal.SIGINT, signal.SIGHUP)
+ONE_REQUEST = 0.5  # seconds in which several signals are one: some tools send two
+ACTOR_RESTARTS, RESTART_WINDOW = 5, 600.0  # times, in seconds
+LEARNER_RESTARTS = 1
+GIVEN_UP = (MISTAKE, HOPELESS, FULL_DISK)  # with one line
+ACTOR_NICE = 10
+
+
+@dataclass
+class Child:
+    """One process of the run, through all its restarts."""
+
+    name: str
+    kind: str  # the name without its number
+    main: str  # "module:function"
+    environ: Mapping[str, str]
+    process: BaseProcess | None = None
+    starts: int = 0
+    died: list[float] = field(default_factory=list)  # when, monotonic seconds
+    output_from: int = 0  # where its last start's output begins in its file
+    done: bool = False  # its work is done, or it was the reason to end the run
+
+    @property
+    def is_learner(self) -> bool:
+        return self.kind in (VALUERL, WORLDMODEL)
+
+    @property
+    def alive(self) -> bool:
+        return self.process is not None and self.process.is_alive()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+        code: the launcher's exit code.
+        finished: whether the limit was reached.
+        error: what to print where it failed: a traceback, then one line.
+    """
+
+    code: int
+    finished: bool = False
+    error: str | None = None
+
+
+@contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Sets variables of this process while a child starts, which inherits them."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
+def _without_terminal_signals() -> Iterator[None]:
+    """Holds FROM_TERMINAL back; a child started meanwhile is deaf to them for good.
+
+    The terminal sends them to all processes of the run. The launcher alone answers
+    and asks the children to end by SIGTERM.
+    """
+    resource_tracker.ensure_running()  # its own start would let Ctrl-C through again
+    signal.pthread_sigmask(signal.SIG_BLOCK, FROM_TERMINAL)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, FROM_TERMINAL)
+
+
+def _how(code: int) -> str:
+    """How a process with this exit code ended."""
+    if code < 0:
+        return f"died by {signal.Signals(-code).name}"
+    return f"ended with exit code {code}"
+
+
+def _no_space() -> OSError:
+    return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+class Supervisor:
+    """Runs all processes of a run until its limit, a failure, or a signal."""
+
+    def __init__(self, run: Run, children: list[Child], display: Display) -> None:
+        from .events import ScoreEvents  # here: all children import this module
+
+        self._run = run
+        self._children = children
+        self._display = display
+        self._board = Board.open(run.folders.board)
+        self._replay = ReplayBuffer.open(run.folders.replay)
+        self.progress = Progress(run, self._board, self._replay)
+        self._events = ScoreEvents(run, display.note)
+        self._asked_at: float | None = None  # when the first signal came
+        self._at_once = False  # a second one came
+        self._looked_at = self._awake_since = time.monotonic()
+        self._waiting: set[str] = set()  # children that wait for space on the disk
+        self._spawn = multiprocessing.get_context("spawn")
+
+    def run(self) -> Outcome:
+        """Starts the children and returns when all have ended."""
+        outcome = Outcome(1)
+        with on_stop_signals(self._on_signal):
+            try:
+                for child in self._children:
+                    self._start(child)
+                outcome = self._watch()
+            finally:  # after an exception too, what was learned is saved
+                outcome = self._end(outcome)
+        return outcome
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if self._asked_at is None:
+            self._asked_at = now
+        elif now - self._asked_at > ONE_REQUEST:
+            self._at_once = True
+
+    def _start(self, child: Child) -> None:
+        path = self._run.folders.process_output(child.name)
+        child.output_from = path.stat().st_size if path.exists() else 0
+        now = time.monotonic()
+        row = self._board[child.name]
+        row["heartbeat"] = now + STARTUP_GRACE
+        row["ready"] = row["disk_full"] = 0
+        child.process = self._spawn.Process(
+            target=child_main,
+            name=child.name,
+            args=(
+                child.main,
+                self._run,
+                child.name,
+                child.starts,
+                0 if child.is_learner else ACTOR_NICE,
+            ),
+        )
+        with _environment(child.environ), _without_terminal_signals():
+            child.process.start()
+        child.starts += 1
+
+    # -- while it runs -----------------------------------------------------------
+
+    def _watch(self) -> Outcome:
+        """Returns why the run is to end."""
+        while True:
+            if self._asked_at is not None:
+                return Outcome(0)
+            self._kill_hung()
+            self._note_full_disk()
+            for child in self._children:
+                if not child.alive and not child.done:
+                    failure = self._bury(child)
+                    if failure:
+                        child.done = True
+                        return failure
+            if self._advance():
+                return Outcome(0, finished=True)
+            self._display.show(self.progress)
+            self._events.refresh()
+            wait([c.process.sentinel for c in self._children if c.alive], TICK)
+
+    def _advance(self) -> bool:
+        """Goes from learning to the final episodes; True when those are done."""
+        if not all(child.done for child in self._children if child.is_learner):
+            return False
+        launcher = self._board[LAUNCHER]
+        if launcher["phase"] != FINAL_EPISODES:
+            for child in self._children:
+                if child.kind == "interactor":
+                    child.done = True
+                    child.process.terminate()
+            launcher["phase"] = FINAL_EPISODES
+        return all(child.done for child in self._children)
+
+    def _limit_reached(self) -> bool:
+        config = self._run.config
+        frames, hours = config.total_frames, config.total_hours
+        learned = float(self._board[VALUERL]["hours"])
+        return (frames is not None and self._replay.frames >= frames) or (
+            hours is not None and learned >= hours
+        )
+
+    def _kill_hung(self) -> None:
+        now = time.monotonic()
+        if now - self._looked_at > OWN_PAUSE:
+            # By Ctrl-Z or a cluster that suspends jobs; the children were stopped too.
+            self._awake_since = now
+        self._looked_at = now
+        for child in self._children:
+            patience = self._patience(child)
+            heartbeat = self._board[child.name]["heartbeat"]
+            silence = now - max(heartbeat, self._awake_since)
+            if child.alive and silence > patience:
+                self._display.note(
+                    f"{child.name} shows no life for {patience:g} s and is killed"
+                )
+                child.process.kill()
+                child.process.join()
+
+    def _patience(self, child: Child) -> float:
+        """For how many seconds a child may show no life."""
+        timeout = self._run.config.env.step_timeout
+        if not child.is_learner:
+            return timeout
+        if not self._board[child.name]["ready"]:
+            return max(timeout, LEARNER_STARTUP)
+        return timeout + LEARNER_GRACE
+
+    def _note_full_disk(self) -> None:
+        """Says who begins and who ceases to wait for space on the disk."""
+        waiting = {c.name for c in self._children if self._board[c.name]["disk_full"]}
+        for name in sorted(waiting - self._waiting):
+            line = full_disk_line(_no_space(), self._run.folders.root)
+            self._display.note(f"{line}; {name} waits for space")
+        for name in sorted(self._waiting - waiting):
+            self._display.note(f"{name} has space again and goes on")
+        self._waiting = waiting
+
+    def _bury(self, child: Child) -> Outcome | None:
+        """Decides about a dead child: done, restarted, or the end of the run."""
+        code = child.process.exitcode
+        final = self._board[LAUNCHER]["phase"] == FINAL_EPISODES
+        expected = self._limit_reached() if child.is_learner else final
+        if code == STOPPED and expected:
+            child.done = True
+            return None
+        if code in GIVEN_UP:
+            error = self._last_line(child)
+            return Outcome(2 if code == MISTAKE else 1, error=error)
+        now = time.monotonic()
+        child.died.append(now)
+        how = _how(code)
+        if child.is_learner:
+            too_often = len(child.died) > LEARNER_RESTARTS
+        else:
+            recent = [t for t in child.died if now - t < RESTART_WINDOW]
+            too_often = len(recent) > ACTOR_RESTARTS
+        if too_often:
+            file = self._run.folders.process_output(child.name)
+            return Outcome(
+                1,
+                error=f"{self._output(child)}\n{child.name} {how} after "
+                f"{child.starts - 1} restarts; the run stops (its output: {file})",
+            )
+        self._display.note(f"{child.name} {how} and is restarted")
+        self._start(child)
+        return None
+
+    def _last_line(self, child: Child) -> str:
+        """The line with which a child gave up; names the child."""
+        output = self._output(child)
+        if child.process.exitcode == FULL_DISK and not output:
+            # There was no space for its line either.
+            return full_disk_advice(_no_space(), self._run)
+        line = (output.splitlines() or ["gave up without a word"])[-1]
+        return line if line.startswith(child.name) else f"{child.name}: {line}"
+
+    def _output(self, child: Child) -> str:
+        """What the child's last start printed, from its traceback on if it has one."""
+        path = self._run.folders.process_output(child.name)
+        if not path.exists():
+            return ""
+        with open(path, "rb") as file:
+            file.seek(child.output_from)
+            text = file.read().decode(errors="replace").strip()
+        start = text.find("Traceback (most recent call last)")
+        return text[start:] if start >= 0 else "\n".join(text.splitlines()[-20:])
+
+    # -- the end -----------------------------------------------------------------
+
+    def _end(self, outcome: Outcome) -> Outcome:
+        """Asks the children to save and end; kills those that do not in time."""
+        if not outcome.finished:
+            self._display.note("stopping: saving what was learned")
+        for child in self._children:
+            if child.alive:
+                child.process.terminate()
+        deadline = time.monotonic() + STOP_PATIENCE
+        while alive := [child for child in self._children if child.alive]:
+            if self._at_once or time.monotonic() > deadline:
+                break
+            wait([child.process.sentinel for child in alive], TICK)
+        for child in alive:
+            child.process.kill()
+            child.process.join()
+        killed = [child.name for child in alive if child.is_learner]
+        if killed:
+            self._display.note(
+                f"{', '.join(killed)} killed before the end of its saving; "
+                "--resume goes on from its last state"
+            )
+        failures = [
+            self._failure_at_the_end(child)
+            for child in self._children
+            # By SIGTERM: it was asked before it had begun.
+            if not (child.done or child in alive or child.process is None)
+            and child.process.exitcode not in (STOPPED, -signal.SIGTERM)
+        ]
+        self._events.close()
+        self._display.show(self.progress, last=True)
+        self._display.close()
+        if outcome.code == 0 and (self._at_once or failures):
+            return Outcome(1, error="\n".join(failures) or None)
+        return outcome
+
+    def _failure_at_the_end(self, child: Child) -> str:
+        """Why a child that was asked to save and end did not."""
+        code = child.process.exitcode
+        if code in GIVEN_UP:
+            return self._last_line(child)
+        return f"{self._output(child)}\n{child.name} {_how(code)} when asked to end"

@@ -1,0 +1,104 @@
+"""Where everything of one experiment lies, and what its processes are given."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..settings.roles import process_names
+from ..settings.schema import Config
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Where everything of one experiment lies (SPEC section 9)."""
+
+    root: Path
+    log: Path
+    checkpoints: Path
+    experiment: str
+
+    @classmethod
+    def of(cls, config: Config, experiment: str) -> "Folders":
+        root = Path(config.output_root) / config.environment_folder / experiment
+        return cls(
+            root, root / config.log_path, root / config.save_model_path, experiment
+        )
+
+    @property
+    def hyperparameters(self) -> Path:
+        return self.log / "hps.json"
+
+    @property
+    def run(self) -> Path:
+        return self.log / "run.json"
+
+    @property
+    def scores(self) -> Path:
+        return self.log / f"{self.experiment}.greedy.csv"
+
+    @property
+    def board(self) -> Path:
+        return self.log / "status.bin"
+
+    @property
+    def policy(self) -> Path:
+        """The policy that interactors and evaluators use."""
+        return self.checkpoints / "policy.safetensors"
+
+    @property
+    def replay(self) -> Path:
+        return self.checkpoints / "replay"
+
+    def learner_log(self, learner: str) -> Path:
+        return self.log / f"{learner}.log"
+
+    def events(self, writer: str) -> Path:
+        """The folder of TensorBoard's files of one writer."""
+        return self.log / "events" / writer
+
+    def process_output(self, process: str) -> Path:
+        """What a child process prints; its traceback, if it fails."""
+        return self.log / "processes" / f"{process}.txt"
+
+    def state(self, learner: str) -> Path:
+        """A learner's newest state; the value learner loads world models from it."""
+        return self.checkpoints / f"{learner}.safetensors"
+
+    def numbered_state(self, learner: str, updates: int) -> Path:
+        return self.checkpoints / f"{learner}-{updates}.safetensors"
+
+    def numbered_replay(self, updates: int) -> Path:
+        return self.checkpoints / f"replay-{updates}"
+
+    def lock(self, kind: str) -> Path:
+        """Beside the folder, so that it stays in place when the folder is moved."""
+        return self.root.with_name(f".{self.experiment}.{kind}.lock")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What every process of a run is given.
+
+    Attributes:
+        config: the checked configuration.
+        folders: where everything lies.
+        obs_dim: O, as measured on the environment.
+        action_dim: A.
+        launch: 0 for the first start, then one more for each resume.
+        cpu_learners: whether the learners compute on the CPU.
+    """
+
+    config: Config
+    folders: Folders
+    obs_dim: int
+    action_dim: int
+    launch: int
+    cpu_learners: bool
+
+
+def derive_seed(config: Config, process: str, launch: int, restart: int) -> int:
+    """A distinct seed for each process, and for each time that it is started."""
+    index = process_names(config).index(process)
+    sequence = np.random.SeedSequence(config.seed, spawn_key=(index, launch, restart))
+    return int(sequence.generate_state(1)[0])

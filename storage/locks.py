@@ -1,0 +1,96 @@
+"""Who may use an experiment's folder: the locks beside it."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import portalocker
+
+from ..util import UserError
+from .disk import full_disk_line, is_full
+from .folders import Folders
+
+CHILDREN_PATIENCE = 15.0  # seconds that a killed launch's processes get to end
+ASKING_PATIENCE = 1.0  # seconds in which one who only asks (`is_locked`) lets go
+
+
+@contextmanager
+def claimed(folders: Folders) -> Iterator[None]:
+    """Holds the experiment's folder: no second launch gets it at the same time.
+
+    The lock is the kernel's: it is free as soon as its holder is gone, however it
+    went. Processes that outlive a killed launcher for a moment hold a shared lock of
+    their own, which is waited for.
+
+    Raises:
+        UserError: another launch has the folder.
+    """
+    try:
+        folders.root.parent.mkdir(parents=True, exist_ok=True)
+        for kind in ("run", "processes"):
+            folders.lock(kind).touch()
+    except OSError as error:
+        raise unwritable(error, folders) from None
+    exclusive = portalocker.LOCK_EX | portalocker.LOCK_NB
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(
+                portalocker.Lock(
+                    folders.lock("run"), "a", timeout=ASKING_PATIENCE, flags=exclusive
+                )
+            )
+        except portalocker.LockException:
+            raise UserError(
+                f"{folders.root} is in use by another launch; stop that one first, "
+                "or give this one another --name"
+            ) from None
+        try:
+            with portalocker.Lock(
+                folders.lock("processes"),
+                "a",
+                timeout=CHILDREN_PATIENCE,
+                flags=exclusive,
+            ):
+                pass
+        except portalocker.LockException:
+            raise UserError(
+                f"processes of an earlier launch still use {folders.root}; end them"
+            ) from None
+        yield
+
+
+@contextmanager
+def present(folders: Folders) -> Iterator[None]:
+    """Held by each child for as long as it lives; see `claimed`."""
+    shared = portalocker.LOCK_SH | portalocker.LOCK_NB
+    with portalocker.Lock(folders.lock("processes"), "a", timeout=5, flags=shared):
+        yield
+
+
+def in_use(folders: Folders) -> bool:
+    """Whether a launch has the folder now."""
+    return is_locked(folders.lock("run"))
+
+
+def is_locked(path: Path) -> bool:
+    """Whether somebody holds a lock for himself; asks without keeping him from it.
+
+    Who wants the lock must ask again for a moment (ASKING_PATIENCE).
+    """
+    shared = portalocker.LOCK_SH | portalocker.LOCK_NB
+    try:
+        with portalocker.Lock(path, "r", timeout=0, flags=shared):
+            return False
+    except FileNotFoundError:
+        return False
+    except portalocker.LockException:
+        return True
+
+
+def unwritable(error: OSError, folders: Folders) -> UserError:
+    if is_full(error):
+        line = full_disk_line(error, folders.root.parent)
+        return UserError(f"cannot write to {line}; free some space")
+    return UserError(
+        f"cannot write to {error.filename or folders.root}: {error.strerror}"
+    )

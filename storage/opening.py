@@ -1,0 +1,151 @@
+"""How a launch opens an experiment's folder: checks what is there and mends it."""
+
+from typing import Any
+
+from ..replay import DATA_NAME, ReplayBuffer
+from ..settings.loading import changed_keys
+from ..settings.roles import learners
+from ..util import UserError
+from . import checkpoint
+from .board import Board
+from .disk import network_filesystem
+from .folders import Folders, Run
+from .locks import unwritable
+from .record import read_json, write_json
+
+
+def has_output(folders: Folders) -> bool:
+    """Whether there is any file of an earlier run.
+
+    One that was killed while it wrote its first file has left no more than a
+    temporary one (`atomic_write`).
+    """
+    return any(
+        path.is_file()
+        for path in folders.root.rglob("*")
+        if not (path.name.startswith(".") and path.suffix == ".tmp")
+    )
+
+
+def check_mode(folders: Folders, merged: dict[str, Any], mode: str) -> None:
+    """Refuses a start that does not say what is meant with what is there.
+
+    Args:
+        folders: the experiment's.
+        merged: the configuration of this launch.
+        mode: "fresh", "resume" or "overwrite".
+
+    Raises:
+        UserError: output without --resume / --overwrite, --resume without output, or
+            a resume with another configuration, whose keys are named.
+    """
+    if mode == "fresh" and has_output(folders):
+        raise UserError(
+            f"{folders.root} holds output of an earlier run: --resume goes on with it, "
+            "--overwrite puts it aside and starts anew, --name NAME keeps both"
+        )
+    if mode != "resume":
+        return
+    if not has_output(folders):
+        raise UserError(
+            f"{folders.root} holds nothing to resume; start it without --resume"
+        )
+    earlier = read_json(folders.hyperparameters)
+    changed = changed_keys(earlier, merged)
+    if changed:
+        raise UserError(
+            f"the configuration differs from that of the run in {folders.root}: "
+            f"{', '.join(changed)}; give the run's values, or another --name"
+        )
+
+
+def open_output(run: Run, merged: dict[str, Any]) -> list[str]:
+    """Creates what is missing, checks and mends what is there; needs `claimed`.
+
+    Args:
+        run: whose folder it is.
+        merged: its configuration, for hps.json: written first, since without it
+            nothing else could be resumed.
+
+    Returns:
+        Lines for the user: damaged transitions or states that were passed over, and
+        a filesystem that promises less.
+
+    Raises:
+        UserError: a folder cannot be created, the replay buffer cannot be read, or a
+            learner has no good state left.
+    """
+    notes = []
+    folders = run.folders
+    try:
+        folders.root.mkdir(parents=True, exist_ok=True)
+        if kind := network_filesystem(folders.root):
+            notes.append(
+                f"{folders.root} is on a network filesystem ({kind}): a run of one "
+                "host is safe there; that a launch on another host is refused, or "
+                "leaves this run unharmed, is not promised"
+            )
+        for folder in (folders.checkpoints, folders.log / "processes"):
+            folder.mkdir(parents=True, exist_ok=True)
+        write_json(folders.hyperparameters, merged)
+        for leftover in folders.root.rglob(".*.tmp"):  # of writers that were killed
+            leftover.unlink()
+        notes += _mended_replay(run)
+        notes += _checked_states(run)
+        Board.create(folders.board, run.config)
+    except OSError as error:
+        raise unwritable(error, folders) from None
+    return notes
+
+
+def _mended_replay(run: Run) -> list[str]:
+    """Creates the replay buffer, or mends what is damaged of it; lines as above.
+
+    Raises:
+        UserError: it cannot be opened and has no good row, or is another environment's.
+    """
+    folder, sizes = run.folders.replay, (run.obs_dim, run.action_dim)
+    if not (folder / DATA_NAME).exists():
+        ReplayBuffer.create(folder, *sizes, run.config.replay_capacity).close()
+        return []
+    notes = []
+    try:
+        replay = ReplayBuffer.open(folder, writable=True)
+    except UserError as error:
+        kept = ReplayBuffer.salvage(folder, *sizes, run.config.replay_capacity)
+        if kept is None:
+            raise
+        notes.append(
+            f"{error}; its {kept[0]} good transitions were taken over, and the damaged "
+            f"file is now {kept[1].name}"
+        )
+        replay = ReplayBuffer.open(folder, writable=True)
+    with replay:
+        if (replay.obs_dim, replay.action_dim) != sizes:
+            raise UserError(
+                f"{folder} holds transitions of {replay.obs_dim} observations and "
+                f"{replay.action_dim} actions, the environment has {run.obs_dim} and "
+                f"{run.action_dim}"
+            )
+        if lost := replay.recover():
+            notes.append(
+                f"{folder}: {lost} damaged transitions were dropped; frames "
+                f"{replay.oldest} to {replay.frames - 1} remain"
+            )
+    return notes
+
+
+def _checked_states(run: Run) -> list[str]:
+    """Lines about states of learners that are damaged or missing.
+
+    Raises:
+        CheckpointError: a learner has no good state left.
+    """
+    notes = []
+    for name in learners(run.config):
+        if run.folders.state(name).exists():
+            _, warning = checkpoint.load_newest(run.folders.state(name))
+            notes += [warning] if warning else []
+        elif run.folders.policy.exists():
+            notes.append(f"{name} has no state: it starts from the beginning")
+    return notes

@@ -1,0 +1,128 @@
+"""Goes back to a numbered checkpoint, and puts earlier output aside."""
+
+import shutil
+from pathlib import Path
+
+from ..replay import DATA_NAME, ReplayBuffer
+from ..settings.roles import VALUERL, learners
+from ..settings.schema import Config
+from ..util import UserError, fsync_folder
+from . import checkpoint
+from .folders import Folders
+from .locks import claimed
+from .record import read_run, write_json
+from .tables import copy_rows
+
+
+def put_aside(folders: Folders) -> Path:
+    """Renames the experiment's folder, so that nothing in it is lost."""
+    number = 1
+    root = folders.root
+    while (aside := root.with_name(f"{root.name}.old{number}")).exists():
+        number += 1
+    root.rename(aside)
+    return aside
+
+
+def rewind(folders: Folders, config: Config, updates: int) -> Path:
+    """Goes back to a numbered checkpoint; returns where the present state now is.
+
+    A new folder is built beside the present one and takes its place when it is
+    complete: the learners' states, the replay as far as it went then, the scores and
+    logs up to that point.
+
+    Raises:
+        UserError: no such checkpoint, or its replay has been overwritten; nothing has
+            been changed then.
+    """
+    available = numbered_checkpoints(folders, config)
+    if updates not in available:
+        listed = ", ".join(map(str, available)) or "none"
+        raise UserError(
+            f"{folders.checkpoints} has no checkpoint of {updates} updates of all "
+            f"learners; there are: {listed}"
+        )
+    staging = Folders(
+        root := folders.root.with_name(f".{folders.root.name}.rewound"),
+        root / config.log_path,
+        root / config.save_model_path,
+        folders.experiment,
+    )
+    if root.exists():
+        shutil.rmtree(root)  # of a rewind that was interrupted
+    staging.checkpoints.mkdir(parents=True)
+    staging.log.mkdir(parents=True)
+    frames = 0
+    for name in learners(config):
+        numbered = folders.numbered_state(name, updates)
+        state = checkpoint.load(numbered)
+        frames = max(frames, int(state.metadata["frames"]))
+        shutil.copy2(numbered, staging.state(name))
+        shutil.copy2(numbered, staging.numbered_state(name, updates))
+        copy_rows(
+            folders.learner_log(name), staging.learner_log(name), "updates", updates
+        )
+        if name == VALUERL:
+            # Its own policy is published, and evaluated, anew.
+            last = int(state.metadata["epoch"]) - 1
+            copy_rows(folders.scores, staging.scores, "epochs", last)
+    _copy_replay(folders, staging, updates, frames)
+    if (events := folders.log / "events").exists():
+        # Whole: readers drop what a learner that starts at `updates` writes anew.
+        shutil.copytree(events, staging.log / "events")
+    write_json(staging.run, {**read_run(folders), "finished": None})
+    shutil.copy2(folders.hyperparameters, staging.log)
+    aside = put_aside(folders)
+    root.rename(folders.root)
+    fsync_folder(root.parent)
+    return aside
+
+
+def finish_rewind(folders: Folders) -> None:
+    """Puts a complete rewound folder in its place, where a kill prevented that.
+
+    Raises:
+        UserError: another launch has the folder, and is perhaps just doing that.
+    """
+    staging = folders.root.with_name(f".{folders.root.name}.rewound")
+    complete = staging / folders.hyperparameters.relative_to(folders.root)
+    if folders.root.exists() or not complete.exists():
+        return
+    with claimed(folders):
+        if not folders.root.exists():
+            staging.rename(folders.root)
+            fsync_folder(staging.parent)
+
+
+def _copy_replay(folders: Folders, staging: Folders, updates: int, frames: int) -> None:
+    """The copy made at that checkpoint, or the prefix of the present replay."""
+    copy = folders.numbered_replay(updates)
+    if (copy / DATA_NAME).exists():
+        with ReplayBuffer.open(copy) as replay:
+            replay.copy_to(staging.replay)
+        return
+    with ReplayBuffer.open(folders.replay) as replay:
+        if replay.oldest > max(0, frames - replay.capacity):
+            raise UserError(
+                f"{folders.replay}: the transitions of {updates} updates have been "
+                "overwritten since (keep_all_replay_buffers would have kept a copy)"
+            )
+        if frames > replay.frames:
+            raise UserError(
+                f"{folders.replay}: {frames - replay.frames} of the transitions of "
+                f"{updates} updates are lost; an earlier checkpoint may be complete"
+            )
+        replay.copy_to(staging.replay, frames)
+
+
+def numbered_checkpoints(folders: Folders, config: Config) -> list[int]:
+    """The update counts of which all learners have a numbered checkpoint."""
+    complete: set[int] | None = None
+    for name in learners(config):
+        found = {
+            int(number)
+            for path in folders.checkpoints.glob(f"{name}-*.safetensors")
+            if (number := path.stem.removeprefix(f"{name}-")).isdecimal()
+        }
+        complete = found if complete is None else complete & found
+    return sorted(complete or ())

@@ -1,0 +1,187 @@
+"""The local engine: runs of main.py side by side on this machine."""
+
+import ctypes
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from types import FrameType
+
+from ..running.child import FAILED, PR_SET_PDEATHSIG
+from ..running.devices import VARIABLE, Gpu
+from ..storage import locks, record
+from ..util import UserError, on_stop_signals
+from .record import NO_FAILURE, Sweep
+
+MAIN = Path(__file__).resolve().parents[1] / "main.py"
+TICK = 0.2  # seconds between looks at the runs
+KILLED = 128  # what a shell adds to the signal's number
+
+
+@dataclass
+class _Running:
+    sweep: Sweep
+    index: int
+    process: subprocess.Popen[bytes]
+    slot: Mapping[str, str]
+
+
+def slots(
+    gpus_per_run: int, max_parallel: int | None, gpus: Sequence[Gpu]
+) -> list[dict[str, str]]:
+    """The environment variables of runs that may go on at a time.
+
+    Without GPUs, `max_parallel` runs (by default one); else a run for each group of
+    `gpus_per_run` GPUs, at most `max_parallel`.
+
+    Raises:
+        UserError: fewer GPUs than one run needs.
+    """
+    if not gpus_per_run:
+        return [{}] * (max_parallel or 1)
+    groups = [
+        gpus[first : first + gpus_per_run]
+        for first in range(0, len(gpus) - gpus_per_run + 1, gpus_per_run)
+    ]
+    if not groups:
+        raise UserError(
+            f"{len(gpus)} GPUs were found, and a run gets {gpus_per_run}; "
+            "--gpus-per-run changes that (0: the CPU)"
+        )
+    return [
+        {VARIABLE: ",".join(gpu.token for gpu in group)}
+        for group in groups[:max_parallel]
+    ]
+
+
+class Pool:
+    """Works through runs until all have ended or a signal comes.
+
+    Ctrl-C and SIGTERM let the runs save and end, and start no more; a second one ends
+    them at once. A run that fails does not stop the others. When this process is
+    killed, its runs save and end as well.
+
+    Args:
+        runs: sweeps and indices, in order.
+        slots: for each place the environment variables of its runs.
+        tell: gets a line for each event.
+        main: the program; tests have their own.
+    """
+
+    def __init__(
+        self,
+        runs: Sequence[tuple[Sweep, int]],
+        slots: Sequence[Mapping[str, str]],
+        tell: Callable[[str], None] = print,
+        main: Path = MAIN,
+    ) -> None:
+        self._waiting = deque(runs)
+        self._count = len(runs)
+        self._free = deque(slots)
+        self._running: list[_Running] = []
+        self._tell = tell
+        self._main = main
+        self._signals = 0
+        self._passed_on = 0
+
+    def run(self) -> list[int]:
+        """Returns the exit codes of all runs that were started, as a shell would."""
+        codes = []
+        with on_stop_signals(self._on_signal):
+            while self._running or (self._waiting and not self._signals):
+                while self._waiting and self._free and not self._signals:
+                    self._start(*self._waiting.popleft())
+                codes += self._collect()
+                self._pass_signals_on()
+                time.sleep(TICK)
+        return codes
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._signals += 1
+
+    def _pass_signals_on(self) -> None:
+        if self._signals and not self._passed_on:
+            self._tell(
+                f"stopping: {len(self._running)} runs save and end, "
+                f"{len(self._waiting)} are not started"
+            )
+        while self._passed_on < min(self._signals, 2):
+            self._passed_on += 1
+            for running in self._running:
+                running.process.terminate()
+
+    def _start(self, sweep: Sweep, index: int) -> None:
+        run, path = sweep.runs[index], sweep.log(index)
+        if locks.in_use(sweep.folders(index)):
+            self._event(f"{run.name} is running already: left alone")
+            return
+        slot = self._free.popleft()
+        with open(path, "ab") as log:
+            log.write(f"== started {_now()} on {os.uname().nodename}\n".encode())
+            log.flush()
+            child = subprocess.Popen(
+                [sys.executable, str(self._main), *run.arguments],
+                cwd=sweep.working_folder,
+                env={**os.environ, **slot},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                preexec_fn=partial(_begin, os.getpid()),
+            )
+        self._running.append(_Running(sweep, index, child, slot))
+        gpus = f" on GPU {slot[VARIABLE]}" if slot else ""
+        number = self._count - len(self._waiting)
+        self._event(f"{run.name} started{gpus}, {number} of {self._count}: {path}")
+
+    def _collect(self) -> list[int]:
+        """Takes leave of runs that have ended; returns their exit codes."""
+        codes = []
+        ended = [each for each in self._running if each.process.poll() is not None]
+        for each in ended:
+            self._running.remove(each)
+            self._free.append(each.slot)
+            path, name = each.sweep.log(each.index), each.sweep.runs[each.index].name
+            code = each.process.returncode
+            code = code if code >= 0 else KILLED - code
+            codes.append(code)
+            with open(path, "a") as log:
+                log.write(f"== ended {_now()} with exit code {code}\n")
+            self._event(f"{name} {self._ending(each, code)}")
+        return codes
+
+    def _ending(self, each: _Running, code: int) -> str:
+        run = each.sweep.runs[each.index]
+        if code not in NO_FAILURE:
+            return f"failed with exit code {code}: {each.sweep.log(each.index)}"
+        folders = each.sweep.folders(each.index)
+        finished = record.is_finished(folders, run.frames, run.hours)
+        return "finished" if finished else "stopped"
+
+    def _event(self, line: str) -> None:
+        self._tell(f"{datetime.now().strftime('%H:%M:%S')} {line}")
+
+
+def _begin(parent: int) -> None:
+    """In the child, before main.py: out of Ctrl-C's reach, ended with its parent."""
+    os.setpgid(0, 0)
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:  # it died before the kernel was asked
+        os._exit(FAILED)
+
+
+def command(arguments: Sequence[str]) -> str:
+    """The command line of a run, as a user would type it."""
+    is_here = MAIN.parent == Path.cwd()
+    return shlex.join(["python", MAIN.name if is_here else str(MAIN), *arguments])
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

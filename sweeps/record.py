@@ -1,0 +1,186 @@
+"""The record of a sweep: what it runs, and where."""
+
+import json
+import os
+import platform
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import portalocker
+
+from ..storage import locks, record
+from ..storage.folders import Folders
+from ..util import UserError
+
+FOLDER = "sweeps"  # of the output root
+RECORD, LOCK = "sweep.json", ".lock"
+SLURM, LOCAL = "slurm", "local"
+# Exit codes, as a shell gives them, of runs that did not fail: SIGTERM (15) that comes
+# before main.py can answer it ends it as a signal does.
+NO_FAILURE = (0, 128 + 15)
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One run of main.py.
+
+    Attributes:
+        arguments: of main.py.
+        environment: the name of its environment's folder.
+        experiment: its own name.
+        log_path, save_model_path: of its configuration.
+        frames, hours: its limits.
+        updates: of the value learner up to `frames`; None where nothing sets a pace.
+        processes: that learn and act, its launcher not counted.
+    """
+
+    arguments: tuple[str, ...]
+    environment: str
+    experiment: str
+    log_path: str
+    save_model_path: str
+    frames: int | None
+    hours: float | None
+    updates: int | None
+    processes: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.environment}/{self.experiment}"
+
+    def folders(self, output_root: Path) -> Folders:
+        root = output_root / self.environment / self.experiment
+        return Folders(
+            root, root / self.log_path, root / self.save_model_path, self.experiment
+        )
+
+
+# ---- the record ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What was asked of one engine by one call; `OUTPUT_ROOT/sweeps/NUMBER/`.
+
+    Attributes:
+        folder: its own.
+        engine: SLURM or LOCAL.
+        working_folder: where its commands are run, absolute.
+        gpus_per_run: GPUs that each run gets.
+        max_parallel: runs at a time; None: as many as there are GPUs for.
+        runs: by their index, which also names their logs.
+    """
+
+    folder: Path
+    engine: str
+    working_folder: str
+    gpus_per_run: int
+    max_parallel: int | None
+    runs: tuple[PlannedRun, ...]
+
+    @property
+    def output_root(self) -> Path:
+        return self.folder.parents[1]
+
+    @property
+    def script(self) -> Path:
+        return self.folder / "job.sh"
+
+    def log(self, index: int) -> Path:
+        """What main.py printed in all attempts at a run."""
+        return self.folder / f"{index}.txt"
+
+    def folders(self, index: int) -> Folders:
+        return self.runs[index].folders(self.output_root)
+
+
+def next_folder(output_root: Path) -> Path:
+    """Where the next sweep's record goes; `save` makes it."""
+    sweeps = output_root.absolute() / FOLDER
+    return sweeps / str(max([0, *map(int, _numbers(sweeps))]) + 1)
+
+
+def save(sweep: Sweep) -> None:
+    """Writes the record into a new folder; needs `claimed`."""
+    sweep.folder.mkdir()
+    content = asdict(sweep)
+    del content["folder"]
+    record.write_json(sweep.folder / RECORD, content)
+
+
+@contextmanager
+def claimed(output_root: Path) -> Iterator[None]:
+    """Held by a call that starts runs; a local pool, as long as it works.
+
+    Raises:
+        UserError: another call holds it, or nothing can be written there.
+    """
+    path = output_root / FOLDER / LOCK
+    flags = portalocker.LOCK_EX | portalocker.LOCK_NB
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with portalocker.Lock(
+            path, "a+", timeout=locks.ASKING_PATIENCE, flags=flags
+        ) as file:
+            file.truncate(0)
+            file.write(f"{os.getpid()} {platform.node()}")
+            file.flush()
+            yield
+    except portalocker.LockException:
+        raise UserError(
+            f"another sweep.py starts runs in {output_root} now; wait for its end, or "
+            f"python sweep.py cancel {output_root}"
+        ) from None
+    except OSError as error:
+        raise UserError(f"{error.filename or path}: {error.strerror}") from None
+
+
+def holder(output_root: Path) -> tuple[int, str] | None:
+    """Process id and host of the call that starts runs here now; None: none does."""
+    path = output_root / FOLDER / LOCK
+    if not locks.is_locked(path):
+        return None
+    number, _, host = path.read_text().partition(" ")
+    return (int(number), host) if number else None
+
+
+def load_all(output_root: Path) -> list[Sweep]:
+    """All sweeps of an output root, the oldest first.
+
+    Raises:
+        UserError: a record cannot be read.
+    """
+    sweeps = output_root.absolute() / FOLDER
+    folders = [sweeps / number for number in sorted(_numbers(sweeps), key=int)]
+    return [_load(folder) for folder in folders if (folder / RECORD).exists()]
+
+
+def _numbers(sweeps: Path) -> list[str]:
+    if not sweeps.is_dir():
+        return []
+    return [path.name for path in sweeps.iterdir() if path.name.isdecimal()]
+
+
+def _load(folder: Path) -> Sweep:
+    path = folder / RECORD
+    try:
+        content: dict[str, Any] = json.loads(path.read_text())
+        runs = [
+            PlannedRun(**{**run, "arguments": tuple(run["arguments"])})
+            for run in content.pop("runs")
+        ]
+        return Sweep(folder=folder, runs=tuple(runs), **content)
+    except (OSError, ValueError, TypeError, KeyError):
+        raise UserError(f"{path} cannot be read, or is no record of a sweep") from None
+
+
+def latest(sweeps: Sequence[Sweep]) -> list[tuple[Sweep, int]]:
+    """Each run once: the last sweep that has it, and its index there."""
+    found: dict[str, tuple[Sweep, int]] = {}
+    for sweep in sweeps:
+        for index, run in enumerate(sweep.runs):
+            found[run.name] = (sweep, index)
+    return list(found.values())

@@ -1,0 +1,220 @@
+"""What a sweep runs: files and grids expanded into checked runs, and its record."""
+
+import itertools
+import json
+import os
+import re
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..settings import loading
+from ..settings.loading import LoadedConfig
+from ..settings.roles import process_names
+from ..settings.schema import Config
+from ..storage import opening
+from ..storage.folders import Folders
+from ..util import UserError
+from .record import PlannedRun
+
+IN_A_NAME = r"[A-Za-z0-9._+=-]+"  # a value that may stand in an experiment's name
+
+
+# ---- expanding ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the command line asks for.
+
+    Attributes:
+        paths: configuration files, and folders of them.
+        settings: "KEY=V1,V2", as of `--set`.
+        seeds: one run for each; none: the configurations' own.
+        frames, hours: limits of each run; None: the configurations' own.
+        endless: whether runs may have no limit.
+        gpu_id: for main.py.
+    """
+
+    paths: Sequence[str]
+    settings: Sequence[str] = ()
+    seeds: Sequence[int] = ()
+    frames: int | None = None
+    hours: float | None = None
+    endless: bool = False
+    gpu_id: str = "cpu"
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """One value of one key: what `--set` gets, and what it adds to the name."""
+
+    override: str
+    label: str = ""
+
+
+def expand(request: Request) -> tuple[Path, list[PlannedRun]]:
+    """All runs of a request, in order of files, then of values, then of seeds.
+
+    Returns:
+        The output root, which they share, and the runs, with distinct folders.
+
+    Raises:
+        UserError: a mistake in any of the configurations; nothing has been started.
+    """
+    axes = _axes(request)
+    runs: dict[str, PlannedRun] = {}
+    roots: dict[str, str] = {}
+    faults: dict[str, None] = {}  # in order; one mistake in --set is one, not 132
+    for path in _files(request.paths):
+        for choices in itertools.product(*axes):
+            try:
+                run, root = _planned(request, path, choices)
+            except UserError as error:
+                faults[str(error)] = None
+                continue
+            if run.name in runs:
+                faults[_collision(run, runs[run.name])] = None
+            runs[run.name] = run
+            roots.setdefault(root, path)
+    if faults:
+        more = f" (and {len(faults) - 1} more mistakes)" if len(faults) > 1 else ""
+        raise UserError(f"{next(iter(faults))}{more}; nothing was started")
+    if len(roots) > 1:
+        (one, first), (other, second) = list(roots.items())[:2]
+        raise UserError(
+            f"{first} writes to {one}, {second} to {other}; give all runs one folder "
+            "by --set output_root=FOLDER"
+        )
+    return Path(next(iter(roots))), list(runs.values())
+
+
+def _files(paths: Sequence[str]) -> list[str]:
+    """The files, each once; a folder stands for all .json below it."""
+    files: dict[str, None] = {}
+    for path in paths:
+        if not os.path.isdir(path):
+            files[path] = None
+            continue
+        found = sorted(str(file) for file in Path(path).rglob("*.json"))
+        if not found:
+            raise UserError(f"{path} holds no .json file")
+        files.update(dict.fromkeys(found))
+    return list(files)
+
+
+def _axes(request: Request) -> list[list[_Choice]]:
+    """For each key its values, the seeds last."""
+    keys = [setting.partition("=")[0] for setting in request.settings]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise UserError(f"--set: {key} stands twice; give all its values in one")
+    if request.seeds and "seed" in keys:
+        raise UserError("--seeds and --set seed=... both set the seed; give one")
+    split = [(key, *_values(s)) for key, s in zip(keys, request.settings, strict=True)]
+    varied = [key for key, *values in split if len(values) > 1]
+    axes = []
+    for key, *values in split:
+        if len(values) < 2:
+            axes.append([_Choice("=".join([key, *values]))])
+            continue
+        last = key.rpartition(".")[2]
+        is_unique = sum(other.rpartition(".")[2] == last for other in varied) == 1
+        shown = last if is_unique else key
+        axes.append(
+            [
+                _Choice(f"{key}={value}", f"-{shown}={_in_a_name(value, number)}")
+                for number, value in enumerate(values)
+            ]
+        )
+    if request.seeds:
+        axes.append([_Choice(f"seed={n}", f"-seed{n}") for n in request.seeds])
+    return axes
+
+
+def _values(setting: str) -> list[str]:
+    """The values in "KEY=V1,V2"; none where there is no "=".
+
+    A JSON value is one, whatever commas are in it; several JSON values are separated
+    by commas, as in a list; and so is what is no JSON, such as names.
+    """
+    _, equals, text = setting.partition("=")
+    if not equals:
+        return []
+    with suppress(ValueError):
+        json.loads(text)
+        return [text]
+    with suppress(ValueError):
+        return [json.dumps(value) for value in json.loads(f"[{text}]")] or [text]
+    return text.split(",")
+
+
+def _in_a_name(value: str, number: int) -> str:
+    plain = value.strip('"')
+    return plain if re.fullmatch(IN_A_NAME, plain) else f"v{number}"
+
+
+def _planned(
+    request: Request, path: str, choices: Sequence[_Choice]
+) -> tuple[PlannedRun, str]:
+    """One run and its output root.
+
+    Raises:
+        UserError: the configuration is wrong, has no limit, or is not that of the
+            output that is already there.
+    """
+    overrides = [choice.override for choice in choices]
+    loaded = loading.load(
+        path, overrides=overrides, frames=request.frames, hours=request.hours
+    )
+    config = loaded.config
+    own = loading.experiment_name(path)
+    name = loading.experiment_name(
+        path, own + "".join(choice.label for choice in choices)
+    )
+    if not (config.total_frames or config.total_hours or request.endless):
+        raise UserError(
+            f"{path} has no limit: give --frames N or --hours H, or --endless to let "
+            "it run until it is cancelled"
+        )
+    _check_output(Folders.of(config, name), loaded)
+    arguments = [path, request.gpu_id, "--resume-or-start"]
+    arguments += ["--name", name] if name != own else []
+    for option in ("frames", "hours"):
+        value = getattr(request, option)
+        arguments += [] if value is None else [f"--{option}", str(value)]
+    arguments += ["--set", *overrides] if overrides else []
+    planned = PlannedRun(
+        arguments=tuple(arguments),
+        environment=config.environment_folder,
+        experiment=name,
+        log_path=config.log_path,
+        save_model_path=config.save_model_path,
+        frames=config.total_frames,
+        hours=config.total_hours,
+        updates=_updates(config),
+        processes=len(process_names(config)) - 1,
+    )
+    return planned, config.output_root
+
+
+def _check_output(folders: Folders, loaded: LoadedConfig) -> None:
+    if opening.has_output(folders):
+        opening.check_mode(folders, loaded.merged, "resume")
+
+
+def _updates(config: Config) -> int | None:
+    policy = config.policy_config
+    if config.total_frames is None or not policy.frames_per_update:
+        return None
+    learned = config.total_frames - policy.frames_before_learning
+    return int(learned / policy.frames_per_update)
+
+
+def _collision(run: PlannedRun, other: PlannedRun) -> str:
+    files = " and ".join(dict.fromkeys((other.arguments[0], run.arguments[0])))
+    return (
+        f"{files}: two runs would both be {run.name}; rename a file, or sweep them "
+        "with different output_root"
+    )

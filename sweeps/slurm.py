@@ -1,0 +1,208 @@
+"""The Slurm engine: a readable job script, and what Slurm knows of its jobs."""
+
+import getpass
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..util import UserError, atomic_write
+from .record import Sweep
+
+MAIN = Path(__file__).resolve().parents[1] / "main.py"
+SAVE_SECONDS = 60  # before the time limit; a run saves within 15
+
+PENDING = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "RESV_DEL_HOLD"}
+
+# USR1 goes to the script alone (--signal=B:), so it can tell a time limit, after which
+# nobody but itself queues the job again, from TERM: scancel, or preemption, after which
+# Slurm does. Bash runs a trap only between commands, hence `&` and `wait`.
+TEMPLATE = """\
+#!/bin/bash
+# {count} runs as one Slurm array, written by sweep.py. To change something, edit this
+# file and submit it again (finished runs end at once, running ones must be cancelled):
+#     sbatch {script}
+{directives}
+
+case $SLURM_ARRAY_TASK_ID in
+{cases}
+*) echo "there is no run $SLURM_ARRAY_TASK_ID" >&2; exit 2 ;;
+esac
+
+again=no
+trap 'again=yes; kill -TERM "$run"' USR1  # the time limit is near: save, then requeue
+trap 'kill -TERM "$run"' TERM             # scancel or preemption: save
+
+cd {working_folder} || exit
+job=${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID
+echo "== started $(date -u +%FT%TZ) on $(hostname) by job $job"
+{python} {main} "$@" &
+run=$!
+while kill -0 "$run" 2> /dev/null; do wait "$run"; done
+wait "$run"
+code=$?
+echo "== ended $(date -u +%FT%TZ) with exit code $code"
+
+# 1 is a failure and 2 a mistake, which would only come again.
+if [ $again = yes ] && [ $code -ne 1 ] && [ $code -ne 2 ]; then
+    scontrol requeue "$job"
+fi
+exit $code
+"""
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What each run asks Slurm for; None leaves it to the cluster."""
+
+    cpus: int
+    partition: str | None = None
+    time: str | None = None
+    mem: str | None = None
+
+
+def job_script(sweep: Sweep, resources: Resources) -> str:
+    """The array's script: an element for each run, by its index."""
+    last = len(sweep.runs) - 1
+    limit = f"%{sweep.max_parallel}" if sweep.max_parallel else ""
+    output = str(sweep.log(0)).replace("%", "%%").removesuffix("0.txt") + "%a.txt"
+    options = {
+        "job-name": f"sweep-{sweep.folder.name}",
+        "array": f"0-{last}{limit}",
+        "partition": resources.partition,
+        "time": resources.time,
+        "nodes": 1,
+        "ntasks": 1,
+        "cpus-per-task": resources.cpus,
+        "mem": resources.mem,
+        "gres": f"gpu:{sweep.gpus_per_run}" if sweep.gpus_per_run else None,
+        "output": shlex.quote(output),
+        "open-mode": "append",
+        "signal": f"B:USR1@{SAVE_SECONDS}",
+    }
+    lines = [f"#SBATCH --{key}={value}" for key, value in options.items() if value]
+    cases = [
+        f"{index}) set -- {shlex.join(run.arguments)} ;;"
+        for index, run in enumerate(sweep.runs)
+    ]
+    return TEMPLATE.format(
+        count=len(sweep.runs),
+        script=shlex.quote(str(sweep.script)),
+        directives="\n".join([*lines, "#SBATCH --requeue"]),
+        cases="\n".join(cases),
+        working_folder=shlex.quote(sweep.working_folder),
+        python=shlex.quote(sys.executable),
+        main=shlex.quote(str(MAIN)),
+    )
+
+
+def write_script(sweep: Sweep, resources: Resources) -> None:
+    atomic_write(sweep.script, job_script(sweep, resources).encode())
+
+
+def require() -> None:
+    """Raises a UserError where there is no Slurm on this machine."""
+    if shutil.which("sbatch") is None:
+        raise UserError(
+            "sbatch was not found: this machine submits nothing to Slurm; --engine "
+            "local runs here, --dry-run shows the script"
+        )
+
+
+def submit(sweep: Sweep, indices: Iterable[int] | None = None) -> str:
+    """Submits the script as it stands; returns the job's id.
+
+    Args:
+        sweep: whose script it is.
+        indices: the runs; None: as the script says.
+
+    Raises:
+        UserError: sbatch refuses.
+    """
+    require()
+    words = ["sbatch", "--parsable"]
+    if indices is not None:
+        limit = f"%{sweep.max_parallel}" if sweep.max_parallel else ""
+        words.append(f"--array={','.join(map(str, indices))}{limit}")
+    done = _call([*words, str(sweep.script)])
+    if done.returncode:
+        raise UserError(
+            f"{_last_line(done.stderr)}; the script stays: sbatch {sweep.script}"
+        )
+    return done.stdout.strip().partition(";")[0]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One run's place in Slurm's queue."""
+
+    job: str  # as scancel takes it
+    state: str
+    reason: str
+
+    @property
+    def is_pending(self) -> bool:
+        return self.state in PENDING
+
+
+Queue = Mapping[tuple[str, int], Task]  # by script and array index
+
+
+def queue() -> Queue:
+    """The user's jobs that wait or run.
+
+    They are found by their script, so that one that was submitted by hand is known too.
+
+    Raises:
+        UserError: squeue is there and fails.
+    """
+    if shutil.which("squeue") is None:
+        return {}
+    user, shown = f"--user={getpass.getuser()}", "--format=%K|%T|%i|%r|%Z|%o"
+    done = _call(["squeue", "--noheader", "--array", user, shown])
+    if done.returncode:
+        raise UserError(_last_line(done.stderr))
+    tasks = {}
+    for line in done.stdout.splitlines():
+        index, state, job, reason, folder, command = line.split("|", 5)
+        if index.isdecimal():
+            script = str(Path(folder, command).resolve())
+            tasks[script, int(index)] = Task(job, state, reason)
+    return tasks
+
+
+def cancel(tasks: Iterable[Task]) -> None:
+    """Ends jobs; those that run save first.
+
+    Raises:
+        UserError: scancel refuses.
+    """
+    done = _call(["scancel", *(task.job for task in tasks)])
+    if done.returncode:
+        raise UserError(_last_line(done.stderr))
+
+
+def past_states(jobs: Iterable[str]) -> dict[str, str]:
+    """How jobs ended, such as TIMEOUT, where the cluster keeps accounts of it."""
+    jobs = list(jobs)
+    if not jobs or shutil.which("sacct") is None:
+        return {}
+    plain = ("--noheader", "--parsable2", "--allocations", "--format=JobID,State")
+    done = _call(["sacct", *plain, f"--jobs={','.join(jobs)}"])
+    if done.returncode:  # most often: "accounting storage is disabled"
+        return {}
+    rows = [line.split("|") for line in done.stdout.splitlines()]
+    return {row[0]: row[1] for row in rows if len(row) == 2}
+
+
+def _call(words: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(words, capture_output=True, text=True, check=False)
+
+
+def _last_line(text: str) -> str:
+    lines = text.strip().splitlines() or ["it failed without a word"]
+    return re.sub(r"^(\w+): error: ", r"\1: ", lines[-1])
