@@ -1,6 +1,6 @@
-"""sweep_slurm: the job script, also as bash runs it, and Slurm's answers.
+"""The job script, also as bash runs it, and Slurm's answers.
 
-The programs of Slurm are stand-ins here; tests/check_slurm.sh uses real ones.
+The programs of Slurm are stand-ins here; tests/programs/check_slurm.sh uses real ones.
 """
 
 import os

@@ -1,69 +1,26 @@
-"""sweep_pool: runs side by side, with a stand-in for main.py."""
+"""The local pool: runs side by side, with a stand-in for main.py."""
 
 import os
 import signal
 import subprocess
 import sys
-from dataclasses import replace
-from pathlib import Path
 
 import pytest
-from support import make_sweep, poll
+from support import PROJECT, poll
+from support_pool import make, work
 
 from steve.running.devices import VARIABLE, Gpu
 from steve.storage import locks
 from steve.sweeps import pool as pool_module
 from steve.sweeps import status
-from steve.sweeps.pool import Pool, slots
+from steve.sweeps.pool import slots
 from steve.sweeps.record import Sweep
 from steve.util import UserError
-
-PROJECT = Path(__file__).resolve().parents[1]
-
-# Alone on its GPU, or it fails. What it does is in a file of its run's name.
-MAIN = """
-import os, pathlib, signal, sys, time
-folder = pathlib.Path(__file__).parent
-name = sys.argv[sys.argv.index("--name") + 1]
-def end(*_):
-    (folder / f"{name}.saved").touch()
-    mine.unlink()
-    sys.exit(0)
-signal.signal(signal.SIGTERM, end)
-mine = folder / f"gpu{os.environ.get('CUDA_VISIBLE_DEVICES')}"
-mine.touch(exist_ok=False)
-(folder / f"{name}.started").touch()
-print("this is", name, flush=True)
-task = (folder / name).read_text()
-if task == "wait":
-    signal.pause()
-if task == "die":
-    os.kill(os.getpid(), signal.SIGKILL)
-time.sleep(0.05)
-mine.unlink()
-sys.exit(int(task))
-"""
 
 
 @pytest.fixture(autouse=True)
 def _brisk(monkeypatch):
     monkeypatch.setattr(pool_module, "TICK", 0.02)
-
-
-def make(folder: Path, **tasks: str) -> Sweep:
-    """A sweep of the stand-in: a run for each name, and what it does."""
-    (folder / "main.py").write_text(MAIN)
-    for name, task in tasks.items():
-        (folder / name).write_text(task)
-    sweep = make_sweep(folder / "output", *tasks)
-    runs = [replace(run, arguments=("--name", run.experiment)) for run in sweep.runs]
-    return replace(sweep, working_folder=str(folder), runs=tuple(runs))
-
-
-def work(sweep: Sweep, places: list[dict[str, str]], tell=lambda line: None) -> list:
-    runs = [(sweep, index) for index in range(len(sweep.runs))]
-    main = Path(sweep.working_folder) / "main.py"
-    return Pool(runs, places, tell, main).run()
 
 
 def codes(sweep: Sweep) -> list[int | None]:
@@ -148,7 +105,7 @@ def test_a_signal_lets_runs_save_and_starts_no_more(tmp_path, number):
 
 def test_when_the_pool_is_killed_its_runs_save(tmp_path):
     code = (
-        "import sys, pathlib, test_sweep_pool as t\n"
+        "import sys, pathlib, support_pool as t\n"
         "t.work(t.make(pathlib.Path(sys.argv[1]), first='wait'), [{}])"
     )
     words = [sys.executable, "-c", code, str(tmp_path)]

@@ -1,4 +1,4 @@
-"""sweep_status: what a run's files, its log and the queue say together."""
+"""What a run's files, its log and the queue say together."""
 
 import signal
 from dataclasses import replace

@@ -2,7 +2,7 @@
 # Tries `sweep.py --engine slurm` on a real Slurm cluster of this one machine.
 #
 #     apt-get install slurmctld slurmd slurm-client munge       (Debian, as root)
-#     tests/check_slurm.sh FOLDER                 as root; about ten minutes on two cores
+#     tests/programs/check_slurm.sh FOLDER        as root; about ten minutes on two cores
 #
 # An array of four runs: two are short; of the two long ones one is preempted by an
 # urgent job, and both come to their time limit of two minutes, until they are done.
@@ -13,7 +13,7 @@ set -euo pipefail
 
 [ $# -eq 1 ] && [ ! -e "$1" ] || { sed -n '2,12p' "$0"; exit 2; }
 folder=$(realpath -m "$1")
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../.."
 export SLURM_CONF=$folder/slurm.conf PYTHONPATH=tests
 output=$folder/output
 python=.venv/bin/python

@@ -1,0 +1,53 @@
+"""The record of a sweep: written, read, and claimed by one call at a time."""
+
+import subprocess
+import sys
+
+import pytest
+from support import PROJECT, make_sweep
+
+from steve.storage import locks
+from steve.sweeps import record
+from steve.util import UserError
+
+
+def test_a_record_is_read_as_it_was_written_and_the_last_sweep_of_a_run_counts(
+    tmp_path,
+):
+    first = make_sweep(tmp_path, "a", "b")
+    second = make_sweep(tmp_path, "b", "c")
+    assert [first.folder.name, second.folder.name] == ["1", "2"]
+    assert record.load_all(tmp_path) == [first, second]
+    latest = record.latest([first, second])
+    assert latest == [(first, 0), (second, 0), (second, 1)]
+
+
+def test_a_damaged_record_is_one_line(tmp_path):
+    sweep = make_sweep(tmp_path, "a")
+    (sweep.folder / "sweep.json").write_text('{"runs": 3}')
+    with pytest.raises(UserError, match="is no record of a sweep"):
+        record.load_all(tmp_path)
+
+
+def test_one_call_at_a_time_starts_runs(tmp_path, monkeypatch):
+    monkeypatch.setattr(locks, "ASKING_PATIENCE", 0.0)
+    assert record.holder(tmp_path) is None
+    code = (
+        "import sys, pathlib, signal\n"
+        "from steve.sweeps import record\n"
+        "with record.claimed(pathlib.Path(sys.argv[1])):\n"
+        "    print('held', flush=True); signal.pause()"
+    )
+    words = [sys.executable, "-c", code, str(tmp_path)]
+    with subprocess.Popen(words, cwd=PROJECT, stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"held\n"
+        assert record.holder(tmp_path)[0] == other.pid
+        with (
+            pytest.raises(UserError, match="another sweep"),
+            record.claimed(tmp_path),
+        ):
+            pass
+        other.kill()
+    assert record.holder(tmp_path) is None
+    with record.claimed(tmp_path):
+        pass
