@@ -15,7 +15,7 @@ import pytest
 from steve import util
 from steve.storage import tables
 from steve.storage.tables import append_row
-from steve.util import Every, atomic_write, named, number, unused, wait_until
+from steve.util import Every, atomic_write, clock, named, number, unused, wait_until
 
 OLD, NEW = b"the old content", b"the new content, which is longer"
 
@@ -319,6 +319,26 @@ def test_the_count_0_is_no_hit():
 
 def test_intervals_below_1_work():
     assert hits(Every(0.25), [0.1, 0.25, 0.3, 0.6, 0.7, 0.75]) == [0.25, 0.6, 0.75]
+
+
+# Times
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        (None, "-"),
+        (0, "0:00:00"),
+        (59.9, "0:00:59"),
+        (60, "0:01:00"),
+        (3599, "0:59:59"),
+        (3600, "1:00:00"),
+        (3661.5, "1:01:01"),
+        (100 * 3600 + 62, "100:01:02"),
+    ],
+)
+def test_clock(given, text):
+    assert clock(given) == text
 
 
 # Arguments and paths

@@ -8,7 +8,7 @@ import pytest
 from support import append_frames, make_sweep
 
 from steve.replay import ReplayBuffer
-from steve.storage import locks, record, tables
+from steve.storage import locks, record
 from steve.sweeps import slurm
 from steve.sweeps.record import SLURM, Sweep
 from steve.sweeps.slurm import Task
@@ -162,16 +162,6 @@ def test_frames_score_and_time_left_come_from_the_runs_files(sweep):
         sooner = replace(sweep, runs=(replace(sweep.runs[0], hours=0.25),))
         assert state_of(sooner).seconds_left == pytest.approx(0.05 * 3600)
     assert state_of(sweep).seconds_left is None
-
-
-def test_only_the_end_of_a_long_csv_is_read(tmp_path):
-    path = tmp_path / "long.csv"
-    rows = [f"{n},{'1' * 20}" for n in range(5000)]
-    write_csv(path, "n,text", *rows, torn="5000,1")
-    found = tables.last_rows(path)
-    assert 0 < len(found) < 1000
-    assert [row["n"] for row in found] == list(range(5000 - len(found), 5000))
-    assert tables.last_rows(tmp_path / "none.csv") == []
 
 
 def test_a_log_without_a_start_is_no_attempt(tmp_path):

@@ -1,4 +1,4 @@
-"""devices: which GPUs a launch sees, and which learner gets which."""
+"""Devices: which GPUs a launch sees, and which learner gets which."""
 
 import pynvml
 import pytest

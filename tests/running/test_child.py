@@ -13,7 +13,7 @@ from pathlib import Path
 
 import portalocker
 import pytest
-from support import PATIENCE, open_run, poll
+from support import PATIENCE, PROJECT, open_run, poll
 
 from steve.running import child as child_module
 from steve.running.child import (
@@ -28,7 +28,6 @@ from steve.running.child import (
 from steve.storage.board import Board
 
 SPAWN = multiprocessing.get_context("spawn")
-PROJECT = Path(__file__).resolve().parents[1]
 NAME = "interactor0"
 
 

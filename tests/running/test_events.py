@@ -2,16 +2,15 @@
 
 import os
 import re
-from pathlib import Path
 
 import pytest
-from support import make_config, make_run, read_events
+from support import PROJECT, make_config, make_run, read_events
 
 from steve.running.events import WRITTEN_ANEW, EventFile, ScoreEvents
 from steve.valuerl_learner import ValueRLLearner
 from steve.worldmodel_learner import WorldmodelLearner
 
-README = Path(__file__).resolve().parents[1] / "README.md"
+README = PROJECT / "README.md"
 HEADER = "hours,epochs,frames,score\n"
 
 

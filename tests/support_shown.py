@@ -1,0 +1,91 @@
+"""A run whose files a test fills, for the tests of what is shown of a run."""
+
+import io
+
+import numpy as np
+import support_env
+from rich.console import Console
+from support import make_config, make_run
+
+from steve.replay import Batch, ReplayBuffer
+from steve.running import display
+from steve.running.display import plain_line, render
+from steve.running.progress import Progress
+from steve.settings.roles import VALUERL, WORLDMODEL
+from steve.storage.board import Board
+
+HEADER = "hours,epochs,frames,score\n"
+
+
+class Clock:
+    """Monotonic seconds of the display, which pass when a test says so."""
+
+    def __init__(self, monkeypatch):
+        self.now = 1000.0
+        monkeypatch.setattr(display.time, "monotonic", lambda: self.now)
+
+
+class Shown:
+    """A run whose files a test fills, and the progress that is read from them."""
+
+    def __init__(self, tmp_path, model, **keys):
+        self.run = make_run(make_config(tmp_path, model, **keys))
+        self.board = Board.create(self.run.folders.board, self.run.config)
+        self._replay = ReplayBuffer.create(
+            self.run.folders.replay, support_env.OBS_DIM, 1, 10_000_000
+        )
+        self.progress = Progress(self.run, self.board, self._replay)
+
+    def add_frames(self, count):
+        obs = np.zeros((count, support_env.OBS_DIM))
+        zeros = np.zeros(count)
+        self._replay.append(Batch(obs, zeros[:, None], zeros, obs, zeros))
+
+    def fill(self, learner, metrics, **fields):
+        row = self.board[learner]
+        for field, value in fields.items():
+            row[field] = value
+        row["metrics"][: len(metrics)] = metrics
+
+    def add_scores(self, text):
+        with open(self.run.folders.scores, "a") as file:
+            file.write(text)
+
+    def line(self):
+        line = plain_line(self.progress)
+        assert "\n" not in line
+        return line
+
+    def table(self, width, title="experiment"):
+        console = Console(
+            record=True, width=width, force_terminal=True, file=io.StringIO()
+        )
+        console.print(render(self.progress, title))
+        text = console.export_text()
+        assert max(len(line) for line in text.splitlines()) <= width
+        return text
+
+
+def busy(tmp_path, **keys):
+    """A long run of STEVE, in full swing; its numbers are wide."""
+    expansion = {"rollout_len": 3, "steve_reweight": True}
+    keys["policy_config"] = {"value_expansion": expansion}
+    shown = Shown(tmp_path, model=True, **keys)
+    shown.add_frames(12_000)
+    shown.fill(
+        VALUERL,
+        [123.456, -7654.321, 9, 0.4567],
+        updates=4_000_123,
+        epoch=8001,
+        hours=12.0,
+        updates_per_s=123.45,
+    )
+    shown.fill(
+        WORLDMODEL,
+        [9, 0.01234, 1.234e-05, 67.89],
+        updates=3_999_876,
+        pretrained=10_000,
+        epoch=8000,
+        updates_per_s=98.76,
+    )
+    return shown
