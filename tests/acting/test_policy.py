@@ -1,18 +1,19 @@
-"""The NumPy policy: same actions as TensorFlow's, exploration, no TensorFlow."""
+"""The NumPy policy: TensorFlow's actions without TensorFlow; its reader."""
 
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from support import PROJECT, publish_policy
+from support_actors import context_of, new_run
 
 from steve import nn
-from steve.acting.policy import Policy, random_actions
+from steve.acting.policy import Policy, PolicyReader, random_actions
+from steve.storage import checkpoint
 from steve.storage.checkpoint import Checkpoint, CheckpointError
 
-ROOT = Path(__file__).resolve().parents[1]
 METADATA = {"epoch": 3, "frames": 12_345, "hours": 0.25}
 
 
@@ -154,6 +155,61 @@ def test_random_actions_are_uniform_within_bounds():
     assert np.abs(np.corrcoef(actions.T)[~np.eye(3, dtype=bool)]).max() < 0.08
 
 
+# The newest policy
+
+
+@pytest.fixture
+def loads(monkeypatch):
+    """The paths of all checkpoints that were read."""
+    read = []
+    load = checkpoint.load
+    monkeypatch.setattr(
+        checkpoint,
+        "load",
+        lambda path, *rest: (read.append(path), load(path, *rest))[1],
+    )
+    return read
+
+
+def test_a_policy_is_read_again_only_when_it_has_changed(tmp_path, loads):
+    run, board = new_run(tmp_path)
+    reader = PolicyReader(context_of(run, board, "evaluator0"))
+    assert reader.refresh() is None
+    assert loads == []
+    publish_policy(run.folders.policy, 0.5, epoch=1)
+    first = reader.refresh()
+    assert first.epoch == 1
+    for _ in range(5):
+        assert reader.refresh() is first
+    assert len(loads) == 1
+    publish_policy(run.folders.policy, 0.5, epoch=2)
+    assert reader.refresh().epoch == 2
+    assert reader.policy.epoch == 2
+    reader.refresh()
+    assert len(loads) == 2
+
+
+def test_a_policy_that_is_gone_stays_in_use(tmp_path):
+    run, board = new_run(tmp_path)
+    reader = PolicyReader(context_of(run, board, "evaluator0"))
+    publish_policy(run.folders.policy, 0.5, epoch=1)
+    first = reader.refresh()
+    run.folders.policy.unlink()
+    assert reader.refresh() is first
+
+
+def test_a_damaged_policy_is_named_and_passed_over(tmp_path, capsys):
+    run, board = new_run(tmp_path)
+    reader = PolicyReader(context_of(run, board, "evaluator0"))
+    publish_policy(run.folders.policy, 0.5, epoch=1)
+    first = reader.refresh()
+    run.folders.policy.write_bytes(run.folders.policy.read_bytes()[:-1])
+    assert reader.refresh() is first
+    assert str(run.folders.policy) in capsys.readouterr().out
+    publish_policy(run.folders.policy, 0.5, epoch=2)
+    assert reader.refresh().epoch == 2
+
+
 # Processes without TensorFlow
 
 IMPORT_ALL = """
@@ -172,6 +228,6 @@ def test_processes_other_than_the_learners_do_not_import_tensorflow():
     ]
     command = [sys.executable, "-c", IMPORT_ALL, *names]
     process = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+        command, cwd=PROJECT, capture_output=True, text=True, timeout=60, check=False
     )
     assert process.returncode == 0, process.stderr

@@ -1,0 +1,54 @@
+"""Runs for interactors and evaluators, and a `stop` whose answers a test writes."""
+
+import support_env
+from support import make_config, make_run
+
+from steve.running.child import Context
+from steve.settings.roles import learners
+from steve.storage.board import Board
+
+IDLE = 20  # questions without a step after which a process counts as waiting
+
+
+class Script:
+    """A `stop` whose answers a test writes; asked often, it also is the test's eye.
+
+    Args:
+        on_question: called with each question; returns whether to stop.
+        on_idle: the same, only once nothing was stepped for `IDLE` questions.
+        limit: questions after which the test has failed.
+    """
+
+    def __init__(self, on_question=None, on_idle=None, limit=20_000):
+        self._on_question = on_question or (lambda: False)
+        self._on_idle = on_idle or (lambda: False)
+        self._limit = limit
+        self._steps = 0
+        self._idle = 0
+        self.asked = 0
+        self.stopped = False
+
+    def __call__(self):
+        self.asked += 1
+        assert self.asked < self._limit, "it does not end"
+        progressed = len(support_env.steps) > self._steps
+        self._steps = len(support_env.steps)
+        self._idle = 0 if progressed else self._idle + 1
+        self.stopped = self.stopped or self._on_question()
+        if not self.stopped and self._idle >= IDLE:
+            self._idle = 0
+            self.stopped = self._on_idle()
+        return self.stopped
+
+
+def new_run(tmp_path, model=False, **keys):
+    """A run whose learners are ready and in their first epoch."""
+    run = make_run(make_config(tmp_path, model, **keys))
+    board = Board.create(run.folders.board, run.config)
+    for learner in learners(run.config):
+        board[learner]["ready"] = board[learner]["epoch"] = 1
+    return run, board
+
+
+def context_of(run, board, name, stop=None, seed=0):
+    return Context(run, name, seed, board, stop or Script())
