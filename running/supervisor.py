@@ -5,7 +5,7 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing import resource_tracker
@@ -35,6 +35,7 @@ ACTOR_RESTARTS, RESTART_WINDOW = 5, 600.0  # times, in seconds
 LEARNER_RESTARTS = 1
 GIVEN_UP = (MISTAKE, HOPELESS, FULL_DISK)  # with one line
 ACTOR_NICE = 10
+SPAWN = multiprocessing.get_context("spawn")
 
 
 @dataclass
@@ -47,7 +48,7 @@ class Child:
     environ: Mapping[str, str]
     process: BaseProcess | None = None
     starts: int = 0
-    died: list[float] = field(default_factory=list)  # when, monotonic seconds
+    exited_at: list[float] = field(default_factory=list)  # unexpectedly; clock seconds
     output_from: int = 0  # where its last start's output begins in its file
     done: bool = False  # its work is done, or it was the reason to end the run
 
@@ -92,12 +93,12 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
 
 @contextmanager
 def _without_terminal_signals() -> Iterator[None]:
-    """Holds FROM_TERMINAL back; a child started meanwhile is deaf to them for good.
+    """Blocks FROM_TERMINAL; a child that starts meanwhile keeps them blocked.
 
-    The terminal sends them to all processes of the run. The launcher alone answers
-    and asks the children to end by SIGTERM.
+    The terminal sends them to all processes of the run. Only the launcher handles
+    them; it asks the children to end by SIGTERM.
     """
-    resource_tracker.ensure_running()  # its own start would let Ctrl-C through again
+    resource_tracker.ensure_running()  # its own start would unblock Ctrl-C again
     signal.pthread_sigmask(signal.SIG_BLOCK, FROM_TERMINAL)
     try:
         yield
@@ -108,7 +109,7 @@ def _without_terminal_signals() -> Iterator[None]:
 def _how(code: int) -> str:
     """How a process with this exit code ended."""
     if code < 0:
-        return f"died by {signal.Signals(-code).name}"
+        return f"was ended by {signal.Signals(-code).name}"
     return f"ended with exit code {code}"
 
 
@@ -117,51 +118,82 @@ def _no_space() -> OSError:
 
 
 class Supervisor:
-    """Runs all processes of a run until its limit, a failure, or a signal."""
+    """Runs all processes of a run until its limit, a failure, or a signal.
 
-    def __init__(self, run: Run, children: list[Child], display: Display) -> None:
+    Args:
+        run: whose processes they are.
+        children: the processes, not yet started.
+        display: shows the progress and what happens to the children.
+        make_process: makes a process that is not yet started.
+        clock: monotonic seconds, those of the children's heartbeats.
+        wait: waits until one of the sentinels is ready, or until a time is over.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        children: list[Child],
+        display: Display,
+        *,
+        make_process: Callable[..., BaseProcess] = SPAWN.Process,
+        clock: Callable[[], float] = time.monotonic,
+        wait: Callable[[list[int], float], object] = wait,
+    ) -> None:
         from .events import ScoreEvents  # here: all children import this module
 
         self._run = run
         self._children = children
         self._display = display
+        self._make_process = make_process
+        self._clock = clock
+        self._wait = wait
         self._board = Board.open(run.folders.board)
         self._replay = ReplayBuffer.open(run.folders.replay)
         self.progress = Progress(run, self._board, self._replay)
         self._events = ScoreEvents(run, display.note)
-        self._asked_at: float | None = None  # when the first signal came
-        self._at_once = False  # a second one came
-        self._looked_at = self._awake_since = time.monotonic()
+        self._stop_requested_at: float | None = None
+        self._at_once = False  # a second signal came
+        self._looked_at = self._awake_since = self._clock()
         self._waiting: set[str] = set()  # children that wait for space on the disk
-        self._spawn = multiprocessing.get_context("spawn")
+
+    @property
+    def stop_requested_at(self) -> float | None:
+        """When the first signal came, by the clock; None before."""
+        return self._stop_requested_at
 
     def run(self) -> Outcome:
         """Starts the children and returns when all have ended."""
         outcome = Outcome(1)
         with on_stop_signals(self._on_signal):
             try:
-                for child in self._children:
-                    self._start(child)
-                outcome = self._watch()
+                self.start()
+                while (reason := self.watch_once()) is None:
+                    self._wait_for_exit(self._alive())
+                outcome = reason
             finally:  # after an exception too, what was learned is saved
                 outcome = self._end(outcome)
         return outcome
 
+    def start(self) -> None:
+        """Starts all children."""
+        for child in self._children:
+            self._start(child)
+
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        now = time.monotonic()
-        if self._asked_at is None:
-            self._asked_at = now
-        elif now - self._asked_at > ONE_REQUEST:
+        now = self._clock()
+        if self._stop_requested_at is None:
+            self._stop_requested_at = now
+        elif now - self._stop_requested_at > ONE_REQUEST:
             self._at_once = True
 
     def _start(self, child: Child) -> None:
         path = self._run.folders.process_output(child.name)
         child.output_from = path.stat().st_size if path.exists() else 0
-        now = time.monotonic()
+        now = self._clock()
         row = self._board[child.name]
         row["heartbeat"] = now + STARTUP_GRACE
         row["ready"] = row["disk_full"] = 0
-        child.process = self._spawn.Process(
+        child.process = self._make_process(
             target=child_main,
             name=child.name,
             args=(
@@ -178,27 +210,37 @@ class Supervisor:
 
     # -- while it runs -----------------------------------------------------------
 
-    def _watch(self) -> Outcome:
-        """Returns why the run is to end."""
-        while True:
-            if self._asked_at is not None:
-                return Outcome(0)
-            self._kill_hung()
-            self._note_full_disk()
-            for child in self._children:
-                if not child.alive and not child.done:
-                    failure = self._bury(child)
-                    if failure:
-                        child.done = True
-                        return failure
-            if self._advance():
-                return Outcome(0, finished=True)
-            self._display.show(self.progress)
-            self._events.refresh()
-            wait([c.process.sentinel for c in self._children if c.alive], TICK)
+    def watch_once(self) -> Outcome | None:
+        """Looks at each child once: kills it if it hangs, restarts it if it ended.
+
+        Returns:
+            Why the run is to end; None while it is not.
+        """
+        if self._stop_requested_at is not None:
+            return Outcome(0)
+        self._kill_hung()
+        self._note_full_disk()
+        for child in self._children:
+            if not child.alive and not child.done:
+                failure = self._handle_exit(child)
+                if failure:
+                    child.done = True
+                    return failure
+        if self._advance():
+            return Outcome(0, finished=True)
+        self._display.show(self.progress)
+        self._events.refresh()
+        return None
+
+    def _alive(self) -> list[Child]:
+        return [child for child in self._children if child.alive]
+
+    def _wait_for_exit(self, alive: list[Child]) -> None:
+        """Returns when one of these children ends, or after a TICK."""
+        self._wait([child.process.sentinel for child in alive], TICK)
 
     def _advance(self) -> bool:
-        """Goes from learning to the final episodes; True when those are done."""
+        """Moves from learning to the final episodes; True when those are done."""
         if not all(child.done for child in self._children if child.is_learner):
             return False
         launcher = self._board[LAUNCHER]
@@ -219,7 +261,7 @@ class Supervisor:
         )
 
     def _kill_hung(self) -> None:
-        now = time.monotonic()
+        now = self._clock()
         if now - self._looked_at > OWN_PAUSE:
             # By Ctrl-Z or a cluster that suspends jobs; the children were stopped too.
             self._awake_since = now
@@ -245,17 +287,17 @@ class Supervisor:
         return timeout + LEARNER_GRACE
 
     def _note_full_disk(self) -> None:
-        """Says who begins and who ceases to wait for space on the disk."""
+        """Reports which children begin and which cease to wait for space."""
         waiting = {c.name for c in self._children if self._board[c.name]["disk_full"]}
         for name in sorted(waiting - self._waiting):
             line = full_disk_line(_no_space(), self._run.folders.root)
             self._display.note(f"{line}; {name} waits for space")
         for name in sorted(self._waiting - waiting):
-            self._display.note(f"{name} has space again and goes on")
+            self._display.note(f"{name} has space again and continues")
         self._waiting = waiting
 
-    def _bury(self, child: Child) -> Outcome | None:
-        """Decides about a dead child: done, restarted, or the end of the run."""
+    def _handle_exit(self, child: Child) -> Outcome | None:
+        """Decides about a child that ended: done, restarted, or the end of the run."""
         code = child.process.exitcode
         final = self._board[LAUNCHER]["phase"] == FINAL_EPISODES
         expected = self._limit_reached() if child.is_learner else final
@@ -265,13 +307,13 @@ class Supervisor:
         if code in GIVEN_UP:
             error = self._last_line(child)
             return Outcome(2 if code == MISTAKE else 1, error=error)
-        now = time.monotonic()
-        child.died.append(now)
+        now = self._clock()
+        child.exited_at.append(now)
         how = _how(code)
         if child.is_learner:
-            too_often = len(child.died) > LEARNER_RESTARTS
+            too_often = len(child.exited_at) > LEARNER_RESTARTS
         else:
-            recent = [t for t in child.died if now - t < RESTART_WINDOW]
+            recent = [t for t in child.exited_at if now - t < RESTART_WINDOW]
             too_often = len(recent) > ACTOR_RESTARTS
         if too_often:
             file = self._run.folders.process_output(child.name)
@@ -290,7 +332,7 @@ class Supervisor:
         if child.process.exitcode == FULL_DISK and not output:
             # There was no space for its line either.
             return full_disk_advice(_no_space(), self._run)
-        line = (output.splitlines() or ["gave up without a word"])[-1]
+        line = (output.splitlines() or ["stopped without a message"])[-1]
         return line if line.startswith(child.name) else f"{child.name}: {line}"
 
     def _output(self, child: Child) -> str:
@@ -310,14 +352,13 @@ class Supervisor:
         """Asks the children to save and end; kills those that do not in time."""
         if not outcome.finished:
             self._display.note("stopping: saving what was learned")
-        for child in self._children:
-            if child.alive:
-                child.process.terminate()
-        deadline = time.monotonic() + STOP_PATIENCE
-        while alive := [child for child in self._children if child.alive]:
-            if self._at_once or time.monotonic() > deadline:
+        for child in self._alive():
+            child.process.terminate()
+        deadline = self._clock() + STOP_PATIENCE
+        while alive := self._alive():
+            if self._at_once or self._clock() > deadline:
                 break
-            wait([child.process.sentinel for child in alive], TICK)
+            self._wait_for_exit(alive)
         for child in alive:
             child.process.kill()
             child.process.join()
@@ -325,12 +366,12 @@ class Supervisor:
         if killed:
             self._display.note(
                 f"{', '.join(killed)} killed before the end of its saving; "
-                "--resume goes on from its last state"
+                "--resume continues from its last state"
             )
         failures = [
             self._failure_at_the_end(child)
             for child in self._children
-            # By SIGTERM: it was asked before it had begun.
+            # By SIGTERM: it was asked to end before it had begun.
             if not (child.done or child in alive or child.process is None)
             and child.process.exitcode not in (STOPPED, -signal.SIGTERM)
         ]

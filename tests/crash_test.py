@@ -172,7 +172,7 @@ class Harness:
     def notices(self) -> int:
         """How often the launcher said that a child is dead."""
         output = self.output()
-        return output.count(" died by SIGKILL and") + output.count("stopping: ")
+        return output.count(" was ended by SIGKILL and") + output.count("stopping: ")
 
     def board(self) -> Board | None:
         path = self.root / "log" / "status.bin"

@@ -112,7 +112,7 @@ class FullDisk:
         self.check("  and say so", self.says("valuerl waits for space"))
         harness.note_state()
         self.free()
-        self.check("both go on", self.says("valuerl has space again and goes on"))
+        self.check("both go on", self.says("valuerl has space again and continues"))
         self.check("  learning", self.learns_on())
 
         self.fill()
