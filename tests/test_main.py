@@ -412,7 +412,7 @@ def test_interrupted_refused_resumed_and_restarted(tmp_path):
     first.send_signal(signal.SIGINT)
     output, _ = first.communicate(timeout=DEADLINE)
     assert first.returncode == 0, output
-    assert "interactor0 died by SIGKILL and is restarted" in output
+    assert "interactor0 was ended by SIGKILL and is restarted" in output
     assert "Traceback" not in output
     assert "to go on:\n  python main.py config/quickstart.json cpu --resume " in output
     stopped = scores(tmp_path)
@@ -520,8 +520,8 @@ def test_killed_learner_is_restarted_once_and_then_ends_the_run(tmp_path):
     os.kill(int(board(tmp_path)["valuerl"]["pid"]), signal.SIGKILL)
     output, _ = launcher.communicate(timeout=DEADLINE)
     assert launcher.returncode == 1
-    assert "valuerl died by SIGKILL and is restarted" in output
-    assert "valuerl died by SIGKILL after 1 restarts; the run stops" in output
+    assert "valuerl was ended by SIGKILL and is restarted" in output
+    assert "valuerl was ended by SIGKILL after 1 restarts; the run stops" in output
 
 
 def test_a_run_that_diverges_stops_and_keeps_the_last_good_state(tmp_path):
