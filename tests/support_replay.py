@@ -1,0 +1,56 @@
+"""Transitions that follow from one integer each, and replay buffers full of them."""
+
+import numpy as np
+
+from steve import replay
+from steve.replay import Batch, ReplayBuffer
+
+OBS_DIM, ACTION_DIM = 5, 2
+ROW_BYTES = 4 * (2 * OBS_DIM + ACTION_DIM + 2 + 3)
+PATIENCE = 30  # seconds until a test gives a process up
+
+
+def rows(values, obs_dim=OBS_DIM):
+    """Transitions that each follow from one integer < 2**22: exact in float32."""
+    values = np.asarray(values, np.float64)
+    return Batch(
+        obs=values[:, None] + np.arange(obs_dim),
+        action=values[:, None] / 2 + np.arange(ACTION_DIM),
+        reward=-values,
+        next_obs=values[:, None] + np.arange(obs_dim) + 0.5,
+        terminated=values % 2,
+    )
+
+
+def values_of(batch):
+    """The integers a batch was made from, once all its floats agree on them."""
+    values = -batch.reward.astype(np.float64)
+    expected = rows(values, batch.obs.shape[1])
+    for name, field in zip(Batch._fields, batch, strict=True):
+        np.testing.assert_array_equal(field, getattr(expected, name), err_msg=name)
+    return values.astype(int)
+
+
+def new(folder, capacity=100, obs_dim=OBS_DIM):
+    return ReplayBuffer.create(folder, obs_dim, ACTION_DIM, capacity)
+
+
+def filled(folder, frames, capacity=100):
+    buffer = new(folder, capacity)
+    for start in range(0, frames, 10):
+        assert buffer.append(rows(np.arange(start, min(start + 10, frames))))
+    return buffer
+
+
+def live_values(buffer):
+    return values_of(buffer.read(buffer.oldest, buffer.size)).tolist()
+
+
+def row_position(frame, capacity=100):
+    return replay.HEADER_BYTES + frame % capacity * ROW_BYTES
+
+
+def finish(*processes):
+    for process in processes:
+        process.join(PATIENCE)
+        assert process.exitcode == 0
