@@ -1,7 +1,6 @@
 """What --list and --describe print."""
 
 import io
-import itertools
 import json
 import re
 import subprocess
@@ -10,12 +9,10 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from support import PROJECT
 
-from steve import export, main, toy_demo, visualizer
 from steve.settings import catalogue, loading
 from steve.settings.schema import Config
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def printed(renderable, width=80) -> list[str]:
@@ -36,9 +33,14 @@ def listed_files(lines: list[str]) -> list[Path]:
     return files
 
 
+# --list
+
+
 def test_every_shipped_experiment_is_listed_once():
     files = listed_files(printed(catalogue.list_experiments()))
-    shipped = [path.relative_to(ROOT) for path in (ROOT / "config").rglob("*.json")]
+    shipped = [
+        path.relative_to(PROJECT) for path in (PROJECT / "config").rglob("*.json")
+    ]
     parts = ("algos", "core", "envs", "experimental_setups")
     expected = {path for path in shipped if path.parts[1] not in parts}
     assert sorted(files) == sorted(expected)
@@ -77,7 +79,7 @@ def test_repeats_in_short(numbers, shown):
     assert catalogue._ranged(numbers) == shown
 
 
-# ---- --describe ---------------------------------------------------------------------
+# --describe
 
 
 @pytest.fixture
@@ -122,7 +124,7 @@ def test_a_replaced_object_leaves_no_source_of_what_was_in_it(files):
 
 
 def test_on_80_columns_nothing_is_broken_and_each_key_is_under_its_section(monkeypatch):
-    monkeypatch.chdir(ROOT)
+    monkeypatch.chdir(PROJECT)
     path = "config/quickstart.json"
     loaded = loading.load(path)
     wide = printed(catalogue.describe(path, loaded), width=400)
@@ -145,10 +147,13 @@ def test_every_value_of_the_configuration_is_shown(files):
     assert shown == set(leaves)
 
 
+# The command
+
+
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "main.py", *arguments],
-        cwd=ROOT,
+        cwd=PROJECT,
         capture_output=True,
         text=True,
         check=False,
@@ -181,27 +186,3 @@ def test_a_mistake_is_one_line(arguments, said):
     assert done.stdout == ""
     assert done.stderr.count("\n") == 1
     assert said in done.stderr
-
-
-# ---- --help -------------------------------------------------------------------------
-
-
-def test_options_may_stand_between_configuration_and_gpu():
-    for arguments in itertools.permutations(["c.json", "0"]):
-        first, second = arguments
-        parsed = main.parse_arguments([first, "--name", "x", second, "--set", "a=1"])
-        assert (parsed.config, parsed.gpu_id) == arguments
-        assert (parsed.name, parsed.set) == ("x", ["a=1"])
-
-
-@pytest.mark.parametrize("module", [main, visualizer, export, toy_demo])
-def test_help_has_an_example_that_the_program_accepts(module, capsys):
-    with pytest.raises(SystemExit) as ended:
-        module.parse_arguments(["--help"])
-    assert ended.value.code == 0
-    text = " ".join(capsys.readouterr().out.split())
-    program, *arguments = text.partition("example: python ")[2].split()
-    assert program == Path(module.__file__).name
-    module.parse_arguments(arguments)
-    for argument in arguments:
-        assert not argument.startswith("config/") or (ROOT / argument).is_file()
