@@ -22,28 +22,6 @@ def path(tmp_path):
 # Rows
 
 
-def test_there_is_a_row_for_each_process(tmp_path):
-    assert process_names(make_config(tmp_path, **COUNTS)) == [
-        "launcher",
-        "valuerl",
-        "interactor0",
-        "interactor1",
-        "evaluator0",
-        "evaluator1",
-        "evaluator2",
-    ]
-
-
-def test_with_a_model_there_is_a_row_for_its_learner(tmp_path):
-    config = make_config(tmp_path, model=True, evaluator_config={"count": 0})
-    assert process_names(config) == [
-        "launcher",
-        "valuerl",
-        "worldmodel",
-        "interactor0",
-    ]
-
-
 def test_a_fresh_board_starts_from_nothing(path, tmp_path):
     config = make_config(tmp_path, model=True, **COUNTS)
     board = Board.create(path, config)
