@@ -14,6 +14,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+try:
+    import steve  # noqa: F401
+except ModuleNotFoundError:
+    sys.exit("export.py: the package steve is not installed; run: pip install -e .")
+
 import numpy as np
 
 from steve import envwrap
@@ -29,18 +34,28 @@ from steve.settings import loading
 from steve.settings.schema import Config
 from steve.storage import checkpoint
 from steve.storage.checkpoint import Checkpoint
-from steve.util import OneLineParser, UserError, appearing, exit_code
+from steve.util import (
+    OneLineParser,
+    UserError,
+    appearing,
+    environment,
+    example,
+    exit_code,
+    import_from_working_folder,
+)
 
 NUMPY_NAME = "policy.npz"
 TENSORFLOW_NAME = "saved_model"
 
 
-def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+def parse_arguments(
+    arguments: Sequence[str] | None, program: str = "export.py"
+) -> argparse.Namespace:
     parser = OneLineParser(
-        prog="export.py",
+        prog=program,
         description="Writes a trained policy as NumPy arrays and as a TensorFlow "
         "SavedModel, for programs that have no module of this one.",
-        epilog="example: python export.py config/quickstart.json "
+        epilog=f"example: {example(program, 'export.py')} config/quickstart.json "
         "output/InvertedPendulum-v5/quickstart/checkpoints --out output/policy",
     )
     parser.add_argument("config", metavar="CONFIG.json", help="experiment file")
@@ -108,9 +123,16 @@ def write_saved_model(arrays: dict, folder: Path) -> None:
 
     It takes "obs" [B, O] float32 and returns {"action": [B, A]}.
     """
-    os.environ[devices.VARIABLE] = devices.NO_GPU
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    with open(os.devnull, "w") as nowhere, redirected(nowhere.fileno()):
+    quiet = {
+        "TF_CPP_MIN_LOG_LEVEL": "2",
+        **os.environ,
+        devices.VARIABLE: devices.NO_GPU,
+    }
+    with (
+        environment(quiet),
+        open(os.devnull, "w") as nowhere,
+        redirected(nowhere.fileno()),
+    ):
         import tensorflow as tf  # its start-up notes obey no log level
 
     layers = [(arrays[f"w{i}"], arrays[f"b{i}"]) for i in range(arrays["layers"])]
@@ -155,11 +177,12 @@ def run(arguments: argparse.Namespace) -> None:
     print(f"  {TENSORFLOW_NAME}  for tf.saved_model.load or a TensorFlow server")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, program: str = "export.py") -> int:
     """The command; returns the exit code (SPEC section 12)."""
-    parsed = parse_arguments(arguments)
-    return exit_code("export.py", lambda: run(parsed))
+    parsed = parse_arguments(arguments, program)
+    return exit_code(program, lambda: run(parsed))
 
 
 if __name__ == "__main__":
+    import_from_working_folder()
     sys.exit(main())

@@ -6,35 +6,55 @@ interactors and evaluators, and watches them until the run's limit or Ctrl-C.
 
 import argparse
 import errno
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from steve.running.launch import launch, load
+try:
+    import steve  # noqa: F401
+except ModuleNotFoundError:
+    sys.exit("main.py: the package steve is not installed; run: pip install -e .")
+
+from rich.console import Console
+
+from steve import __version__
+from steve.running.display import Display
+from steve.running.launch import opened, run_processes
+from steve.settings.request import Request, Start
 from steve.storage.disk import full_disk_line, is_full
+from steve.storage.folders import Folders
 from steve.util import (
     OneLineParser,
     UserError,
+    example,
     exit_code,
+    import_from_working_folder,
     print_once,
+    script_words,
     stop_as_by_ctrl_c,
 )
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EIO)
 
 
-def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+def parse_arguments(
+    arguments: Sequence[str] | None, program: str = "main.py"
+) -> argparse.Namespace:
     parser = OneLineParser(
-        prog="main.py",
-        usage="main.py CONFIG.json GPU_ID [options]\n"
-        "       main.py --describe CONFIG.json [--set KEY=VALUE ...]\n"
-        "       main.py --list",
+        prog=program,
+        usage=f"{program} CONFIG.json GPU_ID [options]\n"
+        f"       {program} --describe CONFIG.json [--set KEY=VALUE ...]\n"
+        f"       {program} --list",
         description="Trains a policy by STEVE or one of its relatives.",
-        epilog="example: python main.py config/quickstart.json cpu --name first "
-        "--set seed=1",
+        epilog=f"example: {example(program, 'main.py')} config/quickstart.json cpu "
+        "--name first --set seed=1",
     )
     parser.add_argument(
-        "config", nargs="?", metavar="CONFIG.json", help="experiment file"
+        "config",
+        nargs="?",
+        metavar="CONFIG.json",
+        help="experiment file, in the working folder or among those that come along",
     )
     parser.add_argument(
         "gpu_id",
@@ -53,23 +73,23 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     how = parser.add_mutually_exclusive_group()
     how.add_argument(
-        "--resume", action="store_true", help="go on with an interrupted run"
+        "--resume", action="store_true", help="continue an interrupted run"
     )
     how.add_argument(
         "--resume-or-start",
         action="store_true",
-        help="go on with an interrupted run, or start it where there is none yet",
+        help="continue an interrupted run, or start it where there is none yet",
     )
     how.add_argument(
         "--overwrite",
         action="store_true",
-        help="start anew; the earlier output is renamed, not deleted",
+        help="start again; the earlier output is renamed, not deleted",
     )
     how.add_argument(
         "--resume-from",
         type=int,
         metavar="N",
-        help="go on from the numbered checkpoint of N updates; the present state of "
+        help="continue from the numbered checkpoint of N updates; the present state of "
         "the output is kept under another name",
     )
     parser.add_argument(
@@ -87,6 +107,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--hours", type=float, metavar="H", help="stop after H hours of learning"
     )
+    parser.add_argument("--version", action="version", version=f"steve {__version__}")
     # Intermixed: options may also stand between the two positional arguments.
     parsed = parser.parse_intermixed_args(arguments)
     needed = {"CONFIG.json": parsed.config, "GPU_ID": parsed.gpu_id or parsed.describe}
@@ -94,6 +115,27 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     if missing and not parsed.list:
         parser.error(f"the following arguments are required: {', '.join(missing)}")
     return parsed
+
+
+def request_of(arguments: argparse.Namespace) -> Request:
+    """What the command line asks for."""
+    start = Start.FRESH
+    if arguments.resume or arguments.resume_from is not None:
+        start = Start.RESUME
+    elif arguments.resume_or_start:
+        start = Start.RESUME_OR_START
+    elif arguments.overwrite:
+        start = Start.OVERWRITE
+    return Request(
+        config=arguments.config,
+        device=arguments.gpu_id,
+        start=start,
+        rewind_to=arguments.resume_from,
+        overrides=tuple(arguments.set),
+        name=arguments.name,
+        frames=arguments.frames,
+        hours=arguments.hours,
+    )
 
 
 def show(arguments: argparse.Namespace) -> None:
@@ -105,22 +147,76 @@ def show(arguments: argparse.Namespace) -> None:
     from steve.settings import catalogue  # here: a run has no use for it
 
     if arguments.list:
-        shown = catalogue.list_experiments()
+        print_once(catalogue.list_experiments())
     else:
-        shown = catalogue.describe(arguments.config, load(arguments))
-    print_once(shown)
+        loaded = request_of(arguments).loaded
+        print_once(catalogue.describe(arguments.config, loaded))
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def train(request: Request, program: str) -> int:
+    """Opens the output, runs, and says what to do next; returns the exit code.
+
+    Raises:
+        UserError: a mistake; nothing has been written if it shows before the start.
+    """
+    display = Display(Console(highlight=False), request.experiment)
+    with opened(request, display.note) as run:
+        if run is None:
+            return 0
+        outcome = run_processes(run, display)
+    if outcome.error:
+        print(outcome.error, file=sys.stderr)
+        return outcome.code
+    for line in next_steps(request, program, run.folders, outcome.finished):
+        display.note(line)
+    return outcome.code
+
+
+def next_steps(
+    request: Request, program: str, folders: Folders, finished: bool
+) -> list[str]:
+    """The commands that come next."""
+    lines = []
+    if not finished:
+        command = next_command(program, "main.py", request, "--resume")
+        lines += ["to resume:", f"  {command}"]
+    if folders.policy.exists():
+        command = next_command(
+            program, "visualizer.py", request, str(folders.checkpoints)
+        )
+        lines += ["to look at the policy:", f"  {command}"]
+    return lines
+
+
+def next_command(program: str, script: str, request: Request, addition: str) -> str:
+    """The command line of a script for the same configuration, GPU and name.
+
+    Args:
+        program: how this one was called.
+        script: "main.py" or "visualizer.py".
+        request: of this run.
+        addition: what follows the configuration and the GPU.
+    """
+    words = [*script_words(program, script), str(request.config), request.device]
+    words.append(addition)
+    if script == "main.py":
+        for option in ("name", "frames", "hours"):
+            value = getattr(request, option)
+            words += [] if value is None else [f"--{option}", str(value)]
+    settings = ["--set", *request.overrides] if request.overrides else []
+    return shlex.join([*words, *settings])
+
+
+def main(arguments: Sequence[str] | None = None, program: str = "main.py") -> int:
     """The command; returns the exit code (SPEC section 12)."""
-    stop_as_by_ctrl_c()  # until the supervisor takes over
-    parsed = parse_arguments(arguments)
+    parsed = parse_arguments(arguments, program)
     if parsed.list or parsed.describe:
-        return exit_code("main.py", lambda: show(parsed))
+        return exit_code(program, lambda: show(parsed))
     try:
-        return launch(parsed)
+        with stop_as_by_ctrl_c():  # until the supervisor takes over
+            return train(request_of(parsed), program)
     except UserError as error:
-        print(f"main.py: {error}", file=sys.stderr)
+        print(f"{program}: {error}", file=sys.stderr)
         return 2
     except OSError as error:
         if error.errno not in DISK_ERRORS:
@@ -128,7 +224,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         line = f"{error.filename}: {error.strerror}"
         if is_full(error):
             line = f"{full_disk_line(error, Path.cwd())}; free some and --resume"
-        print(f"main.py: {line}", file=sys.stderr)
+        print(f"{program}: {line}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("stopped before the start", file=sys.stderr)
@@ -136,4 +232,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    import_from_working_folder()
     sys.exit(main())

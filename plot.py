@@ -13,6 +13,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+try:
+    import steve  # noqa: F401
+except ModuleNotFoundError:
+    sys.exit("plot.py: the package steve is not installed; run: pip install -e .")
+
 import pandas as pd
 
 from steve.analysis.curve_figures import all_figures
@@ -23,7 +28,9 @@ from steve.util import (
     OneLineParser,
     UserError,
     atomic_write,
+    example,
     exit_code,
+    import_from_working_folder,
     number,
     unused,
     whole_number,
@@ -77,12 +84,14 @@ def printed_reach(table: pd.DataFrame) -> str:
 # ---- The command line ---------------------------------------------------------------
 
 
-def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+def parse_arguments(
+    arguments: Sequence[str] | None, program: str = "plot.py"
+) -> argparse.Namespace:
     parser = OneLineParser(
-        prog="plot.py",
+        prog=program,
         description="Draws learning curves of any number of experiments and prints "
         "tables of their scores.",
-        epilog="example: python plot.py output --reach 900",
+        epilog=f"example: {example(program, 'plot.py')} output --reach 900",
     )
     option = parser.add_argument
     option(
@@ -204,11 +213,12 @@ def run(arguments: argparse.Namespace) -> None:
     print("\nwritten:", *content, sep="\n  ")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, program: str = "plot.py") -> int:
     """Returns the exit code: 0, 1 for a failure, 2 for a user's mistake."""
-    parsed = parse_arguments(arguments)
-    return exit_code("plot.py", lambda: run(parsed))
+    parsed = parse_arguments(arguments, program)
+    return exit_code(program, lambda: run(parsed))
 
 
 if __name__ == "__main__":
+    import_from_working_folder()
     sys.exit(main())

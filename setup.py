@@ -17,7 +17,6 @@ WINGS = (
 )
 
 setup(
-    version="1.1.0.dev0",
     packages=["steve", *(f"steve.{wing}" for wing in WINGS)],
     package_dir={"steve": "."},
     package_data={

@@ -11,6 +11,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+try:
+    import steve  # noqa: F401
+except ModuleNotFoundError:
+    sys.exit("sweep.py: the package steve is not installed; run: pip install -e .")
+
 from rich.table import Table
 from rich.text import Text
 
@@ -26,7 +31,9 @@ from steve.util import (
     OneLineParser,
     UserError,
     clock,
+    example,
     exit_code,
+    import_from_working_folder,
     number,
     print_once,
     whole_number,
@@ -39,10 +46,12 @@ MAX_SEED = 2**31 - 1
 # ---- the command line ---------------------------------------------------------------
 
 
-def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
+def parse_arguments(
+    arguments: Sequence[str], program: str = "sweep.py"
+) -> argparse.Namespace:
     if arguments and arguments[0] in COMMANDS:
         parser = OneLineParser(
-            prog=f"sweep.py {arguments[0]}",
+            prog=f"{program} {arguments[0]}",
             description={
                 "status": "Shows how far all runs are.",
                 "cancel": "Ends what runs, which saves first, and what waits.",
@@ -53,19 +62,20 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         parsed = parser.parse_args(arguments[1:])
         parsed.command = arguments[0]
         return parsed
-    parsed = _submit_parser().parse_args(arguments)
+    parsed = _submit_parser(program).parse_args(arguments)
     parsed.command = "submit"
     return parsed
 
 
-def _submit_parser() -> argparse.ArgumentParser:
+def _submit_parser(program: str) -> argparse.ArgumentParser:
     parser = OneLineParser(
-        prog="sweep.py",
+        prog=program,
         description="Runs many experiments, through Slurm or on this machine. "
         "A run that is finished or running is left alone, one that was interrupted "
-        "goes on. Afterwards: sweep.py status|cancel|retry OUTPUT_ROOT.",
-        epilog="example: python sweep.py config/quickstart.json --engine local "
-        "--gpus-per-run 0 --seeds 0-3 --set policy_config.learning_rate=1e-3,3e-4",
+        f"goes on. Afterwards: {program} status|cancel|retry OUTPUT_ROOT.",
+        epilog=f"example: {example(program, 'sweep.py')} config/quickstart.json "
+        "--engine local --gpus-per-run 0 --seeds 0-3 "
+        "--set policy_config.learning_rate=1e-3,3e-4",
     )
     option = parser.add_argument
     option(
@@ -385,9 +395,9 @@ def retry(output_root: Path) -> int:
         return _run_pool(local, _slots(last.gpus_per_run, last.max_parallel))
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, program: str = "sweep.py") -> int:
     """The command; returns the exit code: 1 where a local run failed, 2 a mistake."""
-    parsed = parse_arguments(sys.argv[1:] if arguments is None else arguments)
+    parsed = parse_arguments(sys.argv[1:] if arguments is None else arguments, program)
 
     def command() -> int:
         match parsed.command:
@@ -400,8 +410,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             case _:
                 return submit(parsed)
 
-    return exit_code("sweep.py", command)
+    return exit_code(program, command)
 
 
 if __name__ == "__main__":
+    import_from_working_folder()
     sys.exit(main())

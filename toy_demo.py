@@ -25,6 +25,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+try:
+    import steve  # noqa: F401
+except ModuleNotFoundError:
+    sys.exit("toy_demo.py: the package steve is not installed; run: pip install -e .")
+
 import numpy as np
 
 from steve.analysis.drawing import (
@@ -49,7 +54,9 @@ from steve.util import (
     OneLineParser,
     UserError,
     atomic_write,
+    example,
     exit_code,
+    import_from_working_folder,
     number,
     whole_number,
 )
@@ -254,12 +261,15 @@ def prepare_folder(folder: Path, names: Sequence[str], overwrite: bool) -> None:
 # ---- The command line ----
 
 
-def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+def parse_arguments(
+    argv: Sequence[str] | None, program: str = "toy_demo.py"
+) -> argparse.Namespace:
     parser = OneLineParser(
-        prog="toy_demo.py",
+        prog=program,
         description="Value estimation on a chain: Q, MVE and STEVE, the toy experiment "
         "of the paper. Writes csv files and two figures.",
-        epilog="example: python toy_demo.py --trials 2 --out output/two_trials",
+        epilog=f"example: {example(program, 'toy_demo.py')} "
+        "--trials 2 --out output/two_trials",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     option = parser.add_argument
@@ -307,18 +317,19 @@ def run(arguments: argparse.Namespace) -> None:
     print(*file_names(compared), sep="  ")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, program: str = "toy_demo.py") -> int:
     """Returns the exit code: 0, 1 for a failure, 2 for a user's mistake."""
-    arguments = parse_arguments(argv)
+    arguments = parse_arguments(argv, program)
     try:
-        return exit_code("toy_demo.py", lambda: run(arguments))
+        return exit_code(program, lambda: run(arguments))
     except MemoryError:
         print(
-            "toy_demo.py: not enough memory: pass fewer --trials or --steps",
+            f"{program}: not enough memory: pass fewer --trials or --steps",
             file=sys.stderr,
         )
         return 1
 
 
 if __name__ == "__main__":
+    import_from_working_folder()
     sys.exit(main())

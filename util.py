@@ -10,15 +10,27 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
-
-from rich.console import Console, RenderableType
+from typing import TYPE_CHECKING, NoReturn
 
 NOT_A_TERMINAL = 1000  # columns: in a file no line is broken
+
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+# The scripts as subcommands of `steve`.
+SUBCOMMANDS = {
+    "main.py": "train",
+    "visualizer.py": "visualize",
+    "export.py": "export",
+    "plot.py": "plot",
+    "sweep.py": "sweep",
+    "toy_demo.py": "toy",
+}
 
 
 class UserError(Exception):
@@ -35,8 +47,45 @@ class RunError(UserError):
 class OneLineParser(argparse.ArgumentParser):
     """Says what is wrong with the command line in one line; exit code 2."""
 
+    PLAIN = argparse.RawDescriptionHelpFormatter  # keeps the lines of its texts
+
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message} (--help explains)\n")
+
+
+def import_from_working_folder() -> None:
+    """Lets a command import the user's modules, as `python -m` does.
+
+    The working folder goes to the end of the search path, where no file of the user's
+    hides a library's. The folder of this package leaves it: Python puts it there when
+    a script of ours is run, and then ours would hide the user's (`util`, `policy`).
+    """
+    working = os.path.realpath(os.getcwd())
+    ours = os.path.realpath(os.path.dirname(__file__))
+    others = [
+        entry
+        for entry in sys.path
+        if os.path.realpath(entry or working) not in (working, ours)
+    ]
+    sys.path[:] = [*others, working]
+
+
+def script_words(program: str, other: str) -> list[str]:
+    """How to call another command of ours in the way in which this one was called.
+
+    Args:
+        program: how this one was called: "main.py", or "steve train".
+        other: a script such as "visualizer.py".
+    """
+    if program.startswith("steve "):
+        return ["steve", SUBCOMMANDS[other]]
+    script = Path(sys.argv[0])
+    return ["python", str(script.with_name(other)) if script.name == program else other]
+
+
+def example(program: str, script: str) -> str:
+    """How the help shows a call of a script: `python SCRIPT`, or the subcommand."""
+    return " ".join(script_words(program, script))
 
 
 def exit_code(program: str, command: Callable[[], int | None]) -> int:
@@ -87,10 +136,27 @@ def on_stop_signals(
             signal.signal(number, earlier)
 
 
-def stop_as_by_ctrl_c() -> None:
-    """From now on every stop signal does what Ctrl-C does by default."""
-    for number in stop_signals():
-        signal.signal(number, signal.default_int_handler)
+@contextmanager
+def stop_as_by_ctrl_c() -> Iterator[None]:
+    """Meanwhile every stop signal does what Ctrl-C does by default."""
+    with on_stop_signals(signal.default_int_handler):
+        yield
+
+
+@contextmanager
+def environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Sets environment variables of this process meanwhile, for what starts or reads
+    them; afterwards they are as before."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def one_line(text: object) -> str:
@@ -238,8 +304,10 @@ def clock(seconds: float | None) -> str:
     return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"
 
 
-def print_once(shown: RenderableType) -> None:
+def print_once(shown: "RenderableType") -> None:
     """Prints it; what is redirected to a file is plain and not wrapped."""
+    from rich.console import Console  # here: most who import this print nothing
+
     console = Console(highlight=False)
     if console.is_terminal:
         console.print(shown)

@@ -22,6 +22,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+try:
+    import steve  # noqa: F401
+except ModuleNotFoundError:
+    sys.exit("visualizer.py: the package steve is not installed; run: pip install -e .")
+
 import numpy as np
 
 from steve.analysis.drawing import KINDS, csv_bytes, rendered
@@ -65,7 +70,10 @@ from steve.util import (
     OneLineParser,
     UserError,
     appearing,
+    environment,
+    example,
     exit_code,
+    import_from_working_folder,
     stop_as_by_ctrl_c,
     unused,
     whole_number,
@@ -81,12 +89,14 @@ OUTPUT_NAME = "visualizer"
 OUTPUT_ELSEWHERE = Path("visualizer-output")
 
 
-def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+def parse_arguments(
+    arguments: Sequence[str] | None, program: str = "visualizer.py"
+) -> argparse.Namespace:
     parser = OneLineParser(
-        prog="visualizer.py",
+        prog=program,
         description="Runs a trained policy; writes a video, tables and pictures.",
-        epilog="example: python visualizer.py config/quickstart.json cpu "
-        "output/InvertedPendulum-v5/quickstart/checkpoints",
+        epilog=f"example: {example(program, 'visualizer.py')} "
+        "config/quickstart.json cpu output/InvertedPendulum-v5/quickstart/checkpoints",
     )
     option = parser.add_argument
     option("config", metavar="CONFIG.json", help="experiment file")
@@ -219,16 +229,19 @@ def choose_folder(asked: Path | None, trained: Trained, config: Config) -> Path:
     return unused(first)
 
 
-def select_gpu(gpu_id: str) -> None:
-    """Makes the GPU of that number the only visible one, before TensorFlow's import.
+def gpu_variables(gpu_id: str) -> dict[str, str]:
+    """What makes the GPU of that number the only visible one to TensorFlow.
 
     Raises:
         UserError: no such GPU.
     """
     gpus = devices.visible_gpus(os.environ)
-    os.environ[devices.VARIABLE] = devices.assign(gpu_id, gpus, False).valuerl
-    os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    return {
+        "TF_FORCE_GPU_ALLOW_GROWTH": "true",
+        "TF_CPP_MIN_LOG_LEVEL": "2",
+        **os.environ,
+        devices.VARIABLE: devices.assign(gpu_id, gpus, False).valuerl,
+    }
 
 
 def load_nets(gpu_id: str, config: Config, sizes: "EnvSpec", trained: Trained) -> Nets:
@@ -258,7 +271,7 @@ def run(arguments: argparse.Namespace) -> None:
     """
     loaded = loading.load(arguments.config, overrides=arguments.set)
     config = loaded.config
-    select_gpu(arguments.gpu_id)
+    variables = gpu_variables(arguments.gpu_id)
     if arguments.video != "none" and importlib.util.find_spec("moviepy") is None:
         raise UserError("videos need moviepy: pip install moviepy, or --video none")
     trained = load_trained(arguments.checkpoint, config)
@@ -267,7 +280,7 @@ def run(arguments: argparse.Namespace) -> None:
     for note in [*loaded.notes, *trained.notes, *([difference] if difference else [])]:
         print(f"note: {note}", flush=True)
 
-    with appearing(folder) as unfinished:
+    with appearing(folder) as unfinished, environment(variables):
         video = None
         if arguments.video != "none":
             path = unfinished / f"episodes.{arguments.video}"
@@ -306,16 +319,17 @@ def _described(trained: Trained) -> str:
     return f"{trained.path}" + (f": {', '.join(counters)}" if counters else "")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, program: str = "visualizer.py") -> int:
     """The command; returns the exit code (SPEC section 12)."""
-    stop_as_by_ctrl_c()
-    parsed = parse_arguments(arguments)
+    parsed = parse_arguments(arguments, program)
     try:
-        return exit_code("visualizer.py", lambda: run(parsed))
+        with stop_as_by_ctrl_c():
+            return exit_code(program, lambda: run(parsed))
     except EpisodeError as error:
-        print(f"visualizer.py: {error}", file=sys.stderr)
+        print(f"{program}: {error}", file=sys.stderr)
         return 1
 
 
 if __name__ == "__main__":
+    import_from_working_folder()
     sys.exit(main())

@@ -62,8 +62,7 @@ def sizes_of(config: Config) -> tuple[int, int]:
     env = config.env
     if env.obs_dims and env.action_dim:
         return env.obs_dims[0], env.action_dim
-    spec = measure_environment(env)
-    return spec.obs_dim, spec.action_dim
+    return measure_environment(env)
 
 
 def synthetic(rng: np.random.Generator, rows: int, obs_dim: int, dim: int) -> Batch:

@@ -12,9 +12,9 @@ from rich.text import Text
 
 from ..util import NOT_A_TERMINAL, UserError
 from . import loading
+from .files import PACKAGE
 from .loading import LoadedConfig
 
-ROOT = Path(__file__).resolve().parents[1]
 QUICKSTART = Path("config/quickstart.json")
 CONFIG = Path("config")
 EXPERIMENTS = ("experiments/**/*.json", "cpu/**/*.json")  # below CONFIG
@@ -31,7 +31,7 @@ SHOWS = {
 # ---- --list -------------------------------------------------------------------------
 
 
-def list_experiments(root: Path = ROOT) -> RenderableType:
+def list_experiments(root: Path = PACKAGE) -> RenderableType:
     """The experiments under config/, grouped; repeats of one experiment are one row."""
     parts: list[RenderableType] = []
     for folder, files in _grouped(root).items():

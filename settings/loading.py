@@ -1,6 +1,6 @@
 """Loads a configuration: reads files, merges them, checks the result (SPEC section 8).
 
-A file is a JSON object with `inherits` (files, relative to the folder of main.py) and
+A file is a JSON object with `inherits` (files, looked up as `files.locate` says) and
 `updates`. The files are merged in order, each one's `inherits` before its `updates`;
 then come `--set`, `--frames` and `--hours`. Objects merge key by key, anything else
 replaces. An object under a key that starts with `*` only fills an object that is
@@ -10,10 +10,8 @@ file, or the option, in which the offending key was last set.
 
 import difflib
 import json
-import math
-import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,49 +20,28 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from ..util import UserError
+from .files import (
+    PACKAGE,
+    Files,
+    KeyPath,
+    Unacceptable,
+    dotted,
+    parse_json,
+    quoted,
+    shown,
+)
 from .schema import (
     SAFE_NAME,
     Config,
     all_paths,
     field_at,
+    is_changeable,
     is_free_object,
     known_keys,
     section_of,
 )
 
-MAX_FILE_BYTES = 1 << 20
-MAX_DIGITS = 1000
-MAX_FILES = 200  # read for one configuration; also bounds how deep they nest
-
-KeyPath = tuple[str, ...]
 _MISSING = object()
-
-# What a resumed run may change (SPEC section 9): limits, log and backup intervals,
-# process counts. A name stands for everything below it.
-CHANGEABLE_ON_RESUME = frozenset(
-    {
-        "total_frames",
-        "total_hours",
-        "final_episodes",
-        "keep_all_replay_buffers",
-        "output_root",
-        "tensorboard",
-        "evaluator_config",
-        "agent_config.count",
-        "env.step_timeout",
-        *(
-            f"{section}.{key}"
-            for section in ("policy_config", "model_config")
-            for key in (
-                "log_every_n",
-                "backup_every_n",
-                "threads",
-                "xla",
-                "updates_per_call",
-            )
-        ),
-    }
-)
 
 
 @dataclass(frozen=True)
@@ -88,34 +65,33 @@ class LoadedConfig:
 
 
 def load(
-    path: str | Path,
+    path: str | Path | Mapping[str, Any],
     *,
     overrides: Sequence[str] = (),
     frames: int | None = None,
     hours: float | None = None,
-    root: Path | None = None,
+    root: Path = PACKAGE,
 ) -> LoadedConfig:
     """Reads, merges and checks one configuration file.
 
     Args:
-        path: the file, relative to the working folder.
+        path: the file (`files.locate` says where it is looked up), or the content
+            of one.
         overrides: the values of `--set`, "a.b.c=JSON", applied in order. What is not
             JSON is a string. A value replaces the old one, also where both are objects.
         frames: `--frames`, in place of total_frames.
         hours: `--hours`, in place of total_hours.
-        root: the folder that `inherits` starts from; by default that of main.py.
+        root: the folder that holds the packaged `config`.
 
     Raises:
         UserError: anything wrong with a file, a key, a value or an option.
     """
-    root = root or Path(__file__).resolve().parents[1]
-    label = _shown(path)
-    files = _Files(root, Path(path), label)
-    settings = _Settings(label)
+    files = Files(path, root)
+    settings = _Settings(files.label)
     faults: list[str] = []
     merged_files: list[str] = []
     try:
-        for source, updates in files.layers(Path(path), label):
+        for source, updates in files.layers():
             merged_files.append(source)
             faults += [f"{source}: {fault}" for fault in _key_faults(updates)]
             settings.merge(updates, source)
@@ -129,23 +105,31 @@ def load(
             settings.replace(("total_hours",), hours, "--hours")
         config = _validate(settings)
     except RecursionError:
-        raise UserError(f"{label}: objects or lists are nested too deeply") from None
+        raise UserError(
+            f"{files.label}: objects or lists are nested too deeply"
+        ) from None
     merged = config.model_dump(mode="json", by_alias=True)
     return LoadedConfig(config, merged, files.notes, merged_files, settings.sources())
 
 
-def experiment_name(path: str | Path, name: str | None = None) -> str:
+def experiment_name(
+    path: str | Path | Mapping[str, Any], name: str | None = None
+) -> str:
     """The experiment's name: `--name`, else the file's name without `.json`.
+
+    A configuration that is no file is called "experiment".
 
     Raises:
         UserError: the name would not do as the name of one folder.
     """
+    if isinstance(path, Mapping):
+        path = "experiment"
     chosen = Path(path).name.removesuffix(".json") if name is None else name
     if not re.fullmatch(SAFE_NAME, chosen):
-        source = f"{_shown(path)}: the file's name" if name is None else "--name"
+        source = f"{shown(path)}: the file's name" if name is None else "--name"
         raise UserError(
             f"{source} must be one plain folder name of at most 200 letters, digits "
-            f"and . _ - + = , with no dot in front, not {_quoted(chosen)}"
+            f"and . _ - + = , with no dot in front, not {quoted(chosen)}"
             + ("; give another with --name" if name is None else "")
         )
     return chosen
@@ -154,22 +138,24 @@ def experiment_name(path: str | Path, name: str | None = None) -> str:
 def changed_keys(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """The dotted keys in which two merged configurations differ.
 
-    Those that a resumed run may change are left out (`CHANGEABLE_ON_RESUME`). false
+    Those that a resumed run may change are left out (`schema.is_changeable`). false
     differs from 0; 1 and 1.0 are the same.
     """
-    return list(_differences(old, new, ""))
+    return list(_differences(old, new, ()))
 
 
-def _differences(old: dict, new: dict, prefix: str) -> Iterator[str]:
+def _differences(
+    old: dict[str, Any], new: dict[str, Any], above: KeyPath
+) -> Iterator[str]:
     for key in dict.fromkeys([*old, *new]):
-        path = prefix + key
-        if path in CHANGEABLE_ON_RESUME:
+        path = (*above, key)
+        if is_changeable(path):
             continue
         before, after = old.get(key), new.get(key)
         if isinstance(before, dict) and isinstance(after, dict):
-            yield from _differences(before, after, f"{path}.")
+            yield from _differences(before, after, path)
         elif (key in old) != (key in new) or _canonical(before) != _canonical(after):
-            yield path
+            yield ".".join(path)
 
 
 def _canonical(value: Any) -> str:
@@ -177,157 +163,6 @@ def _canonical(value: Any) -> str:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     return json.dumps(value, sort_keys=True)
-
-
-# ---- reading files ------------------------------------------------------------------
-
-
-class _Unacceptable(ValueError):
-    """Valid for Python's JSON reader, but not for ours."""
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = {}
-    for key, value in pairs:
-        if key in result:
-            raise _Unacceptable(f"the key {_quoted(key)} stands twice in one object")
-        result[key] = value
-    return result
-
-
-def _finite(text: str) -> float:
-    number = float(text) if text not in ("NaN", "Infinity", "-Infinity") else math.nan
-    if not math.isfinite(number):
-        raise _Unacceptable(f"{_cut(text)} is not a finite number")
-    return number
-
-
-def _whole(text: str) -> int:
-    if len(text) > MAX_DIGITS:
-        raise _Unacceptable(f"{_cut(text)} has more than {MAX_DIGITS} digits")
-    return int(text)
-
-
-def _parse_json(text: str) -> Any:
-    """JSON without its usual leniencies: no doubled key, no NaN, no infinity."""
-    return json.loads(
-        text,
-        object_pairs_hook=_no_duplicates,
-        parse_constant=_finite,
-        parse_float=_finite,
-        parse_int=_whole,
-    )
-
-
-def _read_object(path: Path, label: str, heir: str | None) -> dict[str, Any]:
-    """The JSON object in a file.
-
-    Args:
-        path: where the file is.
-        label: what messages call it.
-        heir: the file that inherits it, if any.
-
-    Raises:
-        UserError: no such file, no permission, too large, not UTF-8, not JSON.
-    """
-    try:
-        if path.exists() and not path.is_file():
-            raise UserError(f"{label}: not a file")
-        with open(path, "rb") as file:
-            content = file.read(MAX_FILE_BYTES + 1)
-    except FileNotFoundError:
-        hint = f"; there is {label}.json" if Path(f"{path}.json").is_file() else ""
-        by = f", inherited by {heir}" if heir else ""
-        raise UserError(f"{label}: no such file{by}{hint}") from None
-    except OSError as error:
-        raise UserError(f"{label}: cannot be read ({error.strerror})") from None
-    if len(content) > MAX_FILE_BYTES:
-        raise UserError(f"{label}: larger than {MAX_FILE_BYTES} bytes")
-    try:
-        value = _parse_json(content.decode())
-    except UnicodeDecodeError as error:
-        raise UserError(f"{label}: not UTF-8 at byte {error.start}") from None
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"{label}: not valid JSON at line {error.lineno}, column {error.colno}: "
-            f"{error.msg}"
-        ) from None
-    except _Unacceptable as error:
-        raise UserError(f"{label}: {error}") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{label}: must hold a JSON object, not {_quoted(value)}")
-    return value
-
-
-class _Files:
-    """Reads a configuration's files in the order in which they are merged."""
-
-    def __init__(self, root: Path, named: Path, named_label: str) -> None:
-        self.notes: list[str] = []
-        self._root = root
-        self._named_label = named_label
-        self._homes = [
-            Path(os.path.realpath(folder)) for folder in (root / "config", named.parent)
-        ]
-        self._read = 0
-
-    def layers(
-        self, path: Path, label: str, chain: dict[str, str] | None = None
-    ) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Yields (label, updates) of a file, those of all it inherits first.
-
-        Args:
-            path: where the file is.
-            label: what messages call it.
-            chain: the files that led here, real path to label.
-        """
-        chain = chain or {}
-        place = os.path.realpath(path)
-        if place in chain:
-            circle = " -> ".join([*chain.values(), label])
-            raise UserError(f"{label}: circular inherits: {circle}")
-        self._read += 1
-        if self._read > MAX_FILES:
-            raise UserError(
-                f"{self._named_label}: inherits more than {MAX_FILES} files"
-            )
-        heir = next(reversed(chain.values()), None)
-        inherits, updates = _split(_read_object(path, label, heir), label)
-        for entry in inherits:
-            inner = self._root / entry
-            self._note_if_outside(inner, _shown(entry))
-            yield from self.layers(inner, _shown(entry), {**chain, place: label})
-        yield label, updates
-
-    def _note_if_outside(self, path: Path, label: str) -> None:
-        place = Path(os.path.realpath(path))
-        note = (
-            f"{self._named_label} inherits {label}, which lies outside config/ and "
-            f"the folder of {_shown(Path(self._named_label).name)}"
-        )
-        if not any(map(place.is_relative_to, self._homes)) and note not in self.notes:
-            self.notes.append(note)
-
-
-def _split(content: dict[str, Any], label: str) -> tuple[list[str], dict[str, Any]]:
-    """The two parts of a file, each of the right kind."""
-    inherits, updates = content.get("inherits", []), content.get("updates", {})
-    for key in (key for key in content if key not in ("inherits", "updates")):
-        near = difflib.get_close_matches(key, ("inherits", "updates"), 1, 0.0)[0]
-        if key.removeprefix("*") in known_keys(Config):
-            near = f"updates.{key}"
-        raise UserError(
-            f"{label}: {_shown(key)} is not a known key of a file (those are inherits "
-            f"and updates); did you mean {near}?"
-        )
-    names = inherits if isinstance(inherits, list) else [None]
-    if not all(isinstance(name, str) and name and name.isprintable() for name in names):
-        raise UserError(
-            f"{label}: inherits must be a list of file names, not {_quoted(inherits)}"
-        )
-    if not isinstance(updates, dict):
-        raise UserError(f"{label}: updates must be an object, not {_quoted(updates)}")
-    return inherits, updates
 
 
 # ---- merging ------------------------------------------------------------------------
@@ -415,22 +250,22 @@ def _apply_override(settings: _Settings, text: str) -> None:
     Raises:
         UserError: no such key, a key inside a section that is null, a malformed value.
     """
-    dotted, equals, raw = text.partition("=")
-    path = tuple(dotted.strip().split("."))
+    key, equals, raw = text.partition("=")
+    path = tuple(key.strip().split("."))
     if not equals:
-        raise UserError(f"--set: {_quoted(text)} is not of the form KEY=VALUE")
+        raise UserError(f"--set: {quoted(text)} is not of the form KEY=VALUE")
     _check_override_path(settings, path)
     try:
-        value = _parse_json(raw)
+        value = parse_json(raw)
     except json.JSONDecodeError as error:
         if raw.lstrip().startswith(("{", "[")):
             raise UserError(
-                f"--set: {_dotted(path)}: {_quoted(raw)} is not valid JSON "
+                f"--set: {dotted(path)}: {quoted(raw)} is not valid JSON "
                 f"({error.msg}); quote it for the shell"
             ) from None
         value = raw
-    except _Unacceptable as error:
-        raise UserError(f"--set: {_dotted(path)}: {error}") from None
+    except Unacceptable as error:
+        raise UserError(f"--set: {dotted(path)}: {error}") from None
     settings.replace(path, value, "--set")
 
 
@@ -448,8 +283,8 @@ def _check_override_path(settings: _Settings, path: KeyPath) -> None:
         is_makeable = value is _MISSING and field.default is not None
         if depth < len(path) and not isinstance(value, dict) and not is_makeable:
             raise UserError(
-                f"--set: {_dotted(path)} cannot be set, as {_dotted(here)} is "
-                f"{'null' if value is _MISSING else _quoted(value)} in this "
+                f"--set: {dotted(path)} cannot be set, as {dotted(here)} is "
+                f"{'null' if value is _MISSING else quoted(value)} in this "
                 f"configuration"
             )
 
@@ -472,7 +307,7 @@ def _key_faults(
         holds_object = inner is not None or is_free_object(known[name])
         if key.startswith("*") and not (holds_object and isinstance(value, dict)):
             yield (
-                f"{_dotted((*path, key))} must be an object in place of an object, "
+                f"{dotted((*path, key))} must be an object in place of an object, "
                 f"as its key starts with *"
             )
         elif inner is not None and isinstance(value, dict):
@@ -510,16 +345,16 @@ def _fault(
 ) -> str:
     if is_rule:
         keys = [(*path, *key.split(".")) for key in detail["ctx"]["keys"]]
-        text = f"{_dotted(keys[0])} {detail['ctx']['text']}"
+        text = f"{dotted(keys[0])} {detail['ctx']['text']}"
         return f"{settings.source(*keys)}: {text}"
     if detail["type"] == "missing":
-        text = f"{_dotted(path)} is missing"
+        text = f"{dotted(path)} is missing"
     elif detail["type"] == "extra_forbidden":
         text = _unknown_key(path)
     else:
         text = (
-            f"{_dotted(path)} must be {field_at(path).description}, "
-            f"not {_quoted(settings.get(path))}"
+            f"{dotted(path)} must be {field_at(path).description}, "
+            f"not {quoted(settings.get(path))}"
         )
     return f"{settings.source(path)}: {text}"
 
@@ -533,30 +368,10 @@ def _unknown_key(path: KeyPath) -> str:
 
     nearest = max(all_paths(), key=nearness)
     is_sibling = nearest[:-1] == path[:-1]
-    suggestion = nearest[-1] if is_sibling else _dotted(nearest)
-    return f"{_dotted(path)} is not a known key; did you mean {suggestion}?"
+    suggestion = nearest[-1] if is_sibling else dotted(nearest)
+    return f"{dotted(path)} is not a known key; did you mean {suggestion}?"
 
 
 def _user_error(faults: list[str]) -> UserError:
     more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
     return UserError(faults[0] + more)
-
-
-# ---- showing ------------------------------------------------------------------------
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def _shown(name: str | Path) -> str:
-    """A name from outside, on one line."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(name))
-
-
-def _dotted(path: KeyPath) -> str:
-    return _cut(_shown(".".join(path)))
-
-
-def _quoted(value: Any) -> str:
-    return _cut(json.dumps(value, default=str))

@@ -1,10 +1,44 @@
-"""The processes of a run and their names."""
+"""The processes of a run: what each one does, and its name."""
+
+from dataclasses import dataclass
+from enum import StrEnum
 
 from .schema import Config, LearnerConfig
 
-LAUNCHER = "launcher"
-VALUERL = "valuerl"
-WORLDMODEL = "worldmodel"
+
+class Kind(StrEnum):
+    """What a process does."""
+
+    LAUNCHER = "launcher"
+    VALUERL = "valuerl"
+    WORLDMODEL = "worldmodel"
+    INTERACTOR = "interactor"
+    EVALUATOR = "evaluator"
+
+
+LAUNCHER, VALUERL, WORLDMODEL = Kind.LAUNCHER, Kind.VALUERL, Kind.WORLDMODEL
+
+
+@dataclass(frozen=True)
+class Role:
+    """One process of a run.
+
+    Attributes:
+        kind: what it does.
+        number: which of its kind; None where there is only one.
+    """
+
+    kind: Kind
+    number: int | None = None
+
+    @property
+    def name(self) -> str:
+        """The name on the status board, in messages and in file names."""
+        return str(self.kind) if self.number is None else f"{self.kind}{self.number}"
+
+    @property
+    def is_learner(self) -> bool:
+        return self.kind in (VALUERL, WORLDMODEL)
 
 
 def learners(config: Config) -> dict[str, LearnerConfig]:
@@ -15,8 +49,14 @@ def learners(config: Config) -> dict[str, LearnerConfig]:
     return found
 
 
+def roles(config: Config) -> list[Role]:
+    """All processes of a run, the launcher first."""
+    interactors = [Role(Kind.INTERACTOR, i) for i in range(config.agent_config.count)]
+    evaluators = [Role(Kind.EVALUATOR, i) for i in range(config.evaluator_config.count)]
+    alone = [Role(LAUNCHER), *(Role(Kind(name)) for name in learners(config))]
+    return [*alone, *interactors, *evaluators]
+
+
 def process_names(config: Config) -> list[str]:
-    """All rows of a run's board, the launcher's first."""
-    interactors = [f"interactor{i}" for i in range(config.agent_config.count)]
-    evaluators = [f"evaluator{i}" for i in range(config.evaluator_config.count)]
-    return [LAUNCHER, *learners(config), *interactors, *evaluators]
+    """The names of all processes of a run, the launcher's first."""
+    return [role.name for role in roles(config)]

@@ -88,6 +88,13 @@ FolderName = Annotated[
 ]
 
 
+class _Changeable:
+    """Marks a key, and all below it, that a resumed run may change (SPEC section 9)."""
+
+
+ON_RESUME = _Changeable()
+
+
 def broken_rule(keys: tuple[str, ...], text: str) -> PydanticCustomError:
     """An error about several keys together.
 
@@ -175,13 +182,13 @@ class Environment(Section):
     inertia: Annotated[
         Literal["2.1", "native"] | None, Field(description='"2.1", "native" or null')
     ] = None
-    step_timeout: Positive = 60.0
+    step_timeout: Annotated[Positive, ON_RESUME] = 60.0
 
 
 class AgentConfig(Section):
     """The interactors: processes that step environments with the exploring policy."""
 
-    count: Count = 1
+    count: Annotated[Count, ON_RESUME] = 1
     batch_size: Count = 8
     reload_every_n: Count = 1
     full_random_n: CountOrZero = 10_000
@@ -230,14 +237,20 @@ class LearnerConfig(Section):
     batch_size: Count = 512
     replay_size: Count = 1_000_000
     frames_before_learning: CountOrZero = 10_000
-    log_every_n: Count = 500
+    log_every_n: Annotated[Count, ON_RESUME] = 500
     epoch_every_n: Count = 500
-    backup_every_n: Count = 2_500_000
+    backup_every_n: Annotated[Count, ON_RESUME] = 2_500_000
     frames_per_update: PositiveOrFalse = 0.25
     learning_rate: Positive = 3e-4
-    threads: CountOrNull = None  # null: all cores; on a GPU TensorFlow decides
-    xla: SwitchOrNull = None  # null: true on a GPU, false on a CPU
-    updates_per_call: CountOrNull = None  # null: 1 on a CPU; on a GPU up to 16
+    threads: Annotated[CountOrNull, ON_RESUME] = (
+        None  # null: all cores; on a GPU TensorFlow decides
+    )
+    xla: Annotated[SwitchOrNull, ON_RESUME] = (
+        None  # null: true on a GPU, false on a CPU
+    )
+    updates_per_call: Annotated[CountOrNull, ON_RESUME] = (
+        None  # null: 1 on a CPU; on a GPU up to 16
+    )
 
     def _check_shares(self, members: int, key: str) -> None:
         """Every member that takes part in training gets a share of the batch."""
@@ -303,9 +316,9 @@ class Config(Section):
 
     env: Annotated[Environment, Field(description="an object")]
     agent_config: Annotated[AgentConfig, Field(description="an object")] = AgentConfig()
-    evaluator_config: Annotated[EvaluatorConfig, Field(description="an object")] = (
-        EvaluatorConfig()
-    )
+    evaluator_config: Annotated[
+        EvaluatorConfig, ON_RESUME, Field(description="an object")
+    ] = EvaluatorConfig()
     policy_config: Annotated[PolicyConfig, Field(description="an object")] = (
         PolicyConfig()
     )
@@ -315,16 +328,18 @@ class Config(Section):
         Field(alias="model_config", description="an object, or null"),
     ] = None
     output_root: Annotated[
-        str, Field(pattern=r"^[^\x00]+$", description="the path of a folder")
+        str,
+        ON_RESUME,
+        Field(pattern=r"^[^\x00]+$", description="the path of a folder"),
     ] = "output"
     save_model_path: FolderName = "checkpoints"
     log_path: FolderName = "log"
     seed: CountOrZero = 0
-    total_frames: CountOrNull = None
-    total_hours: PositiveOrNull = None
-    final_episodes: CountOrZero = 5
-    keep_all_replay_buffers: Switch = False
-    tensorboard: Switch = True
+    total_frames: Annotated[CountOrNull, ON_RESUME] = None
+    total_hours: Annotated[PositiveOrNull, ON_RESUME] = None
+    final_episodes: Annotated[CountOrZero, ON_RESUME] = 5
+    keep_all_replay_buffers: Annotated[Switch, ON_RESUME] = False
+    tensorboard: Annotated[Switch, ON_RESUME] = True
 
     @model_validator(mode="after")
     def _sections_fit_together(self) -> Self:
@@ -409,6 +424,10 @@ class Config(Section):
             name += f" H={expansion.rollout_len}"
         return name if policy.frames_per_update else f"{name} unpaced"
 
+    def limit_reached(self, frames: int, hours: float) -> bool:
+        """Whether a run of so many frames, or hours of learning, is at its end."""
+        return limit_reached(self.total_frames, self.total_hours, frames, hours)
+
     @property
     def has_model(self) -> bool:
         """Whether a world model is learned."""
@@ -426,6 +445,14 @@ class Config(Section):
     def environment_folder(self) -> str:
         """The environment's id as the name of one folder, another for each id."""
         return self.env.name.replace("/", "+")
+
+
+def limit_reached(
+    total_frames: int | None, total_hours: float | None, frames: int, hours: float
+) -> bool:
+    """Whether frames or hours of learning are at their limit; None: there is none."""
+    limits = (total_frames, frames), (total_hours, hours)
+    return any(limit is not None and now >= limit for limit, now in limits)
 
 
 def known_keys(section: type[Section]) -> dict[str, FieldInfo]:
@@ -459,6 +486,12 @@ def field_at(path: tuple[str, ...]) -> FieldInfo | None:
             return field
         section = section_of(field)
     return field
+
+
+def is_changeable(path: tuple[str, ...]) -> bool:
+    """Whether a resumed run may change the key at a path (SPEC section 9)."""
+    fields = [field_at(path[:depth]) for depth in range(1, len(path) + 1)]
+    return any(field is not None and ON_RESUME in field.metadata for field in fields)
 
 
 def all_paths(section: type[Section] = Config) -> Iterator[tuple[str, ...]]:

@@ -1,6 +1,7 @@
 """Where everything of one experiment lies, and what its processes are given."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -87,6 +88,7 @@ class Run:
         action_dim: A.
         launch: 0 for the first start, then one more for each resume.
         cpu_learners: whether the learners compute on the CPU.
+        gpus: what selects each learner's GPU in CUDA_VISIBLE_DEVICES, by its name.
     """
 
     config: Config
@@ -95,6 +97,7 @@ class Run:
     action_dim: int
     launch: int
     cpu_learners: bool
+    gpus: Mapping[str, str] = field(default_factory=dict)
 
 
 def derive_seed(config: Config, process: str, launch: int, restart: int) -> int:

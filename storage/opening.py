@@ -1,17 +1,22 @@
 """How a launch opens an experiment's folder: checks what is there and mends it."""
 
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from ..replay import DATA_NAME, ReplayBuffer
 from ..settings.loading import changed_keys
+from ..settings.request import Request, Start
 from ..settings.roles import learners
+from ..settings.schema import Environment
 from ..util import UserError
 from . import checkpoint
 from .board import Board
 from .disk import network_filesystem
 from .folders import Folders, Run
-from .locks import unwritable
-from .record import read_json, write_json
+from .locks import claimed, unwritable
+from .record import is_finished, read_json, read_run, record_start, write_json
+from .rewind import finish_rewind, put_aside, rewind
 
 
 def has_output(folders: Folders) -> bool:
@@ -27,26 +32,95 @@ def has_output(folders: Folders) -> bool:
     )
 
 
-def check_mode(folders: Folders, merged: dict[str, Any], mode: str) -> None:
+@contextmanager
+def opened(
+    request: Request,
+    measure: Callable[[Environment], tuple[int, int]],
+    gpus: Mapping[str, str],
+    note: Callable[[str], None],
+) -> Iterator[Run | None]:
+    """Holds an experiment's folder, checked, mended and ready for a run.
+
+    Args:
+        request: what the launch was asked for.
+        measure: gives an environment's (obs_dim, action_dim).
+        gpus: as `Run.gpus`; empty for learners on the CPU.
+        note: takes lines for the user.
+
+    Yields:
+        the run, to be run while the folder is held; None where it is finished.
+
+    Raises:
+        UserError: a mistake. Nothing has been written where it is one in the
+            configuration, in `start`, or in the environment.
+    """
+    config, merged = request.loaded.config, request.loaded.merged
+    folders = Folders.of(config, request.experiment)
+    finish_rewind(folders)
+    # Checked before anything is written; and again when no other launch can interfere.
+    check_mode(folders, merged, request.start)
+    obs_dim, action_dim = measure(config.env)
+    with claimed(folders):
+        resumes = check_mode(folders, merged, request.start)
+        if (
+            resumes
+            and request.rewind_to is None
+            and is_finished(folders, config.total_frames, config.total_hours)
+        ):
+            note(f"{folders.root} is finished: nothing is left to do")
+            yield None
+            return
+        notes = list(request.loaded.notes)
+        if request.start is Start.OVERWRITE and has_output(folders):
+            notes.append(f"the earlier output is now {put_aside(folders)}")
+        if request.rewind_to is not None:
+            aside = rewind(folders, config, request.rewind_to)
+            notes.append(
+                f"resuming from {request.rewind_to} updates; what came later is in "
+                f"{aside}"
+            )
+        run = Run(
+            config=config,
+            folders=folders,
+            obs_dim=obs_dim,
+            action_dim=action_dim,
+            launch=len(read_run(folders)["starts"]),
+            cpu_learners=not gpus,
+            gpus=gpus,
+        )
+        notes += open_output(run, merged)
+        record_start(run, resumes)
+        for line in notes:
+            note(line)
+        yield run
+
+
+def check_mode(folders: Folders, merged: dict[str, Any], start: str) -> bool:
     """Refuses a start that does not say what is meant with what is there.
 
     Args:
         folders: the experiment's.
         merged: the configuration of this launch.
-        mode: "fresh", "resume" or "overwrite".
+        start: a `Start`: what is to become of earlier output.
+
+    Returns:
+        whether the run resumes an earlier one.
 
     Raises:
         UserError: output without --resume / --overwrite, --resume without output, or
             a resume with another configuration, whose keys are named.
     """
-    if mode == "fresh" and has_output(folders):
+    there = has_output(folders)
+    if start == Start.FRESH and there:
         raise UserError(
-            f"{folders.root} holds output of an earlier run: --resume goes on with it, "
-            "--overwrite puts it aside and starts anew, --name NAME keeps both"
+            f"{folders.root} holds output of an earlier run: --resume continues it, "
+            "--overwrite renames it and starts again, --name NAME keeps both"
         )
-    if mode != "resume":
-        return
-    if not has_output(folders):
+    if start in (Start.FRESH, Start.OVERWRITE):
+        return False
+    if start == Start.RESUME_OR_START and not there:
+        return False
+    if not there:
         raise UserError(
             f"{folders.root} holds nothing to resume; start it without --resume"
         )
@@ -57,6 +131,7 @@ def check_mode(folders: Folders, merged: dict[str, Any], mode: str) -> None:
             f"the configuration differs from that of the run in {folders.root}: "
             f"{', '.join(changed)}; give the run's values, or another --name"
         )
+    return True
 
 
 def open_output(run: Run, merged: dict[str, Any]) -> list[str]:

@@ -11,10 +11,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from ..settings.roles import process_names
-from ..settings.schema import Config
+from ..settings.roles import learners, process_names
+from ..settings.schema import Config, limit_reached
 from ..util import UserError, atomic_write
-from .folders import Folders, derive_seed
+from .folders import Folders, Run, derive_seed
 
 PACKAGES = ("tensorflow", "gymnasium", "mujoco", "numpy", "safetensors", "portalocker")
 MAX_JSON_BYTES = 64 << 20
@@ -23,11 +23,34 @@ MAX_JSON_BYTES = 64 << 20
 def is_finished(folders: Folders, frames: int | None, hours: float | None) -> bool:
     """Whether the run ended at a limit and reached one of these, today's."""
     reached = read_run(folders)["finished"]
-    if not reached:
-        return False
-    return (frames is not None and reached["frames"] >= frames) or (
-        hours is not None and reached["hours"] >= hours
+    return bool(reached) and limit_reached(
+        frames, hours, reached["frames"], reached["hours"]
     )
+
+
+def record_start(run: Run, resumed: bool) -> None:
+    """Adds a start to run.json."""
+    content = read_run(run.folders)
+    content["finished"] = None
+    devices = {
+        name: "cpu" if run.cpu_learners else run.gpus[name]
+        for name in learners(run.config)
+    }
+    content["starts"].append(start_record(run.config, run.launch, devices, resumed))
+    write_json(run.folders.run, content)
+
+
+def record_finish(
+    folders: Folders, frames: int, hours: float, random_score: float | None
+) -> None:
+    """Says in run.json that the run reached its limit, and where."""
+    finished = {
+        "time": now(),
+        "frames": frames,
+        "hours": hours,
+        "random_score": random_score,
+    }
+    write_json(folders.run, {**read_run(folders), "finished": finished})
 
 
 def start_record(

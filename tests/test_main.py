@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +21,10 @@ from support import make_config, make_run, read_events
 from support_children import die_measuring, hang_measuring
 
 from steve import main, visualizer
+from steve.main import next_command
 from steve.running import devices
 from steve.running import launch as launch_module
-from steve.running.launch import measure_environment, next_command, plan_children
+from steve.running.launch import measure_environment, plan_children
 from steve.settings.roles import VALUERL, WORLDMODEL
 from steve.settings.schema import Environment
 from steve.storage.board import Board
@@ -287,7 +289,8 @@ def test_learners_get_their_gpus_and_all_others_none(tmp_path):
     config = make_config(
         tmp_path, model=True, agent_config={"count": 2}, evaluator_config={"count": 2}
     )
-    children = plan_children(make_run(config), "3", "GPU-4")
+    gpus = {VALUERL: "3", WORLDMODEL: "GPU-4"}
+    children = plan_children(replace(make_run(config), gpus=gpus))
     seen = {child.name: child.environ[devices.VARIABLE] for child in children}
     actors = ["interactor0", "interactor1", "evaluator0", "evaluator1"]
     assert seen == {VALUERL: "3", WORLDMODEL: "GPU-4"} | dict.fromkeys(actors, "-1")
@@ -306,18 +309,20 @@ def test_learners_get_their_gpus_and_all_others_none(tmp_path):
 
 
 def test_without_a_model_there_is_no_world_model_learner(tmp_path):
-    children = plan_children(make_run(make_config(tmp_path)), "0", "-1")
+    children = plan_children(make_run(make_config(tmp_path)))
     assert WORLDMODEL not in {child.name for child in children}
 
 
 @pytest.mark.parametrize(
-    ("measure", "said"),
+    ("measure", "patience", "said"),
     [
-        (die_measuring, "making the environment Hopper-v1 ended its process"),
-        (hang_measuring, "took over 0.5 s"),
+        (die_measuring, 60.0, "making the environment Hopper-v1 ended its process"),
+        (hang_measuring, 0.5, "took over 0.5 s"),
     ],
 )
-def test_an_environment_that_cannot_be_measured_is_one_line(measure, said, monkeypatch):
+def test_an_environment_that_cannot_be_measured_is_one_line(
+    measure, patience, said, monkeypatch
+):
     """And no other child of the caller is touched."""
     monkeypatch.setattr(launch_module, "_measure", measure)
     monkeypatch.setattr(launch_module, "IMPORT_PATIENCE", 0.0)
@@ -326,7 +331,7 @@ def test_an_environment_that_cannot_be_measured_is_one_line(measure, said, monke
     other.start()
     try:
         with pytest.raises(UserError, match=said):
-            measure_environment(Environment(name="Hopper-v1", step_timeout=0.5))
+            measure_environment(Environment(name="Hopper-v1", step_timeout=patience))
         assert other.is_alive()
     finally:
         other.kill()
@@ -344,11 +349,10 @@ def test_an_environment_that_cannot_be_measured_is_one_line(measure, said, monke
 def test_what_happens_before_the_start_is_one_line(
     error, code, line, monkeypatch, capsys
 ):
-    def launch(arguments):
+    def train(*arguments):
         raise error
 
-    monkeypatch.setattr(main, "launch", launch)
-    monkeypatch.setattr(main, "stop_as_by_ctrl_c", lambda: None)
+    monkeypatch.setattr(main, "train", train)
     assert main.main([QUICKSTART, "cpu"]) == code
     said = capsys.readouterr().err
     assert line in said
@@ -373,11 +377,12 @@ def test_the_commands_named_at_the_end_are_those_of_the_same_run():
     given = [QUICKSTART, "cpu", "--overwrite", "--name", "a b", "--hours", "0.5"]
     given += ["--set", "env.name=Pendulum-v1", 'env.make_kwargs={"g": 1}']
     first = main.parse_arguments(given)
-    words = shlex.split(next_command("main.py", first, "--resume"))
+    request = main.request_of(first)
+    words = shlex.split(next_command("main.py", "main.py", request, "--resume"))
     assert words[:2] == ["python", "main.py"]
     second = main.parse_arguments(words[2:])
     assert vars(second) == {**vars(first), "overwrite": False, "resume": True}
-    words = shlex.split(next_command("visualizer.py", first, "the folder"))
+    words = shlex.split(next_command("main.py", "visualizer.py", request, "the folder"))
     assert words[:2] == ["python", "visualizer.py"]
     shown = visualizer.parse_arguments(words[2:])
     assert (shown.config, shown.gpu_id, shown.set) == (QUICKSTART, "cpu", first.set)
@@ -414,7 +419,7 @@ def test_interrupted_refused_resumed_and_restarted(tmp_path):
     assert first.returncode == 0, output
     assert "interactor0 was ended by SIGKILL and is restarted" in output
     assert "Traceback" not in output
-    assert "to go on:\n  python main.py config/quickstart.json cpu --resume " in output
+    assert "to resume:\n  python main.py config/quickstart.json cpu --resume " in output
     stopped = scores(tmp_path)
     updates = learner_log(tmp_path)[-1]["updates"]
 
