@@ -8,12 +8,11 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import support_env
-from support import append_frames, make_config
+from support import PROJECT, append_frames, make_config
 
 from steve.replay import ReplayBuffer
 from steve.storage import checkpoint
@@ -23,8 +22,6 @@ from steve.storage.folders import Folders, Run
 from steve.storage.opening import check_mode, open_output
 from steve.storage.record import read_run
 from steve.util import UserError
-
-PROJECT = Path(__file__).resolve().parents[1]
 
 # Tries each value for each key, as far as a launch goes with it before it starts
 # processes; prints what became of it.

@@ -1,0 +1,321 @@
+"""Opening an experiment's folder: modes, earlier output, two launches at once."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from support import PATIENCE, PROJECT
+from support_storage import (
+    MERGED,
+    SIZES,
+    one_line,
+    open_now,
+    rewards_in,
+    save_state,
+    transitions,
+)
+
+from steve.replay import HEADER_BYTES, ReplayBuffer
+from steve.storage import checkpoint, opening
+from steve.storage.board import Board
+from steve.storage.checkpoint import CheckpointError
+from steve.storage.locks import claimed
+from steve.storage.opening import check_mode, has_output
+from steve.storage.record import write_json
+from steve.util import UserError
+
+# Modes
+
+
+def with_output(folders, merged=MERGED):
+    folders.log.mkdir(parents=True)
+    write_json(folders.hyperparameters, merged)
+
+
+def mode_error(folders, merged, mode):
+    with pytest.raises(UserError) as caught:
+        check_mode(folders, merged, mode)
+    return one_line(caught)
+
+
+@pytest.mark.parametrize("mode", ["fresh", "overwrite"])
+def test_where_nothing_is_a_start_is_welcome(folders, mode):
+    check_mode(folders, MERGED, mode)
+    assert not has_output(folders)
+
+
+def test_output_is_in_the_way_of_a_fresh_start(folders):
+    with_output(folders)
+    message = mode_error(folders, MERGED, "fresh")
+    assert str(folders.root) in message
+    for way_out in ("--resume", "--overwrite", "--name"):
+        assert way_out in message
+
+
+def test_with_overwrite_output_is_no_obstacle_even_of_another_configuration(folders):
+    with_output(folders)
+    check_mode(folders, {**MERGED, "seed": 1}, "overwrite")
+
+
+def test_there_must_be_something_to_resume(folders):
+    message = mode_error(folders, MERGED, "resume")
+    assert str(folders.root) in message
+    assert "nothing to resume" in message
+
+
+def test_the_same_configuration_resumes(folders):
+    with_output(folders)
+    check_mode(folders, json.loads(json.dumps(MERGED)), "resume")
+
+
+def test_a_resume_names_the_keys_that_have_changed(folders):
+    with_output(folders)
+    changed = json.loads(json.dumps(MERGED))
+    changed["seed"] = 1
+    changed["env"]["discount"] = 0.9
+    changed["policy_config"]["batch_size"] = 64
+    message = mode_error(folders, changed, "resume")
+    for key in ("seed", "env.discount", "policy_config.batch_size"):
+        assert key in message
+    for key in ("env.name", "total_frames", "agent_config"):
+        assert key not in message
+
+
+def test_limits_log_intervals_and_process_counts_may_change(folders):
+    with_output(folders)
+    changed = json.loads(json.dumps(MERGED))
+    changed["total_frames"] = 200
+    changed["policy_config"]["log_every_n"] = 10
+    changed["agent_config"]["count"] = 2
+    check_mode(folders, changed, "resume")
+
+
+@pytest.mark.parametrize("content", ['{"seed": ', "[]", "null", "\xff"])
+def test_a_configuration_that_cannot_be_read_is_named(folders, content):
+    with_output(folders)
+    folders.hyperparameters.write_bytes(content.encode("latin-1"))
+    message = mode_error(folders, MERGED, "resume")
+    assert str(folders.hyperparameters) in message
+    assert "JSON" in message
+
+
+def test_a_first_file_that_was_not_written_to_its_end_is_no_output(folders):
+    folders.log.mkdir(parents=True)
+    (folders.log / ".hps.json.123.tmp").write_text("{")
+    assert not has_output(folders)
+    check_mode(folders, MERGED, "fresh")
+
+
+def test_output_without_a_configuration_is_output_too(folders):
+    open_folder = folders.log / "processes"
+    open_folder.mkdir(parents=True)
+    assert not has_output(folders)  # empty folders are nobody's work
+    (open_folder / "valuerl.txt").touch()
+    assert has_output(folders)
+    assert "--overwrite" in mode_error(folders, MERGED, "fresh")
+    message = mode_error(folders, MERGED, "resume")
+    assert str(folders.hyperparameters) in message
+    assert "missing" in message
+
+
+def test_temporary_files_are_no_output(config, folders):
+    """They are all that is there of a launch killed while it wrote its first file."""
+    (folders.root / "log").mkdir(parents=True)
+    (folders.log / ".hps.json.123.tmp").write_text("{")
+    assert not has_output(folders)
+    check_mode(folders, MERGED, "fresh")
+    open_now(folders, config)
+    assert has_output(folders)
+
+
+# Output
+
+
+def test_a_fresh_output_has_folders_an_empty_replay_and_a_board(config, folders):
+    with claimed(folders):
+        assert open_now(folders, config) == []
+    with ReplayBuffer.open(folders.replay) as replay:
+        assert (replay.obs_dim, replay.action_dim) == SIZES
+        assert replay.frames == 0
+        assert replay.capacity == config.replay_capacity
+    board = Board.open(folders.board)
+    assert board["worldmodel"]["updates"] == 0
+    assert folders.process_output("valuerl").parent.is_dir()
+
+
+def test_opened_again_everything_is_still_there(config, folders):
+    open_now(folders, config)
+    with ReplayBuffer.open(folders.replay, writable=True) as replay:
+        replay.append(transitions(20))
+    board = Board.open(folders.board)
+    board["valuerl"]["updates"] = 7
+    row = board["evaluator0"]
+    row["epoch"], row["episodes"] = 3, 2
+    assert open_now(folders, config) == []
+    assert rewards_in(folders.replay) == list(range(20))
+    row = Board.open(folders.board)["evaluator0"]
+    assert (row["epoch"], row["episodes"]) == (3, 2)
+    assert Board.open(folders.board)["valuerl"]["updates"] == 0
+
+
+def damage_replay(folders, frame):
+    path = folders.replay / "replay.bin"
+    with ReplayBuffer.open(folders.replay) as replay:
+        row_bytes = (path.stat().st_size - HEADER_BYTES) // replay.capacity
+    with open(path, "r+b") as file:
+        file.seek(HEADER_BYTES + frame * row_bytes)
+        file.write(b"\xff")
+
+
+def test_a_damaged_tail_of_the_replay_is_dropped_and_reported(config, folders):
+    open_now(folders, config)
+    with ReplayBuffer.open(folders.replay, writable=True) as replay:
+        replay.append(transitions(20))
+    damage_replay(folders, 17)
+    (note,) = open_now(folders, config)
+    assert "3 damaged transitions" in note
+    assert "\n" not in note
+    assert rewards_in(folders.replay) == list(range(17))
+    assert open_now(folders, config) == []
+
+
+def test_a_replay_that_is_none_is_an_error(config, folders):
+    open_now(folders, config)
+    (folders.replay / "replay.bin").write_bytes(b"something else")
+    with pytest.raises(UserError, match=re.escape(str(folders.replay))) as caught:
+        open_now(folders, config)
+    one_line(caught)
+
+
+def test_a_damaged_state_is_reported_where_an_earlier_one_is_good(config, folders):
+    open_now(folders, config)
+    path = folders.state("valuerl")
+    for updates in (1, 2):
+        metadata = {"updates": updates}
+        tensors = {"w": np.ones(3, np.float32)}
+        checkpoint.publish(path, tensors, metadata, keep_previous=True)
+    assert open_now(folders, config) == []
+    path.write_bytes(path.read_bytes()[:-1])
+    (note,) = open_now(folders, config)
+    assert str(path) in note
+    checkpoint.previous_path(path).unlink()
+    with pytest.raises(CheckpointError):
+        open_now(folders, config)
+
+
+def test_what_killed_writers_left_is_removed(config, folders):
+    open_now(folders, config)
+    save_state(folders, "valuerl", 1, 1, 1, numbered=False)
+    leftovers = [
+        folders.checkpoints / ".valuerl.safetensors.123.tmp",
+        folders.log / ".run.json.123.tmp",
+        folders.replay / ".replay.bin.123.tmp",
+    ]
+    for leftover in leftovers:
+        leftover.touch()
+    open_now(folders, config)
+    assert not any(leftover.exists() for leftover in leftovers)
+    assert folders.state("valuerl").exists()
+
+
+def test_output_that_cannot_be_written_is_an_error(config, folders):
+    folders.root.parent.mkdir(parents=True)
+    folders.root.touch()  # a file where the folder should be
+    with pytest.raises(UserError, match=re.escape(str(folders.root))) as caught:
+        open_now(folders, config)
+    one_line(caught)
+
+
+# What the disk is
+
+
+def test_a_network_filesystem_is_one_line_that_says_what_is_promised(
+    config, folders, monkeypatch
+):
+    monkeypatch.setattr(opening, "network_filesystem", lambda path: "nfs4")
+    (note,) = open_now(folders, config)
+    assert note.startswith(f"{folders.root} is on a network filesystem (nfs4): ")
+    assert "one host" in note
+    assert "not promised" in note
+    assert "\n" not in note
+
+
+def test_a_local_filesystem_is_nothing_to_speak_of(config, folders, monkeypatch):
+    monkeypatch.setattr(opening, "network_filesystem", lambda path: None)
+    assert open_now(folders, config) == []
+
+
+def test_a_full_disk_is_one_line_with_path_and_free_bytes(config, folders, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device", str(folders.hyperparameters))
+
+    monkeypatch.setattr(opening, "write_json", full)
+    with pytest.raises(UserError, match=r"hps.json: No space left .* bytes are free"):
+        open_now(folders, config)
+
+
+# Two launches at once
+
+
+LAUNCHES = """
+import sys
+from pathlib import Path
+import support, support_env
+from steve.storage import locks, opening
+from steve.storage.folders import Folders, Run
+from steve.util import UserError
+
+config = support.make_config(Path(sys.argv[1]))
+merged = config.model_dump(mode="json", by_alias=True)
+for line in sys.stdin:
+    number = line.strip()
+    folders = Folders.of(config, f"run{number}")
+    run = Run(config, folders, 3, 1, 0, True)
+    try:
+        opening.check_mode(folders, merged, "fresh")
+        with locks.claimed(folders):
+            opening.check_mode(folders, merged, "fresh")
+            opening.open_output(run, merged)
+            print("won", flush=True)
+            sys.stdin.readline()
+    except UserError as error:
+        print(f"lost {error}", flush=True)
+        sys.stdin.readline()
+"""
+
+
+def test_of_two_launches_at_once_one_wins_a_hundred_times(tmp_path):
+    paths = str(PROJECT / "tests")
+    launches = [
+        subprocess.Popen(
+            [sys.executable, "-c", LAUNCHES, str(tmp_path)],
+            env={**os.environ, "PYTHONPATH": paths},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+
+    def tell(text):
+        for launch in launches:
+            launch.stdin.write(f"{text}\n")
+            launch.stdin.flush()
+
+    reasons = []
+    try:
+        for number in range(100):
+            tell(number)
+            lost, won = sorted(launch.stdout.readline() for launch in launches)
+            assert won == "won\n", (lost, won)
+            assert "in use by another launch" in lost or "holds output" in lost, lost
+            reasons.append("in use" in lost)
+            tell("on")
+    finally:
+        for launch in launches:
+            launch.communicate(timeout=PATIENCE)
+    assert any(reasons), "they were never there at once"

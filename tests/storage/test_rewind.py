@@ -1,0 +1,307 @@
+"""Output that is put aside, and going back to a numbered checkpoint."""
+
+import json
+from pathlib import Path
+
+import pytest
+from support import make_config
+from support_storage import (
+    MERGED,
+    SIZES,
+    one_line,
+    open_now,
+    rewards_in,
+    save_state,
+    transitions,
+)
+
+from steve.replay import ReplayBuffer
+from steve.storage import checkpoint
+from steve.storage import rewind as rewinding
+from steve.storage.folders import Folders
+from steve.storage.locks import claimed
+from steve.storage.record import read_run, write_json
+from steve.storage.rewind import finish_rewind, numbered_checkpoints, put_aside, rewind
+from steve.util import UserError
+
+# Putting aside
+
+
+def test_earlier_output_is_renamed_and_nothing_is_overwritten(folders):
+    asides = []
+    for number in range(4):
+        folders.log.mkdir(parents=True)
+        (folders.log / "content").write_text(str(number))
+        asides.append(put_aside(folders))
+        assert not folders.root.exists()
+    assert len(set(asides)) == 4
+    for number, aside in enumerate(asides):
+        assert aside.parent == folders.root.parent
+        assert (aside / "log" / "content").read_text() == str(number)
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "empty folder"])
+def test_a_name_that_is_taken_is_passed_over(folders, kind):
+    folders.root.mkdir(parents=True)
+    expected = put_aside(folders)
+    expected.rmdir()
+    if kind == "file":
+        expected.write_text("mine")
+    else:
+        expected.mkdir()
+        if kind == "folder":
+            (expected / "mine").touch()
+    folders.root.mkdir()
+    assert put_aside(folders) != expected
+    assert expected.exists()
+    assert expected.is_file() == (kind == "file")
+
+
+# Going back to a numbered checkpoint
+
+
+def write_rows(path, columns, rows):
+    lines = [columns, *rows]
+    path.write_text("".join(",".join(map(str, line)) + "\n" for line in lines))
+
+
+def former_run(folders, capacity=1000, learners=("valuerl", "worldmodel")):
+    """Output of 300 updates and 90 frames; numbered checkpoints at 100 and 200."""
+    folders.checkpoints.mkdir(parents=True)
+    folders.log.mkdir()
+    with ReplayBuffer.create(folders.replay, *SIZES, capacity) as replay:
+        for first in range(0, 90, 10):
+            replay.append(transitions(10, first))
+    for learner in learners:
+        lead = 2 if learner == "worldmodel" else 0
+        save_state(folders, learner, 100, 5, 30 + lead)
+        save_state(folders, learner, 200, 9, 60 + lead)
+        save_state(folders, learner, 300, 13, 90, numbered=False)
+        rows = [(u / 1000, u // 25, u) for u in (50, 100, 150, 200, 250)]
+        write_rows(folders.learner_log(learner), ("hours", "epoch", "updates"), rows)
+    rows = [(e / 10, e, 10 * e, -e) for e in (1, 1, 4, 5, 5, 6, 9, 12)]
+    write_rows(folders.scores, ("hours", "epochs", "frames", "score"), rows)
+    write_json(folders.hyperparameters, MERGED)
+    write_json(folders.run, {"experiment": "first", "starts": [{}], "finished": {}})
+
+
+def tree(root):
+    """All files below a folder, with their content; locks left out."""
+    return {
+        path.relative_to(root): path.read_bytes()
+        for path in sorted(root.rglob("*"))
+        if path.is_file() and path.suffix != ".lock"
+    }
+
+
+def rows_of(path):
+    return [line.split(",") for line in path.read_text().splitlines()]
+
+
+def test_the_numbers_are_those_of_which_all_learners_have_a_state(config, folders):
+    assert numbered_checkpoints(folders, config) == []
+    former_run(folders)
+    save_state(folders, "valuerl", 1000, 40, 90)
+    save_state(folders, "worldmodel", 50, 2, 15)
+    assert numbered_checkpoints(folders, config) == [100, 200]
+    without_model = make_config(Path(config.output_root))
+    assert numbered_checkpoints(folders, without_model) == [100, 200, 1000]
+
+
+def test_going_back_restores_states_replay_and_rows(config, folders):
+    former_run(folders)
+    rewind(folders, config, 100)
+    for learner in ("valuerl", "worldmodel"):
+        state = checkpoint.load(folders.state(learner))
+        assert state.metadata["updates"] == 100
+        assert state.metadata["epoch"] == 5
+        assert (state.tensors[f"{learner}/w"] == 100).all()
+        updates = [row[2] for row in rows_of(folders.learner_log(learner))]
+        assert updates == ["updates", "50", "100"]
+    # 30 frames for the value learner, 32 for the world model.
+    assert rewards_in(folders.replay) == list(range(32))
+    epochs = [row[1] for row in rows_of(folders.scores)]
+    # The policy of epoch 5 is published, and evaluated, anew.
+    assert epochs == ["epochs", "1", "1", "4"]
+    assert rows_of(folders.scores)[-1] == ["0.4", "4", "40", "-4"]
+    assert json.loads(folders.hyperparameters.read_text()) == MERGED
+    assert read_run(folders)["starts"] == [{}]
+    assert read_run(folders)["finished"] is None
+    assert numbered_checkpoints(folders, config) == [100]
+    assert not folders.policy.exists()  # that of a later epoch
+
+
+def test_the_later_state_is_kept_as_it_was(config, folders):
+    former_run(folders)
+    before = tree(folders.root)
+    aside = rewind(folders, config, 100)
+    assert tree(aside) == before
+    assert aside != folders.root
+    assert rewards_in(aside / "checkpoints" / "replay") == list(range(90))
+
+
+def test_one_can_go_back_twice(config, folders):
+    former_run(folders)
+    first = rewind(folders, config, 200)
+    second = rewind(folders, config, 200)
+    assert first != second
+    assert rewards_in(folders.replay) == list(range(62))
+    with pytest.raises(UserError, match="there are: 200"):
+        rewind(folders, config, 100)
+
+
+def test_without_a_model_there_is_one_learner_to_go_back(tmp_path):
+    config = make_config(tmp_path)
+    folders = Folders.of(config, "first")
+    former_run(folders, learners=("valuerl",))
+    rewind(folders, config, 200)
+    assert rewards_in(folders.replay) == list(range(60))
+    assert not folders.state("worldmodel").exists()
+
+
+def test_a_run_without_scores_or_logs_yet_can_go_back(config, folders):
+    former_run(folders)
+    for path in (folders.scores, folders.learner_log("valuerl")):
+        path.unlink()
+    rewind(folders, config, 100)
+    assert not folders.scores.exists()
+    assert rewards_in(folders.replay) == list(range(32))
+
+
+def test_a_run_that_went_back_opens_and_goes_on_appending(config, folders):
+    former_run(folders)
+    rewind(folders, config, 100)
+    assert open_now(folders, config) == []
+    with ReplayBuffer.open(folders.replay, writable=True) as replay:
+        assert replay.append(transitions(8, 500))
+        assert replay.frames == 40
+
+
+def rewind_error(folders, config, updates):
+    """The error of an attempt, which must have changed nothing."""
+    before = tree(folders.root)
+    siblings = sorted(path.name for path in folders.root.parent.glob("[!.]*"))
+    with pytest.raises(UserError) as caught:
+        rewind(folders, config, updates)
+    assert tree(folders.root) == before
+    assert sorted(p.name for p in folders.root.parent.glob("[!.]*")) == siblings
+    return one_line(caught)
+
+
+@pytest.mark.parametrize("updates", [0, 150, 300])
+def test_a_checkpoint_that_is_not_there_is_an_error_that_lists_those_that_are(
+    config, folders, updates
+):
+    former_run(folders)
+    message = rewind_error(folders, config, updates)
+    assert f" {updates} updates" in message
+    assert "100, 200" in message
+
+
+def test_where_there_is_no_numbered_checkpoint_the_error_says_none(config, folders):
+    former_run(folders)
+    for path in folders.checkpoints.glob("*-*.safetensors"):
+        path.unlink()
+    assert "none" in rewind_error(folders, config, 100)
+
+
+def test_a_damaged_checkpoint_changes_nothing(config, folders):
+    former_run(folders)
+    path = folders.numbered_state("worldmodel", 100)
+    path.write_bytes(path.read_bytes()[:-4])
+    assert str(path) in rewind_error(folders, config, 100)
+    rewind(folders, config, 200)  # and does not stand in the way of another
+
+
+def test_a_replay_that_was_overwritten_since_is_an_error(config, folders):
+    former_run(folders, capacity=40)  # frames 50 to 89 are left; 32 are wanted
+    message = rewind_error(folders, config, 100)
+    assert "overwritten" in message
+    assert "keep_all_replay_buffers" in message
+
+
+def test_a_replay_that_lost_transitions_since_is_an_error(config, folders):
+    former_run(folders)
+    with ReplayBuffer.open(folders.replay, writable=True) as replay:
+        replay.truncate(30)
+    message = rewind_error(folders, config, 100)
+    assert "2 of the transitions of 100 updates are lost" in message
+
+
+def test_the_copy_of_the_replay_is_used_where_there_is_one(config, folders):
+    former_run(folders, capacity=40)
+    with ReplayBuffer.create(folders.numbered_replay(100), *SIZES, 40) as copy:
+        copy.append(transitions(32, first=1000))
+    rewind(folders, config, 100)
+    assert rewards_in(folders.replay) == list(range(1000, 1032))
+
+
+def test_what_an_interrupted_attempt_left_is_no_obstacle(config, folders, monkeypatch):
+    former_run(folders)
+    with monkeypatch.context() as patch:
+        patch.setattr(rewinding, "put_aside", lambda _: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            rewind(folders, config, 200)
+    rewind(folders, config, 100)
+    assert rewards_in(folders.replay) == list(range(32))
+    assert numbered_checkpoints(folders, config) == [100]
+
+
+@pytest.mark.parametrize("torn", ["0.1", "0.6,6,60,-6.2"])
+def test_torn_lines_and_rows_of_later_times_are_left_behind(config, folders, torn):
+    former_run(folders)
+    with open(folders.scores, "a") as file:
+        file.write(torn)
+    rewind(folders, config, 200)
+    assert rows_of(folders.scores)[-1] == ["0.6", "6", "60", "-6"]
+
+
+@pytest.mark.parametrize("killed_at", [1, 2])
+def test_going_back_that_was_killed_between_its_renamings_is_finished(
+    config, folders, monkeypatch, killed_at
+):
+    former_run(folders)
+    renamings = []
+    rename = Path.rename
+
+    def rename_or_die(path, target):
+        renamings.append(path)
+        if len(renamings) == killed_at:
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", rename_or_die)
+        with pytest.raises(KeyboardInterrupt):
+            rewind(folders, config, 100)
+    finish_rewind(folders)
+    # Before the first renaming nothing has happened, after it all has.
+    frames = 90 if killed_at == 1 else 32
+    assert rewards_in(folders.replay) == list(range(frames))
+    finish_rewind(folders)
+    assert rewards_in(folders.replay) == list(range(frames))
+
+
+def test_who_is_just_going_back_is_not_interfered_with(config, folders, monkeypatch):
+    """Between its renamings there is no folder, but one that is complete."""
+    former_run(folders)
+
+    def put_aside_and_look(folders):
+        aside = put_aside(folders)
+        with pytest.raises(UserError, match="in use by another launch"):
+            finish_rewind(folders)
+        return aside
+
+    monkeypatch.setattr(rewinding, "put_aside", put_aside_and_look)
+    with claimed(folders):
+        rewind(folders, config, 200)
+    assert rewards_in(folders.replay) == list(range(62))
+
+
+def test_where_nothing_was_interrupted_there_is_nothing_to_finish(config, folders):
+    finish_rewind(folders)
+    assert not folders.root.exists()
+    former_run(folders)
+    before = tree(folders.root)
+    finish_rewind(folders)
+    assert tree(folders.root) == before

@@ -1,0 +1,55 @@
+"""What several tests of an experiment's folder need: its content, and what is said."""
+
+import numpy as np
+import support_env
+
+from steve.replay import Batch, ReplayBuffer
+from steve.storage import checkpoint
+from steve.storage.folders import Run
+from steve.storage.opening import open_output
+
+SIZES = (support_env.OBS_DIM, support_env.ACTION_DIM)
+MERGED = {
+    "seed": 0,
+    "total_frames": 100,
+    "env": {"name": "Counting-v0", "discount": 0.99},
+    "policy_config": {"batch_size": 512, "log_every_n": 500},
+    "agent_config": {"count": 1, "batch_size": 8},
+}
+
+
+def open_now(folders, config):
+    """`open_output` as a launch calls it."""
+    run = Run(config, folders, *SIZES, launch=0, cpu_learners=True)
+    return open_output(run, config.model_dump(mode="json", by_alias=True))
+
+
+def one_line(caught):
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def transitions(count, first=0):
+    values = np.arange(first, first + count, dtype=np.float32)
+    return Batch(
+        obs=values[:, None] + np.zeros(SIZES[0], np.float32),
+        action=np.zeros((count, SIZES[1]), np.float32),
+        reward=values,
+        next_obs=values[:, None] + np.ones(SIZES[0], np.float32),
+        terminated=np.zeros(count, np.float32),
+    )
+
+
+def rewards_in(folder):
+    with ReplayBuffer.open(folder) as replay:
+        first = replay.oldest
+        return replay.read(first, replay.frames - first).reward.tolist()
+
+
+def save_state(folders, learner, updates, epoch, frames, numbered=True):
+    path = folders.state(learner)
+    if numbered:
+        path = folders.numbered_state(learner, updates)
+    tensors = {f"{learner}/w": np.full((2, 3), updates, np.float32)}
+    metadata = {"updates": updates, "epoch": epoch, "frames": frames, "hours": 0.5}
+    checkpoint.publish(path, tensors, metadata)
