@@ -367,11 +367,11 @@ def test_stop_signals_are_handled_for_a_while(handlers):
 
 def test_a_hangup_that_nohup_has_ignored_stays_ignored(handlers):
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    util.stop_as_by_ctrl_c()
-    with util.on_stop_signals(lambda number, frame: pytest.fail("it was handled")):
-        os.kill(os.getpid(), signal.SIGHUP)
-    assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
-    assert signal.getsignal(signal.SIGTERM) is signal.default_int_handler
+    with util.stop_as_by_ctrl_c():
+        with util.on_stop_signals(lambda number, frame: pytest.fail("it was handled")):
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        assert signal.getsignal(signal.SIGTERM) is signal.default_int_handler
 
 
 def test_a_reader_that_goes_away_is_no_bug():
