@@ -16,7 +16,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 import tensorflow as tf
 
-from .replay import Batch, ReplayBuffer
+from .batch import Batch
+from .replay import ReplayBuffer
 from .util import UserError
 
 # Updates in a call on a GPU, where the pace allows so many (`updates_per_call` null).
@@ -84,9 +85,9 @@ class BatchSource:
         gpu = tf.config.list_logical_devices("GPU")
         self._device = "GPU:0" if gpu else "CPU:0"
         self._thread = ThreadPoolExecutor(1, "batches")
-        self._next: tuple[int, Future[Batch]] | None = None
+        self._next: tuple[int, Future[Batch[tf.Tensor]]] | None = None
 
-    def take(self, count: int) -> Batch:
+    def take(self, count: int) -> Batch[tf.Tensor]:
         """Returns `count` batches, each field [K, B, ...], and starts on as many.
 
         A batch is therefore drawn when the one before it is taken.
@@ -100,10 +101,10 @@ class BatchSource:
         self._next = self._start(count)
         return batches
 
-    def _start(self, count: int) -> tuple[int, "Future[Batch]"]:
+    def _start(self, count: int) -> tuple[int, "Future[Batch[tf.Tensor]]"]:
         return count, self._thread.submit(self._draw, count)
 
-    def _draw(self, count: int) -> Batch:
+    def _draw(self, count: int) -> Batch[tf.Tensor]:
         drawn = self._replay.sample(count * self._batch_size, self._newest, self._rng)
         shape = (count, self._batch_size)
         with tf.device(self._device):
@@ -135,7 +136,7 @@ class Updater:
 
     def __init__(
         self,
-        step: Callable[[Batch], dict[str, tf.Tensor]],
+        step: Callable[[Batch[tf.Tensor]], dict[str, tf.Tensor]],
         metric_names: Sequence[str],
         block: int = 1,
         xla: bool = False,
@@ -148,7 +149,7 @@ class Updater:
         self._in_flight: deque[tf.Tensor] = deque()
         self.call = tf.function(self._updates, autograph=False, jit_compile=xla)
 
-    def _updates(self, batches: Batch) -> tf.Tensor:
+    def _updates(self, batches: Batch[tf.Tensor]) -> tf.Tensor:
         """The updates of one call, one after the other; returns the metrics' sums."""
         count = batches.reward.shape[0]
 
@@ -170,7 +171,9 @@ class Updater:
             )
         return self._sums.read_value()
 
-    def warm_up(self, batch: Batch, variables: Iterable[tf.Variable]) -> None:
+    def warm_up(
+        self, batch: Batch[tf.Tensor], variables: Iterable[tf.Variable]
+    ) -> None:
         """Builds and compiles the calls now, so that learning starts at full speed.
 
         They run once; what they did to the variables is taken back.
@@ -186,7 +189,7 @@ class Updater:
             variable.assign(value)
         self.reset_metrics()
 
-    def run(self, batches: Batch) -> None:
+    def run(self, batches: Batch[tf.Tensor]) -> None:
         """Runs as many updates as there are batches, 1 or `block`, without waiting.
 
         On a GPU the call is still under way at the return; on a CPU it is over.

@@ -12,10 +12,10 @@ if not __package__:  # tqdm asks for a package of that name
     raise ModuleNotFoundError("envwrap is steve.envwrap", name="envwrap")
 
 import difflib
-import importlib
+import sys
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,8 @@ from .environments import mujoco
 from .environments.box2d import make_hardcore
 from .environments.old_gym import MUJOCO_PY_ID, make_with_gym
 from .environments.roboschool import make_roboschool
+from .settings.extensions import import_module
+from .settings.interface import EnvSpec, Interface, Leaf, to_box
 from .util import UserError, error_text
 
 if TYPE_CHECKING:
@@ -46,14 +48,6 @@ OTHERS: dict[str, Callable[[dict[str, Any]], gymnasium.Env]] = {
 }
 
 
-@dataclass(frozen=True)
-class EnvSpec:
-    """Sizes of an environment: lengths of its observation and of its action."""
-
-    obs_dim: int
-    action_dim: int
-
-
 def make_env(env_config: "Environment") -> gymnasium.Env:
     """Makes the environment that the section `env` of a configuration describes.
 
@@ -67,8 +61,12 @@ def make_env(env_config: "Environment") -> gymnasium.Env:
     return adapt(_raw_env(env_config), env_config)
 
 
-def measure(env_config: "Environment") -> EnvSpec:
+def measure(env_config: "Environment", explore_chance: float = 0.0) -> EnvSpec:
     """The sizes of an environment, read from the environment itself.
+
+    Args:
+        env_config: the configuration's `env`.
+        explore_chance: as of `Interface`.
 
     Raises:
         UserError: as `make_env`; the configuration's `obs_dims` and `action_dim` are
@@ -82,7 +80,7 @@ def measure(env_config: "Environment") -> EnvSpec:
             each.message, each.category, each.filename, each.lineno, source=each.source
         )
     try:
-        return sizes_of(env)
+        return replace(sizes_of(env), interface=interface_of(env, explore_chance))
     finally:
         env.close()
 
@@ -116,24 +114,19 @@ class AgentActions(gymnasium.ActionWrapper):
 
     Attributes:
         box: the environment's own box of actions.
+        rescale: as above.
     """
 
     def __init__(self, env: gymnasium.Env, rescale: bool) -> None:
         super().__init__(env)
         self.box = env.action_space
-        self._rescale = rescale
+        self.rescale = rescale
         size = int(np.prod(self.box.shape, dtype=int))
         self.action_space = spaces.Box(-1.0, 1.0, (size,), np.float32)
 
     def action(self, action: np.ndarray) -> np.ndarray:
-        low, high = self.box.low, self.box.high
-        # [A] -> the box's own shape
-        action = np.reshape(np.asarray(action, np.float64), self.box.shape)
-        if self._rescale:
-            # In float64: the bounds are often float32, whose difference rounds.
-            low, high = low.astype(np.float64), high.astype(np.float64)
-            action = low + (action + 1.0) * 0.5 * (high - low)
-        return np.clip(action, self.box.low, self.box.high).astype(self.box.dtype)
+        action = np.reshape(action, self.box.shape)  # [A] -> the box's own shape
+        return to_box(action, self.box.low, self.box.high, self.rescale)
 
 
 class EpisodeClock(gymnasium.Wrapper):
@@ -162,7 +155,13 @@ class EpisodeClock(gymnasium.Wrapper):
 def _raw_env(env_config: "Environment") -> gymnasium.Env:
     """The environment with its own spaces, wherever it comes from."""
     name = env_config.name
-    _import_module(env_config)
+    if env_config.module is not None:
+        import_module(env_config.module, "env.module")
+    if env_config.entry_point is not None:
+        return _made(
+            env_config,
+            lambda: _from_entry_point(env_config.entry_point, env_config.make_kwargs),
+        )
     if env_config.inertia == "2.1" and name not in mujoco.MUJOCO:
         raise UserError(
             f"env.inertia 2.1: known for {', '.join(mujoco.MUJOCO)} only, not "
@@ -189,16 +188,24 @@ def _raw_env(env_config: "Environment") -> gymnasium.Env:
     )
 
 
-def _import_module(env_config: "Environment") -> None:
-    if env_config.module is None:
-        return
-    try:
-        importlib.import_module(env_config.module)
-    except Exception as error:
+def _from_entry_point(entry_point: str, make_kwargs: dict[str, Any]) -> gymnasium.Env:
+    """Calls the class or function that `env.entry_point` names.
+
+    Raises:
+        UserError: it cannot be had, or gives something that is no environment.
+    """
+    module, _, name = entry_point.partition(":")
+    import_module(module, "env.entry_point")
+    make = getattr(sys.modules[module], name, None)
+    if not callable(make):
+        raise UserError(f"env.entry_point {entry_point}: {module} has no {name}")
+    env = make(**make_kwargs)
+    if not isinstance(env, gymnasium.Env):
         raise UserError(
-            f"env.module {env_config.module}: cannot be imported "
-            f"({error_text(error)}); install it or put its folder on PYTHONPATH"
-        ) from error
+            f"env.entry_point {entry_point}: gives {type(env).__name__}, which is no "
+            "gymnasium.Env"
+        )
+    return env
 
 
 def _made(
@@ -285,6 +292,33 @@ def _check_action_space(space: spaces.Space, env_config: "Environment") -> None:
 def sizes_of(env: gymnasium.Env) -> EnvSpec:
     """The sizes of an environment that `make_env` made."""
     return EnvSpec(env.observation_space.shape[0], env.action_space.shape[0])
+
+
+def interface_of(env: gymnasium.Env, explore_chance: float) -> Interface:
+    """What lies between an environment that `make_env` made and the nets."""
+    box = env.get_wrapper_attr("box")
+    inner = env
+    while not isinstance(inner, FlattenObservation):
+        inner = inner.env
+    return Interface(
+        leaves=tuple(_leaves(inner.env.observation_space)),
+        low=tuple(box.low.reshape(-1).tolist()),
+        high=tuple(box.high.reshape(-1).tolist()),
+        shape=box.shape,
+        dtype=box.dtype.name,
+        rescale=env.get_wrapper_attr("rescale"),
+        explore_chance=explore_chance,
+    )
+
+
+def _leaves(space: spaces.Space, path: tuple[str | int, ...] = ()) -> Iterator[Leaf]:
+    """The boxes of an observation space, in the order of gymnasium's `flatten`."""
+    if isinstance(space, spaces.Dict | spaces.Tuple):
+        is_dict = isinstance(space, spaces.Dict)
+        for name, inner in space.items() if is_dict else enumerate(space):
+            yield from _leaves(inner, (*path, name))
+    else:
+        yield Leaf(path, int(np.prod(space.shape, dtype=int)))
 
 
 def _check_sizes(sizes: EnvSpec, env_config: "Environment") -> None:

@@ -11,8 +11,9 @@ from typing import ClassVar
 import numpy as np
 import tensorflow as tf
 
+from .batch import Batch
 from .compute import GPU_UPDATES_PER_CALL, BatchSource, Updater
-from .replay import Batch, ReplayBuffer
+from .replay import ReplayBuffer
 from .running.child import Context
 from .running.events import LearnerEvents
 from .settings.roles import VALUERL
@@ -29,6 +30,11 @@ class Learner(abc.ABC):
     A subclass builds its nets and optimisers, names their variables, and says what
     happens in an update and at an epoch.
 
+    Args:
+        context: the process's.
+        settings: its section of the configuration.
+        metric_names: of what `train_step` returns, in the order of the log's columns.
+
     Attributes:
         updates: updates done; pretraining does not count.
         epoch: 0 before the first publication, then 1 and one more at each
@@ -38,13 +44,18 @@ class Learner(abc.ABC):
     """
 
     name: ClassVar[str]
-    metric_names: ClassVar[tuple[str, ...]]
 
-    def __init__(self, context: Context, settings: LearnerConfig) -> None:
+    def __init__(
+        self,
+        context: Context,
+        settings: LearnerConfig,
+        metric_names: tuple[str, ...],
+    ) -> None:
         self.context = context
         self.config = context.run.config
         self.folders = context.run.folders
         self.settings = settings
+        self.metric_names = metric_names
         self.replay = ReplayBuffer.open(self.folders.replay)
         self.row = context.board[self.name]
         self.updates = 0
@@ -73,7 +84,7 @@ class Learner(abc.ABC):
         """All that makes up the state, by the names used in the checkpoint."""
 
     @abc.abstractmethod
-    def train_step(self, batch: Batch) -> dict[str, tf.Tensor]:
+    def train_step(self, batch: Batch[tf.Tensor]) -> dict[str, tf.Tensor]:
         """One update on a batch of tensors, in graph operations; returns the metrics.
 
         What is random in it is keyed by the seed and the update's number, so that it
@@ -254,9 +265,6 @@ class Learner(abc.ABC):
         path = self.folders.learner_log(self.name)
         self.context.store(lambda: append_row(path, values))
         self._events.add(values)
-        self.row["updates_per_s"] = rate
-        for i, name in enumerate(self.metric_names):
-            self.row["metrics"][i] = means[name]
 
     # -- state -----------------------------------------------------------------
 

@@ -39,11 +39,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Self
 
 import numpy as np
 import portalocker
 
+from .batch import Batch
 from .util import RunError, UserError, fsync_folder, named
 
 DATA_NAME = "replay.bin"
@@ -65,16 +66,6 @@ MAX_CAPACITY = 1 << 32
 TRAILER_WORDS = 3  # the frame number is two words, the checksum one
 CHUNK_BYTES = 16 << 20  # disk space reserved, and rows verified or copied, at once
 MAX_DRAWS = 1000
-
-
-class Batch(NamedTuple):
-    """B transitions (s, a, r, s', d), float32."""
-
-    obs: np.ndarray  # [B, O]
-    action: np.ndarray  # [B, A]
-    reward: np.ndarray  # [B]
-    next_obs: np.ndarray  # [B, O]
-    terminated: np.ndarray  # [B], 0 or 1
 
 
 @dataclass(frozen=True)
@@ -382,7 +373,9 @@ class ReplayBuffer:
         if not self._writable:
             raise ValueError(f"{self._path}: was opened for reading only")
 
-    def append(self, transitions: Batch, frame_limit: float = math.inf) -> bool:
+    def append(
+        self, transitions: Batch[np.ndarray], frame_limit: float = math.inf
+    ) -> bool:
         """Stores B transitions, all or none.
 
         Args:
@@ -450,7 +443,9 @@ class ReplayBuffer:
         """Writes contiguous rows to their place in this file, or a copy of it."""
         _write_all(descriptor, _bytes_of(rows), self._offset(first))
 
-    def sample(self, batch_size: int, newest: int, rng: np.random.Generator) -> Batch:
+    def sample(
+        self, batch_size: int, newest: int, rng: np.random.Generator
+    ) -> Batch[np.ndarray]:
         """Draws transitions uniformly, with replacement; never a torn one.
 
         Args:
@@ -483,7 +478,7 @@ class ReplayBuffer:
         still_live = picked >= self._counters[INTENT] - self.capacity
         return rows, still_live & (_frame_numbers(rows) == picked)
 
-    def read(self, first_frame: int, count: int) -> Batch:
+    def read(self, first_frame: int, count: int) -> Batch[np.ndarray]:
         """Returns the transitions with the frame numbers from `first_frame`, in order.
 
         Raises:
@@ -686,7 +681,7 @@ def _good_frames(descriptor: int, layout: _Layout) -> tuple[int, int]:
     return int(longest[0]), int(longest[-1]) + 1
 
 
-def _pack(transitions: Batch, layout: _Layout) -> np.ndarray:
+def _pack(transitions: Batch[np.ndarray], layout: _Layout) -> np.ndarray:
     """Checks a batch and lays it out as rows [B, words], frame numbers still open."""
     count = len(transitions.reward) if np.ndim(transitions.reward) else 0
     if count > layout.capacity:
@@ -712,7 +707,7 @@ def _pack(transitions: Batch, layout: _Layout) -> np.ndarray:
     return rows
 
 
-def _unpack(rows: np.ndarray, layout: _Layout) -> Batch:
+def _unpack(rows: np.ndarray, layout: _Layout) -> Batch[np.ndarray]:
     """Takes the fields out of rows [B, words]."""
     floats = rows.view("<f4")
     fields = {

@@ -213,6 +213,15 @@ def named(path: Path) -> Iterator[None]:
         raise
 
 
+def file_stamp(path: Path) -> tuple[int, int, int] | None:
+    """Changes when a file is written or replaced; None where there is none."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_ino, status.st_mtime_ns, status.st_size
+
+
 def fsync_folder(folder: Path) -> None:
     """Makes the names in a folder durable (a rename is not, before this)."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

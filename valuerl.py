@@ -15,9 +15,10 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from . import nn
-from .replay import Batch
+from .batch import Batch
+from .settings.extensions import WEIGHTINGS
 from .settings.schema import Ensemble, PolicyConfig, ValueExpansion
-from .worldmodel import ModelMembers, WorldModel
+from .worldmodel import ModelMembers, WorldModelProtocol
 
 # Keeps the quotient of SPEC section 5 finite where a start was never reached.
 REACH_EPSILON = 1e-8
@@ -146,18 +147,53 @@ def covariance_weights(candidates: tf.Tensor, ridge: float) -> tf.Tensor:
     return tf.cast(weights, tf.float32)
 
 
+def last_weights(candidates: tf.Tensor) -> tf.Tensor:
+    """1 for T_H, else 0 (MVE, MVE-TDk): [B, H+1, S] -> [B, H+1]."""
+    count = candidates.shape[1]
+    return _fixed([0.0] * (count - 1) + [1.0], candidates)
+
+
+def mean_weights(candidates: tf.Tensor) -> tf.Tensor:
+    """1 / (H + 1) for each (mean-MVE): [B, H+1, S] -> [B, H+1]."""
+    count = candidates.shape[1]
+    return _fixed([1.0 / count] * count, candidates)
+
+
+def lambda_weights(candidates: tf.Tensor, decay: float) -> tf.Tensor:
+    """(1 - lambda) lambda^h for h < H, lambda^H at H (TD-lambda MVE).
+
+    lambda = 0 gives T_0, lambda = 1 gives T_H.
+
+    Args:
+        candidates: [B, H+1, S].
+        decay: lambda, in [0, 1].
+
+    Returns:
+        [B, H+1].
+    """
+    count = candidates.shape[1]
+    weights = [(1 - decay) * decay**h for h in range(count - 1)]
+    return _fixed([*weights, decay ** (count - 1)], candidates)
+
+
+def _fixed(weights: list[float], candidates: tf.Tensor) -> tf.Tensor:
+    """The same weights for each row: [H+1] -> [B, H+1]."""
+    return tf.broadcast_to(tf.constant(weights, tf.float32), candidates.shape[:2])
+
+
 def horizon_weights(candidates: tf.Tensor, expansion: ValueExpansion) -> tf.Tensor:
     """The weights that make a target of the candidates: sum_h w_h mu_h.
 
-    | algorithm     | w_h                                             |
-    |---------------|-------------------------------------------------|
-    | MVE, MVE-TDk  | 1 at h = H, else 0                              |
-    | mean-MVE      | 1 / (H + 1)                                     |
-    | TD-lambda MVE | (1 - lambda) lambda^h for h < H, lambda^H at H  |
-    | STEVE         | `steve_weights`                                 |
-    | COV-STEVE     | `covariance_weights`                            |
+    | algorithm     | w_h                  |
+    |---------------|----------------------|
+    | MVE, MVE-TDk  | `last_weights`       |
+    | mean-MVE      | `mean_weights`       |
+    | TD-lambda MVE | `lambda_weights`     |
+    | STEVE         | `steve_weights`      |
+    | COV-STEVE     | `covariance_weights` |
 
-    lambda = 0 gives T_0, lambda = 1 gives T_H; with H = 0 all are the same.
+    They, and those that users register, are the entries of `extensions.WEIGHTINGS`.
+    With H = 0 all are the same.
 
     Args:
         candidates: [B, H+1, S]; H is taken from its shape, so that a later start
@@ -167,19 +203,9 @@ def horizon_weights(candidates: tf.Tensor, expansion: ValueExpansion) -> tf.Tens
     Returns:
         [B, H+1], rows with sum 1.
     """
-    count = candidates.shape[1]
-    if expansion.steve_reweight and expansion.covariances:
-        return covariance_weights(candidates, expansion.covariance_ridge)
-    if expansion.steve_reweight:
-        return steve_weights(candidates, expansion.variance_epsilon)
-    if expansion.mean_k_return:
-        fixed = [1.0 / count] * count
-    elif expansion.lambda_return is not False:
-        mix = expansion.lambda_return
-        fixed = [(1 - mix) * mix**h for h in range(count - 1)] + [mix ** (count - 1)]
-    else:
-        fixed = [0.0] * (count - 1) + [1.0]
-    return tf.broadcast_to(tf.constant(fixed, tf.float32), candidates.shape[:2])
+    name, settings = expansion.choice
+    weights = WEIGHTINGS.find(name).function(candidates, **settings)
+    return tf.ensure_shape(weights, candidates.shape[:2])
 
 
 def weighted_target(candidates: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
@@ -245,7 +271,7 @@ class ValueRL:
         discount: float,
         reward_scale: float,
         generator: tf.random.Generator,
-        world_model: WorldModel | None = None,
+        world_model: WorldModelProtocol | None = None,
     ) -> None:
         self._config = config
         self._expansion = config.value_expansion
@@ -316,7 +342,7 @@ class ValueRL:
         action = tf.tanh(self.pre_tanh_action(flat))
         return tf.reshape(action, [*obs.shape[:-1], -1])
 
-    def imagine(self, batch: Batch, choice: Choice) -> Imagined:
+    def imagine(self, batch: Batch[tf.Tensor], choice: Choice) -> Imagined:
         """Rolls the model out from s_0 = s' with the current policy (SPEC section 5).
 
         What depends on s_0 alone is computed once, not once per transition member.
@@ -350,7 +376,7 @@ class ValueRL:
 
     def _unrolled(
         self,
-        batch: Batch,
+        batch: Batch[tf.Tensor],
         states: list[tf.Tensor],
         actions: list[tf.Tensor],
         first_value: tf.Tensor,
@@ -447,8 +473,8 @@ class ValueRL:
         transition members.
 
         Returns:
-            ([B, J], [B, J], []), the usage being 1 - mean w_0 for STEVE and
-            COV-STEVE and 0 for every other algorithm.
+            ([B, J], [B, J], []), the usage being 1 - mean w_0 for weightings that
+            adapt to the candidates, such as STEVE's, and 0 for every other.
         """
         tdk = self._expansion is not None and self._expansion.tdk_trick
         targets = []
@@ -457,13 +483,13 @@ class ValueRL:
             candidates = self.candidates(imagined, start)
             weights = self.weights(candidates)
             targets.append(weighted_target(candidates, weights))
-            if start == 0 and self._expansion and self._expansion.steve_reweight:
+            if start == 0 and self._expansion and self._expansion.entry.adaptive:
                 usage = 1.0 - tf.reduce_mean(weights[:, 0])
         reached = tf.reduce_mean(reach_prob(imagined.continue_probs), axis=-1)
         return tf.stack(targets, axis=1), reached[:, : len(targets)], usage
 
     def gradients(
-        self, batch: Batch, choice: Choice
+        self, batch: Batch[tf.Tensor], choice: Choice
     ) -> tuple[list[tf.Tensor], list[tf.Tensor], dict[str, tf.Tensor]]:
         """Gradients of policy and Q at the same parameters, and the metrics.
 
@@ -505,7 +531,7 @@ class ValueRL:
 
     def update(
         self,
-        batch: Batch,
+        batch: Batch[tf.Tensor],
         choice: Choice,
         policy_optimizer: nn.Adam,
         q_optimizer: nn.Adam,

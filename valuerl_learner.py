@@ -5,32 +5,34 @@ from collections.abc import Mapping
 import tensorflow as tf
 
 from . import nn
+from .batch import Batch
 from .compute import prepare_tensorflow
 from .learner import Learner, assign
-from .replay import DATA_NAME, Batch
+from .replay import DATA_NAME
 from .running.child import Context
 from .settings.roles import VALUERL, WORLDMODEL
 from .storage import checkpoint
 from .storage.checkpoint import CheckpointError
 from .valuerl import ValueRL
-from .worldmodel import WorldModel
+from .worldmodel import build_world_model
+
+METRIC_NAMES = ("q_loss", "policy_loss", "policy_reg_loss", "model_usage")
 
 
 class ValueRLLearner(Learner):
     """Learns policy and Q; at each epoch takes up the newest world model."""
 
     name = VALUERL
-    metric_names = ("q_loss", "policy_loss", "policy_reg_loss", "model_usage")
 
     def __init__(self, context: Context) -> None:
         run = context.run
         settings = run.config.policy_config
-        super().__init__(context, settings)
+        super().__init__(context, settings, METRIC_NAMES)
         self._seed = nn.seed_of(context.seed)
         generator = tf.random.Generator.from_seed(context.seed)
         self.world_model = None
         if settings.value_expansion is not None:
-            self.world_model = WorldModel(
+            self.world_model = build_world_model(
                 run.config.world_model_config, run.obs_dim, run.action_dim, generator
             )
         self.valuerl = ValueRL(
@@ -57,7 +59,7 @@ class ValueRLLearner(Learner):
             }
         )
 
-    def train_step(self, batch: Batch) -> dict[str, tf.Tensor]:
+    def train_step(self, batch: Batch[tf.Tensor]) -> dict[str, tf.Tensor]:
         """One update of policy and Q."""
         seed = nn.fold_in(self._seed, self.q_optimizer.steps)
         choice = self.valuerl.draw(seed, self.settings.batch_size)
@@ -85,8 +87,11 @@ class ValueRLLearner(Learner):
         """Publishes the small policy file that interactors and evaluators read."""
         variables = nn.prefixed({"policy": self.valuerl.policy.named_variables()})
         tensors = {name: v.numpy()[0] for name, v in variables.items()}
+        metadata: dict[str, checkpoint.Scalar] = {**self.metadata()}
+        if interface := self.context.run.interface:
+            metadata["interface"] = interface.to_json()
         self.context.store(
-            lambda: checkpoint.publish(self.folders.policy, tensors, self.metadata())
+            lambda: checkpoint.publish(self.folders.policy, tensors, metadata)
         )
 
     def backup(self, only_missing: bool = False) -> None:

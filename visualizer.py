@@ -83,7 +83,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from steve.envwrap import EnvSpec
-    from steve.worldmodel import WorldModel
+    from steve.worldmodel import WorldModelProtocol
 
 OUTPUT_NAME = "visualizer"
 OUTPUT_ELSEWHERE = Path("visualizer-output")
@@ -176,7 +176,7 @@ def show_weights(weights: np.ndarray, weighting: str) -> Shown:
 
 
 def show_model(
-    config: Config, world_model: "WorldModel", episodes: Sequence[Episode]
+    config: Config, world_model: "WorldModelProtocol", episodes: Sequence[Episode]
 ) -> Shown:
     """The model's error against the horizon."""
     expansion = config.policy_config.value_expansion

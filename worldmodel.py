@@ -4,12 +4,13 @@ Dimension letters: B batch, M transition (and termination) models, N reward mode
 H imagined steps, O observation, A action.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import tensorflow as tf
 
 from . import nn
-from .replay import Batch
+from .batch import Batch
+from .settings.extensions import WORLD_MODELS
 from .settings.schema import Ensemble, WorldModelConfig
 
 
@@ -62,6 +63,69 @@ def weight_penalty(variables: list[tf.Variable], factor: float) -> tf.Tensor:
     return factor * tf.add_n([tf.nn.l2_loss(v) for v in variables])
 
 
+class WorldModelProtocol(Protocol):
+    """What the learners and the visualizer need of a world model.
+
+    `members` and `shares` are the model's own affair: what `draw_members`,
+    `all_members` and `draw_shares` return is only handed back to it. M and N are the
+    numbers of transition and reward predictions that members stand for.
+
+    Attributes:
+        metric_names: the metrics that `update` returns, in the order of the log.
+    """
+
+    metric_names: tuple[str, ...]
+
+    @property
+    def variables(self) -> list[tf.Variable]:
+        """All trained variables."""
+
+    def named_variables(self) -> dict[str, tf.Variable]:
+        """The state to save; each name has a part in front of its "/"."""
+
+    def draw_members(self, seed: tf.Tensor) -> Any:
+        """The members for the targets of one batch, from a seed, [2] int32."""
+
+    def all_members(self) -> Any:
+        """What stands for all members; nothing is drawn."""
+
+    def draw_shares(self, seed: tf.Tensor, batch_size: int) -> Any:
+        """Which member trains on which row of a batch, from a seed, [2] int32."""
+
+    def next_obs(self, obs: tf.Tensor, action: tf.Tensor, members: Any) -> tf.Tensor:
+        """s_{h+1}: [M, B, O] (or [1, B, O]), [M, B, A] (or [1, B, A]) -> [M, B, O]."""
+
+    def termination_prob(
+        self, next_obs: tf.Tensor, obs: tf.Tensor, action: tf.Tensor, members: Any
+    ) -> tf.Tensor:
+        """The probability that s' is terminal: [M, R, .] each -> [M, R] in [0, 1]."""
+
+    def rewards(
+        self, next_obs: tf.Tensor, obs: tf.Tensor, action: tf.Tensor, members: Any
+    ) -> tf.Tensor:
+        """r: [R, .] each -> [N, R]."""
+
+    def update(
+        self, batch: Batch[tf.Tensor], shares: Any, optimizer: nn.Adam
+    ) -> dict[str, tf.Tensor]:
+        """One step on a batch of real transitions; returns the metrics, [] each."""
+
+
+def build_world_model(
+    config: WorldModelConfig,
+    obs_dim: int,
+    action_dim: int,
+    generator: tf.random.Generator,
+) -> WorldModelProtocol:
+    """The world model of the kind that the configuration names.
+
+    Raises:
+        UserError: there is no such kind.
+    """
+    kind = WORLD_MODELS.find(config.kind)
+    return kind.function(config, obs_dim, action_dim, generator, **config.kind_settings)
+
+
 class WorldModel:
     """The three ensembles; `update` fits them to a batch of real transitions.
 
@@ -71,6 +135,14 @@ class WorldModel:
         action_dim: A.
         generator: draws the initial weights.
     """
+
+    metric_names = (
+        "total_loss",
+        "transition_loss",
+        "termination_loss",
+        "reward_loss",
+        "reg_loss",
+    )
 
     def __init__(
         self,
@@ -135,6 +207,10 @@ class WorldModel:
                 for part, size in zip(nn.split(seed, 2), sizes, strict=True)
             )
         )
+
+    def all_members(self) -> ModelMembers:
+        """All members of each ensemble."""
+        return ModelMembers(transition=None, reward=None)
 
     def draw_shares(self, seed: tf.Tensor, batch_size: int) -> ModelShares:
         """Gives each row to one of `train_sample_count` members of each ensemble."""
@@ -204,7 +280,9 @@ class WorldModel:
         inputs = tf.concat([next_obs, obs, action], -1)
         return self.reward(inputs[None], members.reward)[..., 0]
 
-    def losses(self, batch: Batch, shares: ModelShares) -> dict[str, tf.Tensor]:
+    def losses(
+        self, batch: Batch[tf.Tensor], shares: ModelShares
+    ) -> dict[str, tf.Tensor]:
         """The losses of SPEC section 4, `total_loss` being the sum of the others.
 
         Termination and reward see the real s', not the predicted one.
@@ -223,7 +301,7 @@ class WorldModel:
         return {"total_loss": tf.add_n(list(losses.values())), **losses}
 
     def gradients(
-        self, batch: Batch, shares: ModelShares
+        self, batch: Batch[tf.Tensor], shares: ModelShares
     ) -> tuple[list[tf.Tensor], dict[str, tf.Tensor]]:
         """Gradients of `total_loss`, in the order of `variables`, and the losses."""
         with tf.GradientTape() as tape:
@@ -231,7 +309,7 @@ class WorldModel:
         return tape.gradient(losses["total_loss"], self.variables), losses
 
     def update(
-        self, batch: Batch, shares: ModelShares, optimizer: nn.Adam
+        self, batch: Batch[tf.Tensor], shares: ModelShares, optimizer: nn.Adam
     ) -> dict[str, tf.Tensor]:
         """One step on all three ensembles; returns the losses before it."""
         gradients, losses = self.gradients(batch, shares)

@@ -5,38 +5,31 @@ from collections.abc import Mapping
 import tensorflow as tf
 
 from . import nn
+from .batch import Batch
 from .compute import prepare_tensorflow
 from .learner import Learner
-from .replay import Batch
 from .running.child import Context
 from .settings.roles import WORLDMODEL
 from .util import Every
-from .worldmodel import WorldModel
+from .worldmodel import build_world_model
 
 
 class WorldmodelLearner(Learner):
     """Fits transition, termination and reward ensembles to the replay buffer."""
 
     name = WORLDMODEL
-    metric_names = (
-        "total_loss",
-        "transition_loss",
-        "termination_loss",
-        "reward_loss",
-        "reg_loss",
-    )
 
     def __init__(self, context: Context) -> None:
         settings = context.run.config.world_model_config
-        super().__init__(context, settings)
-        self.pretrained = 0
-        self._seed = nn.seed_of(context.seed)
-        self.model = WorldModel(
+        self.model = build_world_model(
             settings,
             context.run.obs_dim,
             context.run.action_dim,
             tf.random.Generator.from_seed(context.seed),
         )
+        super().__init__(context, settings, self.model.metric_names)
+        self.pretrained = 0
+        self._seed = nn.seed_of(context.seed)
         self.optimizer = nn.Adam(self.model.variables, settings.learning_rate)
 
     def variables(self) -> Mapping[str, tf.Variable]:
@@ -45,7 +38,7 @@ class WorldmodelLearner(Learner):
             {"adam": self.optimizer.named_variables()}
         )
 
-    def train_step(self, batch: Batch) -> dict[str, tf.Tensor]:
+    def train_step(self, batch: Batch[tf.Tensor]) -> dict[str, tf.Tensor]:
         """One update of all three ensembles."""
         seed = nn.fold_in(self._seed, self.optimizer.steps)
         shares = self.model.draw_shares(seed, self.settings.batch_size)

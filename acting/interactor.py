@@ -9,7 +9,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ..replay import Batch, ReplayBuffer
+from ..batch import Batch
+from ..replay import ReplayBuffer
 from ..running.child import Context
 from ..running.pace import frame_limit
 from ..util import wait_until
@@ -73,7 +74,7 @@ def interact(context: Context) -> None:
 
 def step_all(
     envs: list[SafeEnv], obs: np.ndarray, action: np.ndarray, beat: Callable[[], None]
-) -> tuple[Batch, np.ndarray]:
+) -> tuple[Batch[np.ndarray], np.ndarray]:
     """One step of every environment; those whose episode ended start a new one.
 
     A cut episode is no termination: `terminated` is the environment's own. `next_obs`

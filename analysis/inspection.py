@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from ..replay import Batch
+from ..batch import Batch
 from .episodes import Episode
 
 if TYPE_CHECKING:
     from ..valuerl import ValueRL
-    from ..worldmodel import WorldModel
+    from ..worldmodel import WorldModelProtocol
 
 BINS = 10
 LONGEST_ROLLOUT = 10  # of the model's error, where the configuration's is shorter
@@ -48,7 +48,6 @@ def judge(valuerl: "ValueRL", episode: Episode) -> Judged:
 
     from .. import nn
     from ..valuerl import Choice, weighted_target
-    from ..worldmodel import ModelMembers
 
     q = valuerl.q(tf.concat([episode.obs, episode.action], -1)[None])[..., 0]  # [L, T]
     last = tf.constant(episode.next_obs[-1:])
@@ -62,7 +61,8 @@ def judge(valuerl: "ValueRL", episode: Episode) -> Judged:
             next_obs=tf.constant(episode.next_obs[rows]),
             terminated=tf.constant(_terminated(episode)[rows]),
         )
-        every = Choice(None, nn.interleaved_shares(1, 1), ModelMembers(None, None))
+        members = valuerl.world_model.all_members()
+        every = Choice(None, nn.interleaved_shares(1, 1), members)
         candidates = valuerl.candidates(valuerl.imagine(batch, every))
         weights.append(valuerl.weights(candidates))
         targets.append(weighted_target(candidates, weights[-1]))
@@ -209,7 +209,7 @@ class Predicted(NamedTuple):
 
 
 def predict(
-    model: "WorldModel", start_obs: np.ndarray, actions: np.ndarray
+    model: "WorldModelProtocol", start_obs: np.ndarray, actions: np.ndarray
 ) -> Predicted:
     """Rolls every member out along real actions (SPEC section 5, without a policy).
 
@@ -220,9 +220,7 @@ def predict(
     """
     import tensorflow as tf
 
-    from ..worldmodel import ModelMembers
-
-    every = ModelMembers(None, None)
+    every = model.all_members()
     obs = tf.constant(start_obs)[None]  # [1, B, O]; from the second step [M, B, O]
     states, rewards, terminations = [], [], []
     for k in range(actions.shape[1]):

@@ -40,7 +40,8 @@ class Record:
         path: of its scores.
         config: as in hps.json.
         tables: of its scores and of each learner's log, each with the columns of
-            X_AXES; model usage for STEVE alone (the others' is 0 by definition).
+            X_AXES; model usage for weightings that adapt, such as STEVE's (the
+            others' is 0 by definition).
     """
 
     path: Path
@@ -118,8 +119,7 @@ def read_run(path: Path) -> Record:
                 table = read_table(log, X_AXES)
                 tables.append(table[table["updates"] > 0])  # not the pretraining
                 break
-    expansion = config.policy_config.value_expansion
-    if not (expansion and expansion.steve_reweight):
+    if not config.logs_usage:
         tables = [table.drop(columns=USAGE, errors="ignore") for table in tables]
     return Record(path, config, tables)
 

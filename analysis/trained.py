@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ..envwrap import EnvSpec
     from ..settings.loading import LoadedConfig
     from ..valuerl import ValueRL
-    from ..worldmodel import WorldModel
+    from ..worldmodel import WorldModelProtocol
 
 MOST_DIFFERENCES = 4  # named in one line
 
@@ -194,18 +194,18 @@ class Nets(NamedTuple):
     Attributes:
         valuerl: None without Q-functions; with a model it gives STEVE's weights.
         world_model: None without one.
-        weighting: "STEVE" or "COV-STEVE".
+        weighting: what tables and figures call it, such as "STEVE".
         notes: lines that the user should see.
     """
 
     valuerl: "ValueRL | None"
-    world_model: "WorldModel | None"
+    world_model: "WorldModelProtocol | None"
     weighting: str
     notes: list[str]
 
 
 def weighting(config: Config) -> tuple[ValueExpansion, str | None]:
-    """Whose weights are shown: STEVE's, with covariances where the run has them.
+    """Whose weights are shown: the run's own where they adapt, else STEVE's.
 
     Returns:
         (value expansion, what to say where the run's own algorithm is another).
@@ -217,19 +217,12 @@ def weighting(config: Config) -> tuple[ValueExpansion, str | None]:
             "this configuration expands no values; the weights are those that STEVE "
             f"would give with rollout_len {PAPER_HORIZON}"
         )
-    if expansion.steve_reweight:
+    if expansion.entry.adaptive:
         return expansion, None
-    kinds = {
-        "MVE-TDk": expansion.tdk_trick,
-        "mean-MVE": expansion.mean_k_return,
-        "TD-lambda MVE": expansion.lambda_return is not False,
-    }
-    kind = next((name for name, is_on in kinds.items() if is_on), "MVE")
-    other = {"tdk_trick": False, "mean_k_return": False, "lambda_return": False}
-    chosen = expansion.model_copy(update={**other, "steve_reweight": True})
+    chosen = ValueExpansion(rollout_len=expansion.rollout_len, steve_reweight=True)
     return chosen, (
-        f"this configuration's algorithm is {kind}; the weights are those that STEVE "
-        "would give"
+        f"this configuration's algorithm is {config.algorithm}; the weights are those "
+        "that STEVE would give"
     )
 
 
@@ -243,14 +236,14 @@ def build_nets(config: Config, sizes: "EnvSpec", trained: Trained) -> Nets:
 
     from ..learner import assign
     from ..valuerl import ValueRL
-    from ..worldmodel import WorldModel
+    from ..worldmodel import build_world_model
 
     generator = tf.random.Generator.from_seed(0)  # every weight is then replaced
     notes = []
     world_model = valuerl = None
     expansion, other = weighting(config)
     if trained.model:
-        world_model = WorldModel(
+        world_model = build_world_model(
             config.world_model_config, sizes.obs_dim, sizes.action_dim, generator
         )
         assign(*trained.model, world_model.named_variables())
@@ -269,10 +262,17 @@ def build_nets(config: Config, sizes: "EnvSpec", trained: Trained) -> Nets:
         assign(*trained.critic, valuerl.named_variables())
         for name, variable in valuerl.policy.named_variables().items():
             variable.assign(trained.policy.tensors[f"policy/{name}"][None])
-        nets = (world_model.transition, world_model.reward) if world_model else ()
-        if nets and all(net.ensemble_size == 1 for net in (valuerl.q, *nets)):
+        if world_model and not has_ensembles(config):
             notes.append(
                 "without ensembles all variances are 0: the weights are uniform"
             )
-    name = "COV-STEVE" if expansion.covariances else "STEVE"
-    return Nets(valuerl, world_model, name, notes)
+    return Nets(valuerl, world_model, expansion.title, notes)
+
+
+def has_ensembles(config: Config) -> bool:
+    """Whether anything that the targets come from is an ensemble."""
+    model = config.world_model_config
+    sizes = [config.policy_config.bayesian]
+    if model and model.bayesian:
+        sizes += [model.bayesian.transition, model.bayesian.reward]
+    return any(size is not None and size.ensemble_size > 1 for size in sizes)

@@ -17,6 +17,7 @@ from multiprocessing.connection import wait
 from types import FrameType
 from typing import TypeVar
 
+from ..settings.extensions import import_modules
 from ..storage.board import Board
 from ..storage.checkpoint import CheckpointError
 from ..storage.disk import full_disk_line, is_full
@@ -138,6 +139,7 @@ def child_main(
             seed = derive_seed(run.config, name, run.launch, restart)
             board = Board.open(run.folders.board)
             board[name]["pid"] = os.getpid()
+            import_modules(run.config)
             main_function(Context(run, name, seed, board, stop))
         except UserError as error:
             _say(str(error))

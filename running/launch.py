@@ -7,9 +7,11 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 
+from ..settings import extensions
+from ..settings.interface import EnvSpec
 from ..settings.request import Request
 from ..settings.roles import VALUERL, WORLDMODEL, Kind, roles
-from ..settings.schema import Environment
+from ..settings.schema import Config
 from ..storage import opening
 from ..storage.folders import Run
 from ..storage.record import record_finish
@@ -74,26 +76,30 @@ def run_processes(run: Run, display: Display) -> Outcome:
     return outcome
 
 
-def _measure(env: Environment) -> tuple[int, int]:
+def _measure(config: Config) -> EnvSpec:
     from .. import envwrap  # here: the launcher itself needs no simulator
 
-    sizes = envwrap.measure(env)
-    return sizes.obs_dim, sizes.action_dim
+    extensions.import_modules(config)
+    extensions.check(config)
+    return envwrap.measure(config.env, config.policy_config.explore_chance)
 
 
-def measure_environment(env: Environment) -> tuple[int, int]:
-    """Makes the environment once, in a process of its own; (obs_dim, action_dim).
+def measure_environment(config: Config) -> EnvSpec:
+    """Makes the environment once, in a process of its own, and reads its sizes.
+
+    That process also imports the user's modules and checks what they register.
 
     Raises:
         UserError: it cannot be made, or does not fit the configuration.
     """
+    env = config.env
     earlier = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(
         1, multiprocessing.get_context("spawn"), initializer=end_with_parent
     )
     try:
         patience = env.step_timeout + IMPORT_PATIENCE
-        return pool.submit(_measure, env).result(patience)
+        return pool.submit(_measure, config).result(patience)
     except BrokenProcessPool:
         raise UserError(
             f"making the environment {env.name} ended its process; make it once by "

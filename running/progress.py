@@ -1,5 +1,6 @@
 """How far a run is, read from its files: for the terminal and the last words."""
 
+import math
 import time
 from collections import deque
 from dataclasses import dataclass
@@ -10,14 +11,16 @@ from ..replay import ReplayBuffer
 from ..settings.roles import LAUNCHER, VALUERL, WORLDMODEL, learners, process_names
 from ..storage.board import FINAL_EPISODES, Board
 from ..storage.folders import Run
-from ..storage.tables import Scores
+from ..storage.tables import NO_METRICS, LogFollower, Scores
 
 RATE_WINDOW = 30.0  # seconds over which the speed for "time left" is taken
 
-# Shown metrics by position on the status board (the learners' `metric_names`).
-SHOWN = {
-    VALUERL: {"q_loss": 0, "policy_loss": 1, "model_usage": 3},
-    WORLDMODEL: {"transition_loss": 1, "termination_loss": 2, "reward_loss": 3},
+# Sums and regularisers, which say little; the other metrics of a log are shown.
+NOT_SHOWN = {"total_loss", "reg_loss", "policy_reg_loss"}
+# Shown with no value until the first line of a log is there.
+EXPECTED = {
+    VALUERL: ("q_loss", "policy_loss", "model_usage"),
+    WORLDMODEL: ("transition_loss", "termination_loss", "reward_loss"),
 }
 
 
@@ -51,6 +54,10 @@ class Progress:
         self._board = board
         self._replay = replay
         self._scores = Scores(run)
+        self._logs = {
+            name: LogFollower(run.folders.learner_log(name))
+            for name in learners(run.config)
+        }
         self._history: deque[tuple[float, int]] = deque()  # when, frames
         self._started = time.monotonic()
 
@@ -106,9 +113,13 @@ class Progress:
 
     def _learner(self, name: str) -> LearnerProgress:
         row, config = self._board[name], self._run.config
-        metrics = {key: float(row["metrics"][i]) for key, i in SHOWN[name].items()}
-        expansion = config.policy_config.value_expansion
-        if not (expansion and expansion.steve_reweight):
+        logged = self._logs[name]() or dict.fromkeys(EXPECTED[name], math.nan)
+        metrics = {
+            key: value
+            for key, value in logged.items()
+            if key not in NO_METRICS and key not in NOT_SHOWN
+        }
+        if not config.logs_usage:
             metrics.pop("model_usage", None)  # always 0
         learns_model = name == WORLDMODEL
         return LearnerProgress(
@@ -116,7 +127,7 @@ class Progress:
             updates=int(row["updates"]),
             pretrained=int(row["pretrained"]),
             pretraining=config.world_model_config.pretrain_n if learns_model else 0,
-            updates_per_s=float(row["updates_per_s"]),
+            updates_per_s=logged.get("updates_per_s", 0.0),
             epoch=int(row["epoch"]),
             metrics=metrics,
         )

@@ -37,10 +37,10 @@ def locate(name: str | Path, package: Path = PACKAGE) -> Path:
     path = Path(name)
     if path.exists() or path.is_absolute():
         return path
-    for folder in (package, package / "config"):
-        for packaged in (folder / path, folder / f"{path}.json"):
-            if packaged.exists():
-                return packaged
+    short = package / "config" / path
+    for packaged in (package / path, short, short.with_name(f"{short.name}.json")):
+        if packaged.exists():
+            return packaged
     return path
 
 
@@ -104,7 +104,9 @@ def _read_object(
         hint = f"; there is {label}.json" if Path(f"{path}.json").is_file() else ""
         by = f", inherited by {heir}" if heir else ""
         looked = (
-            "" if path.is_absolute() else f", neither in {Path.cwd()} nor {package}"
+            ""
+            if path.is_absolute()
+            else f", neither in {Path.cwd()} nor among the packaged ones in {package}"
         )
         raise UserError(f"{label}: no such file{by}{looked}{hint}") from None
     except OSError as error:

@@ -22,6 +22,8 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
+from .extensions import WEIGHTINGS, WORLD_MODELS, Weighting
+
 SAFE_NAME = r"^[A-Za-z0-9_+=,-][A-Za-z0-9._+=,-]{0,199}$"
 # What gymnasium accepts as an id, but for "module:" in front: only env.module is ever
 # imported. "+" does not occur in it, so environment_folder maps no two ids to one.
@@ -44,6 +46,14 @@ def _null_if_false(value: Any) -> Any:
 def _dotted_identifier(value: str) -> str:
     if not all(p.isidentifier() and not keyword.iskeyword(p) for p in value.split(".")):
         raise ValueError("not the name of a module")
+    return value
+
+
+def _entry_point(value: str) -> str:
+    module, colon, name = value.partition(":")
+    if not colon or not name.isidentifier():
+        raise ValueError("not of the form module:name")
+    _dotted_identifier(module)
     return value
 
 
@@ -85,6 +95,16 @@ FolderName = Annotated[
         description="one plain folder name (letters, digits and . _ - + = , only; "
         "no dot in front)",
     ),
+]
+
+
+Module = Annotated[str, AfterValidator(_dotted_identifier)]
+Settings = Annotated[
+    dict[str, JsonValue], Field(description="an object of keyword arguments")
+]
+Name = Annotated[
+    str,
+    Field(pattern=r"^[A-Za-z_][A-Za-z0-9_-]{0,99}$", description="a name"),
 ]
 
 
@@ -172,8 +192,11 @@ class Environment(Section):
     ] = None
     action_dim: CountOrNull = None
     module: Annotated[
-        Annotated[str, AfterValidator(_dotted_identifier)] | None,
-        Field(description="the dotted name of a Python module, or null"),
+        Module | None, Field(description="the dotted name of a Python module, or null")
+    ] = None
+    entry_point: Annotated[
+        Annotated[str, AfterValidator(_entry_point)] | None,
+        Field(description='"package.module:Class" (what makes it), or null'),
     ] = None
     make_kwargs: Annotated[
         dict[str, JsonValue], Field(description="an object of keyword arguments")
@@ -203,9 +226,17 @@ class EvaluatorConfig(Section):
 
 
 class ValueExpansion(Section):
-    """The kind of target (SPEC section 5); no switch on is MVE at rollout_len."""
+    """The kind of target (SPEC section 5); no switch on is MVE at rollout_len.
+
+    `weighting` names an entry of `extensions.WEIGHTINGS`. The switches of the 2018
+    release are other spellings of the five that come along.
+    """
 
     rollout_len: Count
+    weighting: Annotated[
+        Name | None, Field(description="the name of a weighting, or null")
+    ] = None
+    weighting_settings: Settings = {}
     tdk_trick: Switch = False
     mean_k_return: Switch = False
     lambda_return: FractionOrFalse = False  # 0 is a lambda: ask `is not False`
@@ -221,6 +252,11 @@ class ValueExpansion(Section):
             "lambda_return": self.lambda_return is not False,
             "steve_reweight": self.steve_reweight,
         }
+        if self.weighting is None and self.weighting_settings:
+            raise broken_rule(
+                ("weighting_settings", "weighting"), "needs weighting to be a name"
+            )
+        kinds["weighting"] = self.weighting is not None
         chosen = tuple(key for key, on in kinds.items() if on)
         if len(chosen) > 1:
             raise broken_rule(chosen, f"excludes {' and '.join(chosen[1:])}")
@@ -229,6 +265,35 @@ class ValueExpansion(Section):
                 ("covariances", "steve_reweight"), "needs steve_reweight to be true"
             )
         return self
+
+    @property
+    def choice(self) -> tuple[str, dict[str, JsonValue]]:
+        """The weighting's name and the settings that are not its own defaults."""
+        if self.weighting is not None:
+            return self.weighting, dict(self.weighting_settings)
+        if self.covariances:
+            return "covariances", {"ridge": self.covariance_ridge}
+        if self.steve_reweight:
+            return "steve", {"epsilon": self.variance_epsilon}
+        if self.mean_k_return:
+            return "mean", {}
+        if self.lambda_return is not False:
+            return "lambda_return", {"decay": self.lambda_return}
+        return "last", {}
+
+    @property
+    def entry(self) -> Weighting:
+        """The weighting's entry; for one that no module has registered here, a
+        stand-in that knows its name."""
+        name, _ = self.choice
+        title = name.replace("_", " ")
+        return WEIGHTINGS.get(name) or Weighting(name, "", title=title)
+
+    @property
+    def title(self) -> str:
+        """What tables and figures call the weighting."""
+        settings = {**self.entry.defaults, **self.choice[1]}
+        return self.entry.title.format(**settings)
 
 
 class LearnerConfig(Section):
@@ -293,6 +358,8 @@ class WorldModelConfig(LearnerConfig):
     aux_layers: Count = 4
     pretrain_n: CountOrFalse = 10_000
     weight_decay: NonNegative = 0.0001
+    kind: Name = "ensemble"
+    kind_settings: Settings = {}
     bayesian: Annotated[
         ModelEnsembles | None,
         BeforeValidator(_null_if_false),
@@ -327,6 +394,10 @@ class Config(Section):
         BeforeValidator(_null_if_false),
         Field(alias="model_config", description="an object, or null"),
     ] = None
+    module: Annotated[
+        list[Module],
+        Field(description="a list of the dotted names of Python modules"),
+    ] = []
     output_root: Annotated[
         str,
         ON_RESUME,
@@ -371,6 +442,23 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _extensions_are_known(self) -> Self:
+        """Where no module could register it, a name must be known already."""
+        expansion, model = self.policy_config.value_expansion, self.world_model_config
+        chosen = [("model_config.kind", WORLD_MODELS, model.kind)] if model else []
+        if expansion is not None:
+            key = "policy_config.value_expansion.weighting"
+            chosen.append((key, WEIGHTINGS, expansion.choice[0]))
+        for key, table, name in chosen:
+            if name not in table and not self.module:
+                raise broken_rule(
+                    (key, "module"),
+                    f"must be one of {', '.join(table)}, or registered by a module "
+                    f"that `module` names, not {name}",
+                )
+        return self
+
+    @model_validator(mode="after")
     def _calls_keep_the_pace(self) -> Self:
         for section, learner in self._learners():
             most = self.most_updates_per_call(learner)
@@ -409,16 +497,12 @@ class Config(Section):
         "unpaced" for the speedruns.
         """
         policy, expansion = self.policy_config, self.policy_config.value_expansion
-        name = "MVE" if expansion else "DDPG"
-        if expansion and expansion.steve_reweight:
-            name = "COV-STEVE" if expansion.covariances else "STEVE"
-        elif expansion and expansion.mean_k_return:
-            name = "mean-MVE"
-        elif expansion and expansion.lambda_return is not False:
-            name = f"TD-lambda {expansion.lambda_return:g} MVE"
+        name, ensembles = "DDPG", False
+        if expansion:
+            name, ensembles = expansion.title, expansion.entry.ensembles
         if expansion and expansion.tdk_trick:
             name += "-TDk"
-        if bool(policy.bayesian) != name.endswith("STEVE"):
+        if bool(policy.bayesian) != ensembles:
             name = f"{'ensemble' if policy.bayesian else 'single-net'} {name}"
         if expansion and expansion.rollout_len != PAPER_HORIZON:
             name += f" H={expansion.rollout_len}"
@@ -427,6 +511,12 @@ class Config(Section):
     def limit_reached(self, frames: int, hours: float) -> bool:
         """Whether a run of so many frames, or hours of learning, is at its end."""
         return limit_reached(self.total_frames, self.total_hours, frames, hours)
+
+    @property
+    def logs_usage(self) -> bool:
+        """Whether model usage is a measurement: not where the weights are fixed."""
+        expansion = self.policy_config.value_expansion
+        return expansion is not None and expansion.entry.adaptive
 
     @property
     def has_model(self) -> bool:

@@ -19,7 +19,6 @@ from ..util import atomic_write
 # Phases of a run, in the launcher's row.
 RUNNING, FINAL_EPISODES = 0, 1
 
-METRICS = 8
 MAX_BYTES = 64 << 20  # of an earlier board
 ROW = np.dtype(
     [
@@ -34,8 +33,7 @@ ROW = np.dtype(
         ("epoch", "i8"),  # learners: own epoch; evaluators: that of their policy
         ("models", "i8"),  # value learner: published world models taken up
         ("hours", "f8"),  # value learner: hours of learning
-        ("updates_per_s", "f8"),
-        ("metrics", "f8", METRICS),  # learners: means of the last log interval
+        ("reserved", "f8", 9),  # 1.0: speed and metrics, now read from the logs
         ("episodes", "i8"),  # evaluators: recorded for the policy of `epoch`
         ("final_episodes", "i8"),  # evaluators: recorded at the end of the run
         ("dropped", "i8"),  # actors: transitions lost to a failing environment

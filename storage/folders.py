@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..settings.interface import Interface
 from ..settings.roles import process_names
 from ..settings.schema import Config
 
@@ -89,6 +90,7 @@ class Run:
         launch: 0 for the first start, then one more for each resume.
         cpu_learners: whether the learners compute on the CPU.
         gpus: what selects each learner's GPU in CUDA_VISIBLE_DEVICES, by its name.
+        interface: between the environment and the nets; published with the policy.
     """
 
     config: Config
@@ -98,6 +100,7 @@ class Run:
     launch: int
     cpu_learners: bool
     gpus: Mapping[str, str] = field(default_factory=dict)
+    interface: Interface | None = None
 
 
 def derive_seed(config: Config, process: str, launch: int, restart: int) -> int:

@@ -5,10 +5,11 @@ from contextlib import contextmanager
 from typing import Any
 
 from ..replay import DATA_NAME, ReplayBuffer
+from ..settings.interface import EnvSpec
 from ..settings.loading import changed_keys
 from ..settings.request import Request, Start
 from ..settings.roles import learners
-from ..settings.schema import Environment
+from ..settings.schema import Config
 from ..util import UserError
 from . import checkpoint
 from .board import Board
@@ -35,7 +36,7 @@ def has_output(folders: Folders) -> bool:
 @contextmanager
 def opened(
     request: Request,
-    measure: Callable[[Environment], tuple[int, int]],
+    measure: Callable[[Config], EnvSpec],
     gpus: Mapping[str, str],
     note: Callable[[str], None],
 ) -> Iterator[Run | None]:
@@ -43,7 +44,7 @@ def opened(
 
     Args:
         request: what the launch was asked for.
-        measure: gives an environment's (obs_dim, action_dim).
+        measure: reads the environment's sizes.
         gpus: as `Run.gpus`; empty for learners on the CPU.
         note: takes lines for the user.
 
@@ -59,7 +60,7 @@ def opened(
     finish_rewind(folders)
     # Checked before anything is written; and again when no other launch can interfere.
     check_mode(folders, merged, request.start)
-    obs_dim, action_dim = measure(config.env)
+    measured = measure(config)
     with claimed(folders):
         resumes = check_mode(folders, merged, request.start)
         if (
@@ -82,11 +83,12 @@ def opened(
         run = Run(
             config=config,
             folders=folders,
-            obs_dim=obs_dim,
-            action_dim=action_dim,
+            obs_dim=measured.obs_dim,
+            action_dim=measured.action_dim,
             launch=len(read_run(folders)["starts"]),
             cpu_learners=not gpus,
             gpus=gpus,
+            interface=measured.interface,
         )
         notes += open_output(run, merged)
         record_start(run, resumes)

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from ..util import atomic_write, named
+from ..util import atomic_write, file_stamp, named
 from .folders import Run
 
 CSV_HEADER = b"hours,epochs,frames,score\n"
@@ -74,6 +74,42 @@ def last_rows(path: Path) -> list[dict[str, float]]:
         with suppress(ValueError):  # torn by a kill
             rows.append(dict(zip(header, map(float, cells), strict=True)))
     return rows
+
+
+# Columns of a learner's log that are no metrics.
+NO_METRICS = (
+    "hours",
+    "epoch",
+    "updates",
+    "frames",
+    "updates_per_s",
+    "models",
+    "pretrained",
+)
+
+
+class LogFollower:
+    """The newest line of a learner's log, once this launch has written one."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._stamp: object = None
+        self._newest: dict[str, float] | None = None
+        self._earlier = self._read()
+
+    def _read(self) -> dict[str, float] | None:
+        rows = last_rows(self._path)
+        return rows[-1] if rows else None
+
+    def __call__(self) -> dict[str, float] | None:
+        """The line's numbers by column; None before the first."""
+        stamp = file_stamp(self._path)
+        if stamp != self._stamp:
+            self._stamp = stamp
+            newest = self._read()
+            if newest != self._earlier:
+                self._newest = newest
+        return self._newest
 
 
 def append_row(path: Path, values: Mapping[str, object]) -> None:

@@ -16,7 +16,7 @@ import time
 from steve.running import child as child_module
 from steve.running.child import Context
 from steve.settings.roles import LAUNCHER, process_names
-from steve.settings.schema import Environment
+from steve.settings.schema import Config
 from steve.storage.board import FINAL_EPISODES
 from steve.storage.checkpoint import CheckpointError
 from steve.storage.folders import Run
@@ -209,11 +209,11 @@ def child_main_without_the_kernel(*arguments: object) -> None:
     child_module.child_main(*arguments)
 
 
-def die_measuring(env: Environment) -> None:
-    """In place of `main._measure`."""
+def die_measuring(config: Config) -> None:
+    """In place of `launch._measure`."""
     os._exit(1)
 
 
-def hang_measuring(env: Environment) -> None:
+def hang_measuring(config: Config) -> None:
     """The same."""
     signal.pause()

@@ -13,6 +13,9 @@ from steve.running.display import plain_line, render
 from steve.running.progress import Progress
 from steve.settings.roles import VALUERL, WORLDMODEL
 from steve.storage.board import Board
+from steve.storage.tables import append_row
+from steve.valuerl_learner import METRIC_NAMES as VALUE_METRICS
+from steve.worldmodel import WorldModel
 
 HEADER = "hours,epochs,frames,score\n"
 
@@ -41,11 +44,16 @@ class Shown:
         zeros = np.zeros(count)
         self._replay.append(Batch(obs, zeros[:, None], zeros, obs, zeros))
 
-    def fill(self, learner, metrics, **fields):
+    def fill(self, learner, metrics, updates_per_s=0.0, **fields):
+        """The counters on the board; speed and metrics as a line of its log."""
         row = self.board[learner]
         for field, value in fields.items():
             row[field] = value
-        row["metrics"][: len(metrics)] = metrics
+        names = {VALUERL: VALUE_METRICS, WORLDMODEL: WorldModel.metric_names}[learner]
+        values = dict(zip(names, metrics, strict=False))
+        if updates_per_s:
+            line = {"updates": fields.get("updates", 0), "updates_per_s": updates_per_s}
+            append_row(self.run.folders.learner_log(learner), {**line, **values})
 
     def add_scores(self, text):
         with open(self.run.folders.scores, "a") as file:

@@ -26,7 +26,7 @@ from steve.running import devices
 from steve.running import launch as launch_module
 from steve.running.launch import measure_environment, plan_children
 from steve.settings.roles import VALUERL, WORLDMODEL
-from steve.settings.schema import Environment
+from steve.settings.schema import Config, Environment
 from steve.storage.board import Board
 from steve.util import UserError
 
@@ -331,7 +331,9 @@ def test_an_environment_that_cannot_be_measured_is_one_line(
     other.start()
     try:
         with pytest.raises(UserError, match=said):
-            measure_environment(Environment(name="Hopper-v1", step_timeout=patience))
+            measure_environment(
+                Config(env=Environment(name="Hopper-v1", step_timeout=patience))
+            )
         assert other.is_alive()
     finally:
         other.kill()

@@ -1,0 +1,188 @@
+"""Experiments read back from their folders: `steve.load_run`, `steve.load_policy`."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..acting.deployed import DeployedPolicy
+from ..settings.interface import Interface
+from ..settings.schema import Config
+from ..storage import checkpoint
+from ..util import UserError
+from .trained import as_published, load_state
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+HYPERPARAMETERS = "hps.json"
+SCORE_COLUMNS = ("hours", "epochs", "frames", "score")
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """One experiment, finished or not.
+
+    Attributes:
+        folder: the experiment's.
+        log_folder: where its scores and logs are.
+        config: as in hps.json.
+    """
+
+    folder: Path
+    log_folder: Path
+    config: Config
+
+    @property
+    def name(self) -> str:
+        """The experiment's name."""
+        return self.folder.name
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run ended at its limit."""
+        for name in ("run.json", "compute.json"):  # the latter of collected results
+            path = self.log_folder / name
+            if path.is_file():
+                return bool(json.loads(path.read_text()).get("finished"))
+        return False
+
+    @property
+    def scores(self) -> "pd.DataFrame":
+        """A row for each evaluation episode: hours, epochs, frames, score."""
+        from .records import SUFFIX
+
+        return self._table(f"{self.name}{SUFFIX}", SCORE_COLUMNS)
+
+    def log(self, learner: str) -> "pd.DataFrame":
+        """The log of a learner, "valuerl" or "worldmodel": a row for each line.
+
+        Raises:
+            UserError: it cannot be read.
+        """
+        return self._table(f"{learner}.log", ("hours", "updates", "frames"))
+
+    def _table(self, name: str, required: tuple[str, ...]) -> "pd.DataFrame":
+        import pandas as pd
+
+        from .records import read_table
+
+        for path in (self.log_folder / name, self.log_folder / f"{name}.gz"):
+            if path.is_file():
+                return read_table(path, required)
+        return pd.DataFrame(columns=list(required), dtype=float)
+
+    def policy(self) -> DeployedPolicy:
+        """The newest policy.
+
+        Raises:
+            UserError: there is none.
+        """
+        return load_policy(self.folder)
+
+
+def load_run(folder: str | Path) -> LoadedRun:
+    """Reads an experiment's folder, or one of results/.
+
+    Raises:
+        UserError: it is none.
+    """
+    folder = Path(folder)
+    for path in _hyperparameters(folder, folder.glob(f"*/{HYPERPARAMETERS}")):
+        return _loaded(folder, path)
+    raise UserError(
+        f"{folder} holds no {HYPERPARAMETERS}: give an experiment's folder, such as "
+        "output/ENVIRONMENT/EXPERIMENT"
+    )
+
+
+def _hyperparameters(folder: Path, others: Iterator[Path]) -> Iterator[Path]:
+    for path in (folder / HYPERPARAMETERS, folder / "log" / HYPERPARAMETERS, *others):
+        if path.is_file():
+            yield path
+
+
+def _loaded(folder: Path, hyperparameters: Path) -> LoadedRun:
+    from .records import read_config
+
+    return LoadedRun(folder, hyperparameters.parent, read_config(hyperparameters))
+
+
+def load_runs(*folders: str | Path) -> list[LoadedRun]:
+    """All experiments in or below the folders, each once, in order of their paths.
+
+    Raises:
+        UserError: no such folder, or none in one.
+    """
+    from .records import find_runs
+
+    found: dict[Path, LoadedRun] = {}
+    for record in find_runs(folders):
+        log_folder = record.path.parent
+        is_inside = log_folder.name == record.config.log_path
+        folder = log_folder.parent if is_inside else log_folder
+        found.setdefault(folder, LoadedRun(folder, log_folder, record.config))
+    return list(found.values())
+
+
+def load_policy(path: str | Path) -> DeployedPolicy:
+    """A trained policy, from an experiment's folder or from a checkpoint's file.
+
+    It needs neither TensorFlow nor the environment: the value learner publishes what
+    lies between the two with the policy. For a policy of version 1.0 the environment
+    is made once, as hps.json describes it.
+
+    Raises:
+        UserError: there is no policy, or it cannot be read.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"{path}: no such file or folder")
+    config = None
+    if path.is_dir():
+        run = load_run(path)
+        config, path = run.config, _newest(path, run.config)
+    file, state, _ = load_state(path, config or Config.model_validate(ANY_ENVIRONMENT))
+    interface = _interface(state.metadata.get("interface"))
+    if interface is None:
+        interface = _published_beside(file) or _of_environment(file, config)
+    return DeployedPolicy(file, as_published(state), interface)
+
+
+# Only for its names of folders.
+ANY_ENVIRONMENT: dict[str, Any] = {"env": {"name": "any"}}
+
+
+def _newest(folder: Path, config: Config) -> Path:
+    """The published policy, which evaluators score; else what there is."""
+    published = folder / config.save_model_path / "policy.safetensors"
+    return published if published.exists() else folder
+
+
+def _interface(text: object) -> Interface | None:
+    if not isinstance(text, str):
+        return None
+    try:
+        return Interface.from_json(text)
+    except (ValueError, TypeError, KeyError):
+        raise UserError("the policy's interface is damaged") from None
+
+
+def _published_beside(file: Path) -> Interface | None:
+    """That of the policy beside a value learner's state."""
+    beside = file.with_name("policy.safetensors")
+    if not beside.exists():
+        return None
+    return _interface(checkpoint.load(beside).metadata.get("interface"))
+
+
+def _of_environment(file: Path, config: Config | None) -> Interface:
+    from .. import envwrap
+
+    if config is None:
+        config = load_run(file.absolute().parents[1]).config
+    chance = config.policy_config.explore_chance
+    interface = envwrap.measure(config.env, chance).interface
+    assert interface is not None  # `measure` asks the environment
+    return interface

@@ -1,0 +1,199 @@
+"""A launch as a process of its own, for a program that trains from Python.
+
+The program may be a script without a main guard, a thread or a notebook; its signal
+handlers and environment variables stay as they are. The process reads the request from
+its standard input and ends the run when that is closed, so that no run outlives the
+program.
+"""
+
+import contextlib
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import IO, Any
+
+from ..settings.request import Request, Start
+from ..util import RunError, UserError
+
+SERVE = "from steve.running.training import serve; serve()"
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """How far a run is, each time that a policy has been published.
+
+    Attributes:
+        epoch: of the value learner; 1 is the policy with initial weights.
+        updates: of the value learner.
+        frames: environment steps of the run.
+        hours: of learning.
+        scores: of the last evaluation episodes, at most ten, the newest last.
+    """
+
+    epoch: int
+    updates: int
+    frames: int
+    hours: float
+    scores: tuple[float, ...]
+
+
+def train(
+    request: Request,
+    on_epoch: Callable[[Epoch], None] | None = None,
+    show: Callable[[str], None] = print,
+) -> Path:
+    """Runs what a request asks for; returns the experiment's folder.
+
+    Args:
+        request: its configuration's paths are relative to the working folder.
+        on_epoch: called in this thread; not for every epoch where they are shorter
+            than a quarter of a second. What it raises stops the run, which saves.
+        show: takes the lines of progress.
+
+    Raises:
+        UserError: a mistake in the request, or a run that failed (RunError).
+        KeyboardInterrupt: after the run has saved.
+    """
+    reading, writing = os.pipe()
+    launcher = subprocess.Popen(
+        [sys.executable, "-c", SERVE],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        pass_fds=[writing],
+        start_new_session=True,  # Ctrl-C is for this process, which then tells it
+        text=True,
+        errors="replace",
+    )
+    os.close(writing)
+    events = os.fdopen(reading)
+    try:
+        content = {"request": asdict(request), "path": sys.path, "events": writing}
+        assert launcher.stdin is not None
+        assert launcher.stdout is not None
+        with contextlib.suppress(BrokenPipeError):  # its end then says why
+            launcher.stdin.write(json.dumps(content) + "\n")
+            launcher.stdin.flush()
+        result: dict[str, Any] = {}
+        for kind, value in _received(launcher.stdout, events):
+            if kind == "line":
+                show(value)
+            elif "epoch" in value:
+                if on_epoch is not None:
+                    value["scores"] = tuple(value["scores"])
+                    on_epoch(Epoch(**value))
+            else:
+                result |= value
+    finally:
+        _ended(launcher)
+        events.close()
+    if "error" in result:
+        raise (UserError if result["code"] == 2 else RunError)(result["error"])
+    if "folder" not in result:
+        raise RuntimeError(
+            f"the launcher ended with exit code {launcher.returncode}; what it printed "
+            "says why"
+        )
+    return Path(result["folder"])
+
+
+def _received(output: IO[str], events: IO[str]) -> Iterator[tuple[str, Any]]:
+    """What the launcher prints ("line") and reports ("event"), until it ends."""
+    arrived: queue.Queue[tuple[str, Any] | None] = queue.Queue()
+
+    def forward(kind: str, stream: IO[str]) -> None:
+        with contextlib.suppress(ValueError):  # closed meanwhile
+            for line in stream:
+                arrived.put(
+                    (kind, line.rstrip("\n") if kind == "line" else json.loads(line))
+                )
+        arrived.put(None)
+
+    for kind, stream in (("line", output), ("event", events)):
+        threading.Thread(target=forward, args=(kind, stream), daemon=True).start()
+    for _ in range(2):
+        while (item := arrived.get()) is not None:
+            yield item
+
+
+def _ended(launcher: subprocess.Popen[str]) -> None:
+    """Waits for the launcher's end; a run that still goes on saves first."""
+    assert launcher.stdin is not None
+    with contextlib.suppress(BrokenPipeError):
+        launcher.stdin.close()  # which asks it to end
+    launcher.wait()
+
+
+# ---- in the process of the launcher -------------------------------------------------
+
+
+def serve() -> None:
+    """The main function of the process: one launch, as main.py's."""
+    from rich.console import Console
+
+    from ..storage.folders import Folders
+    from ..util import stop_as_by_ctrl_c
+    from .display import Display
+    from .launch import opened, run_processes
+    from .progress import Progress
+
+    content = json.loads(sys.stdin.readline())
+    sys.path[:] = content["path"]
+    events = os.fdopen(content["events"], "w")
+    os.set_inheritable(events.fileno(), False)
+    named = {field.name for field in fields(Request)}
+    asked = {key: value for key, value in content["request"].items() if key in named}
+    asked |= {"start": Start(asked["start"]), "overrides": tuple(asked["overrides"])}
+    request = Request(**asked)
+    shown = request.config if isinstance(request.config, str) else "{...}"
+    sys.argv = ["steve.train", shown, request.device]  # for run.json
+    threading.Thread(target=_end_with_the_program, daemon=True).start()
+
+    def tell(**values: Any) -> None:
+        with contextlib.suppress(BrokenPipeError):
+            events.write(json.dumps(values) + "\n")
+            events.flush()
+
+    class Reporter(Display):
+        """Reports each epoch, beside showing the progress."""
+
+        epoch = 0
+
+        def show(self, progress: Progress, last: bool = False) -> None:
+            super().show(progress, last)
+            learner = progress.learners()[0]
+            if learner.epoch > self.epoch:
+                self.epoch = learner.epoch
+                tell(
+                    epoch=learner.epoch,
+                    updates=learner.updates,
+                    frames=progress.frames,
+                    hours=progress.hours,
+                    scores=[score for _, score in progress.scores()],
+                )
+
+    try:
+        folder = Folders.of(request.loaded.config, request.experiment).root
+        display = Reporter(Console(highlight=False), request.experiment)
+        with stop_as_by_ctrl_c(), opened(request, display.note) as run:
+            outcome = run_processes(run, display) if run else None
+        if outcome is not None and outcome.error:
+            tell(error=outcome.error, code=outcome.code)
+        tell(folder=str(folder.absolute()))
+    except UserError as error:
+        tell(error=str(error), code=2)
+    except KeyboardInterrupt:
+        tell(error="stopped before the start", code=2)
+
+
+def _end_with_the_program() -> None:
+    """Asks this launch to end, as SIGTERM does, when standard input is closed."""
+    sys.stdin.read()
+    os.kill(os.getpid(), signal.SIGTERM)

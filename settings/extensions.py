@@ -1,0 +1,276 @@
+"""What users add from their own modules: weightings, and kinds of world model.
+
+Both are tables of entries by name. The built-in ones stand in the same tables, and
+whatever the program does with one (computing, naming, logging, plotting) it takes from
+the entry. No entry needs TensorFlow before its function is called for.
+
+A module that registers something is named in the configuration's `module`, and each
+process of a run imports it first. The launcher does not: it asks a child process.
+"""
+
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from ..util import UserError, error_text
+
+if TYPE_CHECKING:
+    from .schema import Config
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Something that a configuration chooses by its name.
+
+    Attributes:
+        name: of the entry.
+        target: the function or class, or where it is: "module:name".
+        defaults: its settings and their defaults; None for one that must be given.
+    """
+
+    name: str
+    target: Callable[..., Any] | str
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def function(self) -> Callable[..., Any]:
+        """The target, imported where that has not been done yet."""
+        if not isinstance(self.target, str):
+            return self.target
+        module, _, name = self.target.partition(":")
+        return getattr(importlib.import_module(module), name)
+
+    def settings_fault(self, settings: Mapping[str, Any]) -> str | None:
+        """What is wrong with settings of these names; None where nothing is."""
+        unknown = [name for name in settings if name not in self.defaults]
+        if unknown:
+            known = ", ".join(self.defaults) or "none"
+            return f"has no {unknown[0]} (settings of {self.name}: {known})"
+        needed = [n for n, value in self.defaults.items() if value is None]
+        missing = [name for name in needed if name not in settings]
+        return f"must set {missing[0]} of {self.name}" if missing else None
+
+
+@dataclass(frozen=True)
+class Weighting(Entry):
+    """A way of making one target of the candidates T_0 .. T_H (SPEC section 5).
+
+    `function(candidates, **settings)`: [B, H+1, S] -> weights [B, H+1], rows with
+    sum 1. H is that of the candidates: with the TDk trick later starts have fewer.
+
+    Attributes:
+        title: what tables and figures call the algorithm; fields such as `{decay:g}`
+            are its settings.
+        adaptive: whether the weights depend on the candidates. Then 1 - mean w_0 is
+            logged as model usage, and the visualizer shows these weights.
+        ensembles: whether its usual form has ensembles; a run that departs from
+            that is called "ensemble ..." or "single-net ...".
+    """
+
+    title: str = ""
+    adaptive: bool = True
+    ensembles: bool = True
+
+
+@dataclass(frozen=True)
+class WorldModelKind(Entry):
+    """A kind of world model.
+
+    `function(config, obs_dim, action_dim, generator, **settings)` gives what
+    `steve.worldmodel.WorldModelProtocol` describes.
+    """
+
+
+class Table(dict[str, Entry]):
+    """Entries by name; `what` is what messages call one."""
+
+    def __init__(self, what: str, *entries: Entry) -> None:
+        super().__init__({entry.name: entry for entry in entries})
+        self.what = what
+
+    def add(self, entry: Entry) -> None:
+        """Adds an entry; the same one again, as in a notebook, replaces itself.
+
+        Raises:
+            UserError: another one has that name.
+        """
+        there = self.get(entry.name)
+        if there is not None and _origin(there) != _origin(entry):
+            raise UserError(
+                f"there already is a {self.what} called {entry.name}: "
+                f"{_origin(there)}; choose another name"
+            )
+        self[entry.name] = entry
+
+    def find(self, name: str) -> Any:
+        """The entry of that name.
+
+        Raises:
+            UserError: there is none.
+        """
+        if name not in self:
+            raise UserError(
+                f"no {self.what} is called {name}; there are {', '.join(self)}; a "
+                "module that registers another is named in `module`"
+            )
+        return self[name]
+
+
+def _origin(entry: Entry) -> str:
+    if isinstance(entry.target, str):
+        return entry.target
+    return f"{entry.target.__module__}:{entry.target.__qualname__}"
+
+
+WEIGHTINGS = Table(
+    "weighting",
+    Weighting(
+        "last", "steve.valuerl:last_weights", {}, "MVE", adaptive=False, ensembles=False
+    ),
+    Weighting(
+        "mean",
+        "steve.valuerl:mean_weights",
+        {},
+        "mean-MVE",
+        adaptive=False,
+        ensembles=False,
+    ),
+    Weighting(
+        "lambda_return",
+        "steve.valuerl:lambda_weights",
+        {"decay": None},
+        "TD-lambda {decay:g} MVE",
+        adaptive=False,
+        ensembles=False,
+    ),
+    Weighting("steve", "steve.valuerl:steve_weights", {"epsilon": 1e-8}, "STEVE"),
+    Weighting(
+        "covariances",
+        "steve.valuerl:covariance_weights",
+        {"ridge": 0.001},
+        "COV-STEVE",
+    ),
+)
+WORLD_MODELS = Table(
+    "world model", WorldModelKind("ensemble", "steve.worldmodel:WorldModel")
+)
+
+
+def weighting(
+    name: str,
+    *,
+    title: str | None = None,
+    adaptive: bool = True,
+    ensembles: bool = True,
+) -> Callable[[Function], Function]:
+    """Registers a function as a weighting of candidate targets.
+
+        @steve.weighting("inverse_std", title="inverse std")
+        def inverse_std(candidates, epsilon=1e-8):
+            inverse = 1.0 / (tf.math.reduce_std(candidates, axis=-1) + epsilon)
+            return inverse / tf.reduce_sum(inverse, axis=-1, keepdims=True)
+
+    A configuration chooses it by `value_expansion.weighting`; the function's keyword
+    arguments are `value_expansion.weighting_settings`.
+
+    Args:
+        name: for the configuration.
+        title, adaptive, ensembles: as of `Weighting`; the title is the name with
+            spaces by default.
+
+    Raises:
+        UserError: another weighting has that name.
+    """
+
+    def register(function: Function) -> Function:
+        shown = name.replace("_", " ") if title is None else title
+        defaults = _keywords(function, skip=1)
+        WEIGHTINGS.add(Weighting(name, function, defaults, shown, adaptive, ensembles))
+        return function
+
+    return register
+
+
+def world_model(name: str) -> Callable[[Function], Function]:
+    """Registers a class (or a function that makes one) as a kind of world model.
+
+    A configuration chooses it by `model_config.kind`; its keyword arguments behind
+    (config, obs_dim, action_dim, generator) are `model_config.kind_settings`.
+
+    Raises:
+        UserError: another kind has that name.
+    """
+
+    def register(factory: Function) -> Function:
+        WORLD_MODELS.add(WorldModelKind(name, factory, _keywords(factory, skip=4)))
+        return factory
+
+    return register
+
+
+def _keywords(function: Callable[..., Any], skip: int) -> dict[str, Any]:
+    """The parameters behind the first ones, with their defaults (None: has none)."""
+    parameters = list(inspect.signature(function).parameters.values())[skip:]
+    return {
+        parameter.name: None
+        if parameter.default is inspect.Parameter.empty
+        else parameter.default
+        for parameter in parameters
+    }
+
+
+def import_modules(config: "Config") -> None:
+    """Imports what the configuration's `module` names.
+
+    Raises:
+        UserError: one cannot be imported.
+    """
+    for name in config.module:
+        import_module(name, "module")
+
+
+def import_module(name: str, key: str) -> None:
+    """Imports a module that a configuration names under a key.
+
+    Raises:
+        UserError: it cannot be imported.
+    """
+    try:
+        importlib.import_module(name)
+    except SystemExit as error:
+        raise UserError(
+            f"{key} {name}: ends the program when it is imported (exit code "
+            f"{error.code}); keep what it does behind if __name__ == '__main__'"
+        ) from error
+    except Exception as error:
+        raise UserError(
+            f"{key} {name}: cannot be imported ({error_text(error)}); install it or "
+            "put its folder on PYTHONPATH"
+        ) from error
+
+
+def check(config: "Config") -> None:
+    """Checks that what a configuration chooses is there, once `module` is imported.
+
+    Raises:
+        UserError: an unknown name or setting.
+    """
+    expansion, model = config.policy_config.value_expansion, config.world_model_config
+    if expansion is not None:
+        name, settings = expansion.choice
+        _check(WEIGHTINGS, name, settings, "policy_config.value_expansion.weighting")
+    if model is not None:
+        _check(WORLD_MODELS, model.kind, model.kind_settings, "model_config.kind")
+
+
+def _check(table: Table, name: str, settings: Mapping[str, Any], key: str) -> None:
+    try:
+        fault = table.find(name).settings_fault(settings)
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from None
+    if fault:
+        raise UserError(f"{key}_settings {fault}")

@@ -1,0 +1,146 @@
+"""What lies between an environment and the nets: flat observations, actions in a box.
+
+The launcher reads it from the environment, the value learner publishes it with the
+policy; so a policy can act in the environment's own terms where the environment is not
+to be had.
+"""
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+
+
+def to_box(
+    action: np.ndarray, low: np.ndarray, high: np.ndarray, rescale: bool
+) -> np.ndarray:
+    """The environment's action from the agent's (SPEC section 6).
+
+    Args:
+        action: in [-1, 1], [..., *shape].
+        low, high: the box's bounds, [*shape], in its own type.
+        rescale: True maps -1 to `low` and 1 to `high`; False passes the action as it
+            is. Both clip the result to the box.
+
+    Returns:
+        [..., *shape] in the box's type.
+    """
+    action = np.asarray(action, np.float64)
+    if rescale:
+        # In float64: the bounds are often float32, whose difference rounds.
+        wide = high.astype(np.float64) - low.astype(np.float64)
+        action = low.astype(np.float64) + (action + 1.0) * 0.5 * wide
+    return np.clip(action, low, high).astype(low.dtype)
+
+
+class Leaf(NamedTuple):
+    """One box of an observation.
+
+    Attributes:
+        path: the keys and positions that lead to it; () where it is the whole.
+        size: how many numbers it holds.
+    """
+
+    path: tuple[str | int, ...]
+    size: int
+
+
+@dataclass(frozen=True)
+class Interface:
+    """How observations are flattened and actions are scaled.
+
+    Attributes:
+        leaves: the boxes of an observation, in the order in which they are flattened.
+        low, high: bounds of the environment's action, flat.
+        shape: of its action.
+        dtype: of its action.
+        rescale: as of `to_box`.
+        explore_chance: with which an exploring action departs from the greedy one.
+    """
+
+    leaves: tuple[Leaf, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    shape: tuple[int, ...]
+    dtype: str
+    rescale: bool
+    explore_chance: float
+
+    def to_json(self) -> str:
+        """As a string for a policy's metadata."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """The opposite of `to_json`.
+
+        Raises:
+            ValueError, TypeError, KeyError: it is not what that wrote.
+        """
+        content: dict[str, Any] = json.loads(text)
+        leaves = (Leaf(tuple(path), int(size)) for path, size in content["leaves"])
+        tuples = {key: tuple(content[key]) for key in ("low", "high", "shape")}
+        return cls(**{**content, **tuples, "leaves": tuple(leaves)})
+
+    @property
+    def obs_dim(self) -> int:
+        return sum(leaf.size for leaf in self.leaves)
+
+    def flatten(self, obs: Any) -> np.ndarray:
+        """One observation, or a batch of them, as a flat one: [O] or [B, O].
+
+        Args:
+            obs: as the environment gives it: an array, or dicts and tuples of arrays;
+                of a batch, each array has B in front. A flat [O] or [B, O] will also
+                do.
+
+        Raises:
+            ValueError: it does not have this environment's sizes.
+        """
+        if isinstance(obs, np.ndarray | list) and np.shape(obs)[-1:] == (self.obs_dim,):
+            return np.asarray(obs, np.float32)
+        parts = []
+        for leaf in self.leaves:
+            part = obs
+            for step in leaf.path:
+                part = part[step]
+            part = np.asarray(part, np.float32)
+            if part.size == leaf.size:
+                parts.append(part.reshape(leaf.size))
+            elif part.ndim and part.size == len(part) * leaf.size:
+                parts.append(part.reshape(len(part), leaf.size))
+            else:
+                where = "".join(f"[{step!r}]" for step in leaf.path)
+                raise ValueError(
+                    f"obs{where} has shape {part.shape}; the policy was trained on "
+                    f"{leaf.size} numbers there"
+                )
+        rows = {len(part) for part in parts if part.ndim == 2}
+        if rows:  # of a batch of one, some parts look like no batch
+            (count,) = rows
+            parts = [part.reshape(count, -1) for part in parts]
+        return np.concatenate(parts, axis=-1)
+
+    def to_env(self, action: np.ndarray) -> np.ndarray:
+        """[..., A] in [-1, 1] -> [..., *shape] in the environment's own units."""
+        low, high = (
+            np.array(bound, self.dtype).reshape(self.shape)
+            for bound in (self.low, self.high)
+        )
+        return to_box(
+            action.reshape(*action.shape[:-1], *self.shape), low, high, self.rescale
+        )
+
+
+@dataclass(frozen=True)
+class EnvSpec:
+    """Sizes of an environment: lengths of its observation and of its action.
+
+    Attributes:
+        interface: None where the environment itself was not asked.
+    """
+
+    obs_dim: int
+    action_dim: int
+    interface: Interface | None = field(default=None, compare=False)
