@@ -4,6 +4,7 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -32,3 +33,23 @@ def stand_in(tmp_path, monkeypatch) -> Callable[..., Path]:
         return calls
 
     return write
+
+
+@pytest.fixture
+def nobody_sleeps(monkeypatch) -> None:
+    """A learner that waits asks again at once."""
+
+    def ask_on(condition):
+        while not condition():
+            pass
+
+    monkeypatch.setattr("steve.learner.wait_until", ask_on)
+
+
+@pytest.fixture
+def clock(monkeypatch) -> SimpleNamespace:
+    """The learners' monotonic clock: stands still until a test moves `now`."""
+    clock = SimpleNamespace(now=1000.0)
+    time = SimpleNamespace(monotonic=lambda: clock.now)
+    monkeypatch.setattr("steve.learner.time", time)
+    return clock

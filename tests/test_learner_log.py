@@ -1,0 +1,124 @@
+"""A learner's epochs, its log and its events, and the hours that it counts."""
+
+import pytest
+from support import append_frames
+from support_learner import (
+    BEFORE,
+    assert_events_are_the_log,
+    build,
+    column,
+    drive,
+    kill_at,
+    log_of,
+    open_fake,
+    state_of,
+    train,
+)
+
+from steve.settings.roles import VALUERL
+
+pytestmark = pytest.mark.usefixtures("nobody_sleeps")
+
+
+def test_an_epoch_begins_every_epoch_every_n_updates_and_is_saved_then_published(
+    tmp_path,
+):
+    run, board, _ = open_fake(tmp_path)
+    learner = build(run, board)
+    train(learner, 7)
+    assert learner.events == [
+        ("publish", 1, 0),
+        ("begin", 1, 3),
+        ("publish", 2, 3),
+        ("begin", 2, 6),
+        ("publish", 3, 6),
+    ]
+    assert (board[VALUERL]["epoch"], board[VALUERL]["updates"]) == (3, 7)
+
+
+def test_a_log_line_has_the_means_since_the_last_one(tmp_path, clock):
+    run, board, _ = open_fake(tmp_path, policy_config={"log_every_n": 4})
+    learner = build(run, board)
+
+    def over():
+        clock.now += 0.5
+        return learner.updates == 10
+
+    drive(learner, over)
+    assert list(log_of(learner)[0]) == [
+        *("hours", "epoch", "updates", "frames", "updates_per_s", "number", "oldest")
+    ]
+    assert column(learner, "updates") == [4, 8]
+    assert column(learner, "number") == [2.5, 6.5]  # of 1, 2, 3, 4 and 5, 6, 7, 8
+    assert column(learner, "epoch") == [2, 3]
+    assert column(learner, "frames") == [5, 5]
+    assert column(learner, "updates_per_s") == [2, 2]
+    assert column(learner, "hours") == pytest.approx([2 / 3600, 4 / 3600], abs=1e-6)
+    assert board[VALUERL]["metrics"][0] == 6.5
+    assert board[VALUERL]["updates_per_s"] == 2
+
+
+def test_the_lines_of_the_log_are_events_each_once_also_after_a_kill(tmp_path):
+    # Saved at 12; what was logged at 14, 16 and 18 was done in vain and is done again.
+    pace = {"epoch_every_n": 12, "log_every_n": 2}
+    run, board, _ = open_fake(tmp_path, policy_config=pace)
+    killed = build(run, board)
+    kill_at(killed, 18)
+    assert_events_are_the_log(killed, lambda line: int(line["updates"]))
+    assert column(killed, "updates")[-1] == 18
+    learner = build(run, board)
+    train(learner, 16)
+    assert column(learner, "updates") == [2, 4, 6, 8, 10, 12, 14, 16]
+    assert_events_are_the_log(learner, lambda line: int(line["updates"]))
+
+
+def test_where_no_events_are_wanted_there_are_none(tmp_path):
+    run, board, _ = open_fake(tmp_path, tensorboard=False)
+    learner = build(run, board)
+    train(learner, 5)
+    assert column(learner, "updates") == [2, 4]
+    assert not (run.folders.log / "events").exists()
+
+
+def test_a_fault_of_the_events_is_said_once_and_the_run_goes_on(tmp_path, capsys):
+    run, board, _ = open_fake(tmp_path)
+    (run.folders.log / "events").write_text("in the way")
+    learner = build(run, board)
+    train(learner, 7)
+    assert column(learner, "updates") == [2, 4, 6]
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert f"{run.folders.events(VALUERL)}: Not a directory; TensorBoard gets" in said
+
+
+def test_means_are_over_the_interval_also_after_a_restart(tmp_path):
+    run, board, _ = open_fake(tmp_path, policy_config={"log_every_n": 4})
+    train(build(run, board), 6)
+    learner = build(run, board)
+    train(learner, 12)
+    assert column(learner, "updates") == [4, 8, 12]
+    # those of the second launch: 7, 8, then 9, 10, 11, 12
+    assert column(learner, "number")[1:] == [7.5, 10.5]
+
+
+def test_hours_are_those_of_learning_over_all_launches(tmp_path, clock):
+    run, board, replay = open_fake(tmp_path, BEFORE)
+
+    def launch(updates):
+        learner = build(run, board)
+
+        def over():
+            clock.now += 10
+            if learner.context.stop.asked == 4:
+                append_frames(replay, 1)
+            return learner.updates == updates
+
+        drive(learner, over)
+        return state_of(learner).metadata["hours"] * 3600
+
+    # Four questions come before the start: no learning. Then one before each update
+    # and the one that ends it.
+    assert launch(6) == pytest.approx(70)
+    clock.now += 1e6
+    assert launch(8) == pytest.approx(100)
+    assert board[VALUERL]["hours"] * 3600 == pytest.approx(100)

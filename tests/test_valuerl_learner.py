@@ -1,0 +1,334 @@
+"""The value learner: its epochs, the world models that it takes up, its policies."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from support import append_frames, publish_policy
+from support_learner import (
+    BEFORE,
+    PACE,
+    TINY,
+    TINY_MODEL,
+    assert_same,
+    assert_unequal,
+    build,
+    column,
+    damage,
+    drive,
+    numbered,
+    open_fake,
+    open_model,
+    state_of,
+    traces_of,
+    train,
+    values_of,
+)
+
+from steve.replay import Batch, ReplayBuffer
+from steve.running import progress
+from steve.settings.roles import VALUERL, WORLDMODEL
+from steve.storage import checkpoint
+from steve.storage.checkpoint import CheckpointError
+from steve.valuerl_learner import ValueRLLearner
+from steve.worldmodel import WorldModel
+
+pytestmark = pytest.mark.usefixtures("nobody_sleeps")
+EXPANSION = {"value_expansion": {"rollout_len": 1}}
+
+
+def open_value(tmp_path, expansion=True, **keys):
+    """A run for a value learner, with a world model unless it is plain DDPG."""
+    settings = keys.pop("policy_config", {})
+    policy_config = PACE | TINY | (EXPANSION if expansion else {}) | settings
+    if expansion:
+        return open_model(tmp_path, policy_config=policy_config, **keys)
+    return open_fake(tmp_path, policy_config=policy_config, **keys)
+
+
+def publish_model(run, value, epoch=1):
+    """Publishes a world model that has `value` for all its weights."""
+    model = WorldModel(
+        run.config.world_model_config,
+        run.obs_dim,
+        run.action_dim,
+        tf.random.Generator.from_seed(0),
+    )
+    tensors = {
+        name: np.full(variable.shape, value, np.float32)
+        for name, variable in model.named_variables().items()
+    }
+    tensors["adam/steps"] = np.array(0)
+    path = run.folders.state(WORLDMODEL)
+    checkpoint.publish(path, tensors, {"epoch": epoch}, keep_previous=True)
+
+
+def value_of_model(learner):
+    values = [v.numpy() for v in learner.world_model.named_variables().values()]
+    assert len({*np.concatenate([value.ravel() for value in values])}) == 1
+    return values[0].flat[0]
+
+
+class WatchedLearner(ValueRLLearner):
+    """Notes the world model of every update, and the nets whenever one is published."""
+
+    def __init__(self, context):
+        super().__init__(context)
+        self.models_used = []
+        self.published = []
+
+    def learn(self, count):
+        self.models_used.append(value_of_model(self) if self.world_model else None)
+        return super().learn(count)
+
+    def publish(self):
+        super().publish()
+        nets = values_of(self.valuerl.named_variables())
+        self.published.append((self.epoch, self.updates, nets))
+
+
+def net(nets, name):
+    """The variables of one net, by their names in it."""
+    start = f"{name}/"
+    return {k.removeprefix(start): v for k, v in nets.items() if k.startswith(start)}
+
+
+def test_the_configurations_constants_reach_targets_and_losses(tmp_path):
+    """By hand: Q is 0 everywhere, the target Q 2 and the action before tanh 3."""
+    run, board, _ = open_value(
+        tmp_path,
+        expansion=False,
+        env={"discount": 0.5, "reward_scale": 3.0},
+        policy_config={"pre_tanh_penalty": 0.01},
+    )
+    learner = build(run, board, ValueRLLearner)
+    variables = learner.valuerl.named_variables()
+    for variable in variables.values():
+        variable.assign(tf.zeros_like(variable))
+    variables["target_q/b1"].assign(tf.fill(variables["target_q/b1"].shape, 2.0))
+    variables["policy/b1"].assign(tf.fill(variables["policy/b1"].shape, 3.0))
+    obs, reward = tf.zeros([4, run.obs_dim]), tf.constant([1.0, 1.0, 5.0, 5.0])
+    terminated = tf.constant([0.0, 1.0, 0.0, 1.0])
+    batch = Batch(obs, tf.zeros([4, run.action_dim]), reward, obs, terminated)
+    metrics = learner.train_step(batch)
+    targets = [3 * 1 + 0.5 * 2, 3 * 1, 3 * 5 + 0.5 * 2, 3 * 5]
+    expected = np.mean([0.5 * target**2 for target in targets])
+    assert float(metrics["q_loss"]) == pytest.approx(expected)
+    assert float(metrics["policy_reg_loss"]) == pytest.approx(0.01 * 3**2)
+
+
+def test_it_waits_for_a_published_world_model_and_not_for_one_in_pretraining(tmp_path):
+    run, board, _ = open_value(tmp_path)
+    learner = build(run, board, WatchedLearner)
+
+    def over():
+        asked = learner.context.stop.asked
+        if asked == 10:
+            publish_model(run, 0.25, epoch=0)
+        if asked == 20:
+            assert learner.epoch == 0
+            assert not run.folders.policy.exists()
+            publish_model(run, 0.5)
+        return learner.updates == 1
+
+    drive(learner, over)
+    assert learner.models_used == [0.5]
+    assert board[VALUERL]["models"] == 1
+
+
+def test_hours_start_with_the_first_frames_not_with_the_world_model(tmp_path, clock):
+    run, board, replay = open_value(tmp_path, frames=BEFORE)
+    learner = build(run, board, WatchedLearner)
+
+    def over():
+        clock.now += 10
+        if learner.context.stop.asked == 5:
+            append_frames(replay, 1)
+        if learner.context.stop.asked == 9:
+            publish_model(run, 0.5)
+        return learner.updates == 0 and learner.epoch == 1
+
+    drive(learner, over)
+    policy = checkpoint.load(run.folders.policy)
+    assert policy.metadata["hours"] * 3600 == pytest.approx(40)
+
+
+def test_a_stop_while_it_waits_for_the_world_model_is_obeyed(tmp_path):
+    run, board, _ = open_value(tmp_path)
+    learner = build(run, board, WatchedLearner)
+    drive(learner, lambda: learner.context.stop.asked == 10)
+    assert state_of(learner).metadata["epoch"] == 0
+    assert not run.folders.policy.exists()
+    publish_model(run, 0.5)
+    again = build(run, board, WatchedLearner)
+    train(again, 1)
+    assert [found[:2] for found in again.published] == [(1, 0)]
+
+
+def test_target_q_is_q_in_the_first_epoch_and_at_every_new_one(tmp_path):
+    run, board, _ = open_value(tmp_path, expansion=False)
+    learner = build(run, board, WatchedLearner)
+    for variable in learner.valuerl.q.variables:
+        variable.assign_add(tf.ones_like(variable))
+    untrained = values_of(learner.valuerl.named_variables())
+    targets = []
+
+    def over():
+        targets.append(net(values_of(learner.valuerl.named_variables()), "target_q"))
+        return learner.updates == 8
+
+    drive(learner, over)
+    assert [found[:2] for found in learner.published] == [(1, 0), (2, 3), (3, 6)]
+    for _, _, nets in learner.published:
+        assert_same(net(nets, "target_q"), net(nets, "q"))
+    assert_same(net(learner.published[0][2], "policy"), net(untrained, "policy"))
+    assert_same(net(learner.published[0][2], "q"), net(untrained, "q"))
+    # One question is before the start; then one comes before each update.
+    by_updates = targets[1:]
+    for updates in range(8):
+        same_epoch = by_updates[updates // 3 * 3]
+        assert_same(by_updates[updates], same_epoch)
+    assert_unequal(by_updates[2], by_updates[3])
+
+
+def test_a_world_model_is_taken_up_at_the_next_epoch_and_not_before(tmp_path):
+    run, board, _ = open_value(tmp_path)
+    publish_model(run, 0.5)
+    learner = build(run, board, WatchedLearner)
+
+    def over():
+        if learner.updates == 1:
+            publish_model(run, 0.25, epoch=2)
+        if learner.updates == 2:
+            publish_model(run, 0.125, epoch=3)
+        return learner.updates == 9
+
+    drive(learner, over)
+    assert learner.models_used == [0.5] * 3 + [0.125] * 6
+    assert learner.models == board[VALUERL]["models"] == 2
+    assert column(learner, "models") == [1, 2, 2, 2]  # after 2, 4, 6, 8 updates
+    assert traces_of(learner) == 1
+
+
+def test_a_damaged_world_model_is_passed_over_for_the_one_before(tmp_path, capsys):
+    run, board, _ = open_value(tmp_path)
+    publish_model(run, 0.5)
+    publish_model(run, 0.25, epoch=2)
+    damage(run.folders.state(WORLDMODEL))
+    learner = build(run, board, WatchedLearner)
+    train(learner, 1)
+    assert learner.models_used == [0.5]
+    assert "worldmodel.previous.safetensors is used instead" in capsys.readouterr().out
+
+
+def test_the_published_policy_is_that_of_the_state(tmp_path):
+    run, board, _ = open_value(tmp_path, expansion=False)
+    learner = build(run, board, WatchedLearner)
+    train(learner, 6)
+    policy, state = checkpoint.load(run.folders.policy), state_of(learner)
+    members = {k: v for k, v in state.tensors.items() if k.startswith("policy/")}
+    assert_same(policy.tensors, {name: v[0] for name, v in members.items()})
+    assert policy.tensors["policy/w0"].shape == (run.obs_dim, 4)
+    assert (policy.metadata["epoch"], policy.metadata["updates"]) == (3, 6)
+    assert policy.metadata["frames"] == BEFORE + 1
+
+
+def test_a_restored_value_learner_has_the_newest_world_model_before_it_learns(
+    tmp_path,
+):
+    run, board, _ = open_value(tmp_path)
+    publish_model(run, 0.5)
+    learner = build(run, board, WatchedLearner)
+    train(learner, 4)
+    publish_model(run, 0.25, epoch=2)
+    other = build(run, board, WatchedLearner, seed=1)
+    other.restore()
+    assert value_of_model(other) == 0.25
+    assert_same(values_of(other.variables()), values_of(learner.variables()))
+    assert other.models == 2
+
+
+@pytest.mark.parametrize("found", ["none", "older", "damaged", "same", "newer"])
+def test_a_restored_value_learner_publishes_a_policy_that_is_due(tmp_path, found):
+    run, board, _ = open_value(tmp_path, expansion=False)
+    learner = build(run, board, WatchedLearner)
+    train(learner, 4)  # epoch 2
+    path = run.folders.policy
+    if found == "none":
+        path.unlink()
+    elif found == "damaged":
+        damage(path)
+    elif found != "same":
+        publish_policy(path, 0.5, epoch={"older": 1, "newer": 3}[found])
+    stamp = checkpoint.stamp(path)
+    other = build(run, board, WatchedLearner, seed=1)
+    other.restore()
+    if found in ("same", "newer"):
+        assert checkpoint.stamp(path) == stamp
+        return
+    policy = checkpoint.load(path)
+    assert policy.metadata["epoch"] == 2
+    state = state_of(learner).tensors
+    np.testing.assert_array_equal(policy.tensors["policy/b1"], state["policy/b1"][0])
+
+
+@pytest.mark.parametrize("found", ["none", "pretraining"])
+def test_without_a_world_model_a_value_learner_does_not_go_on(tmp_path, found):
+    run, board, _ = open_value(tmp_path)
+    publish_model(run, 0.5)
+    train(build(run, board, WatchedLearner), 4)
+    path = run.folders.state(WORLDMODEL)
+    path.unlink()
+    if found == "pretraining":
+        publish_model(run, 0.25, epoch=0)
+    with pytest.raises(CheckpointError, match="no published world model") as raised:
+        build(run, board, WatchedLearner).restore()
+    assert str(path) in str(raised.value)
+
+
+@pytest.mark.parametrize("model", [False, True])
+def test_ddpg_needs_no_world_model(tmp_path, model):
+    folder = {"model_config": PACE | TINY_MODEL} if model else {}
+    run, board, _ = open_value(tmp_path, expansion=False, **folder)
+    train(build(run, board, WatchedLearner), 1)
+    other = build(run, board, WatchedLearner)
+    train(other, 4)
+    assert other.world_model is None
+    assert state_of(other).metadata["models"] == 0
+
+
+def test_where_it_is_asked_for_a_backup_has_a_copy_of_the_replay_buffer(tmp_path):
+    backups = {"backup_every_n": 3}
+    run, board, replay = open_value(
+        tmp_path, expansion=False, policy_config=backups, keep_all_replay_buffers=True
+    )
+    learner = build(run, board, WatchedLearner)
+
+    def over():
+        append_frames(replay, 1)
+        return learner.updates == 6
+
+    drive(learner, over)
+    assert numbered(run) == [3, 6]
+    for updates in (3, 6):
+        state = checkpoint.load(run.folders.numbered_state(VALUERL, updates))
+        with ReplayBuffer.open(run.folders.numbered_replay(updates)) as copy:
+            assert copy.frames == state.metadata["frames"]
+            assert copy.read(0, copy.frames).reward.tolist() == [*range(copy.frames)]
+    # A restore makes the backup of 6 updates again and leaves its copy alone.
+    append_frames(replay, 1)
+    build(run, board, WatchedLearner).restore()
+    with ReplayBuffer.open(run.folders.numbered_replay(6)) as copy:
+        assert copy.frames == replay.frames - 2
+
+
+def test_else_the_replay_buffer_is_not_copied(tmp_path):
+    backups = {"backup_every_n": 3}
+    run, board, _ = open_value(tmp_path, expansion=False, policy_config=backups)
+    train(build(run, board, WatchedLearner), 4)
+    assert numbered(run) == [3]
+    assert not run.folders.numbered_replay(3).exists()
+
+
+def test_the_display_reads_each_metric_where_the_learner_puts_it():
+    shown = progress.SHOWN[ValueRLLearner.name]
+    assert shown == {name: ValueRLLearner.metric_names.index(name) for name in shown}
