@@ -7,6 +7,7 @@ from steve.replay import Batch, ReplayBuffer
 from steve.storage import checkpoint
 from steve.storage.folders import Run
 from steve.storage.opening import open_output
+from steve.storage.record import write_json
 
 SIZES = (support_env.OBS_DIM, support_env.ACTION_DIM)
 MERGED = {
@@ -53,3 +54,32 @@ def save_state(folders, learner, updates, epoch, frames, numbered=True):
     tensors = {f"{learner}/w": np.full((2, 3), updates, np.float32)}
     metadata = {"updates": updates, "epoch": epoch, "frames": frames, "hours": 0.5}
     checkpoint.publish(path, tensors, metadata)
+
+
+def write_rows(path, columns, rows):
+    lines = [columns, *rows]
+    path.write_text("".join(",".join(map(str, line)) + "\n" for line in lines))
+
+
+def rows_of(path):
+    return [line.split(",") for line in path.read_text().splitlines()]
+
+
+def former_run(folders, capacity=1000, learners=("valuerl", "worldmodel")):
+    """Output of 300 updates and 90 frames; numbered checkpoints at 100 and 200."""
+    folders.checkpoints.mkdir(parents=True)
+    folders.log.mkdir()
+    with ReplayBuffer.create(folders.replay, *SIZES, capacity) as replay:
+        for first in range(0, 90, 10):
+            replay.append(transitions(10, first))
+    for learner in learners:
+        lead = 2 if learner == "worldmodel" else 0
+        save_state(folders, learner, 100, 5, 30 + lead)
+        save_state(folders, learner, 200, 9, 60 + lead)
+        save_state(folders, learner, 300, 13, 90, numbered=False)
+        rows = [(u / 1000, u // 25, u) for u in (50, 100, 150, 200, 250)]
+        write_rows(folders.learner_log(learner), ("hours", "epoch", "updates"), rows)
+    rows = [(e / 10, e, 10 * e, -e) for e in (1, 1, 4, 5, 5, 6, 9, 12)]
+    write_rows(folders.scores, ("hours", "epochs", "frames", "score"), rows)
+    write_json(folders.hyperparameters, MERGED)
+    write_json(folders.run, {"experiment": "first", "starts": [{}], "finished": {}})

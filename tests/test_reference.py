@@ -9,19 +9,19 @@ import importlib.util
 import runpy
 import shutil
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from support import PROJECT
 
 from steve import nn, valuerl, worldmodel
 from steve.settings.schema import ValueExpansion
 from steve.valuerl import ValueRL
 from steve.worldmodel import WorldModel
 
-SCRIPT = Path(__file__).with_name("check_reference.py")
-FOLDER = Path(__file__).with_name("data") / "algorithms"
+SCRIPT = PROJECT / "tests" / "programs" / "check_reference.py"
+FOLDER = PROJECT / "tests" / "data" / "algorithms"
 CASES = sorted(path.stem for path in FOLDER.glob("*.npz"))
 
 
@@ -78,7 +78,7 @@ def test_nan_does_not_pass(check, monkeypatch):
 
 
 def run_script(monkeypatch, folder):
-    """The exit code of `python tests/check_reference.py FOLDER`."""
+    """The exit code of `python tests/programs/check_reference.py FOLDER`."""
     monkeypatch.setattr(sys, "argv", [str(SCRIPT), str(folder)])
     monkeypatch.setattr(sys, "path", list(sys.path))
     with pytest.raises(SystemExit) as stop:

@@ -8,9 +8,11 @@ from support import make_config
 from support_storage import (
     MERGED,
     SIZES,
+    former_run,
     one_line,
     open_now,
     rewards_in,
+    rows_of,
     save_state,
     transitions,
 )
@@ -20,7 +22,7 @@ from steve.storage import checkpoint
 from steve.storage import rewind as rewinding
 from steve.storage.folders import Folders
 from steve.storage.locks import claimed
-from steve.storage.record import read_run, write_json
+from steve.storage.record import read_run
 from steve.storage.rewind import finish_rewind, numbered_checkpoints, put_aside, rewind
 from steve.util import UserError
 
@@ -60,31 +62,6 @@ def test_a_name_that_is_taken_is_passed_over(folders, kind):
 # Going back to a numbered checkpoint
 
 
-def write_rows(path, columns, rows):
-    lines = [columns, *rows]
-    path.write_text("".join(",".join(map(str, line)) + "\n" for line in lines))
-
-
-def former_run(folders, capacity=1000, learners=("valuerl", "worldmodel")):
-    """Output of 300 updates and 90 frames; numbered checkpoints at 100 and 200."""
-    folders.checkpoints.mkdir(parents=True)
-    folders.log.mkdir()
-    with ReplayBuffer.create(folders.replay, *SIZES, capacity) as replay:
-        for first in range(0, 90, 10):
-            replay.append(transitions(10, first))
-    for learner in learners:
-        lead = 2 if learner == "worldmodel" else 0
-        save_state(folders, learner, 100, 5, 30 + lead)
-        save_state(folders, learner, 200, 9, 60 + lead)
-        save_state(folders, learner, 300, 13, 90, numbered=False)
-        rows = [(u / 1000, u // 25, u) for u in (50, 100, 150, 200, 250)]
-        write_rows(folders.learner_log(learner), ("hours", "epoch", "updates"), rows)
-    rows = [(e / 10, e, 10 * e, -e) for e in (1, 1, 4, 5, 5, 6, 9, 12)]
-    write_rows(folders.scores, ("hours", "epochs", "frames", "score"), rows)
-    write_json(folders.hyperparameters, MERGED)
-    write_json(folders.run, {"experiment": "first", "starts": [{}], "finished": {}})
-
-
 def tree(root):
     """All files below a folder, with their content; locks left out."""
     return {
@@ -92,10 +69,6 @@ def tree(root):
         for path in sorted(root.rglob("*"))
         if path.is_file() and path.suffix != ".lock"
     }
-
-
-def rows_of(path):
-    return [line.split(",") for line in path.read_text().splitlines()]
 
 
 def test_the_numbers_are_those_of_which_all_learners_have_a_state(config, folders):

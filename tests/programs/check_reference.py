@@ -1,6 +1,6 @@
 """Compares the mathematics with reference vectors of the 2018 release.
 
-    python tests/check_reference.py DIR
+    python tests/programs/check_reference.py DIR
 
 DIR holds one .npz per case: parameters, a batch, and what the 2018 code computed from
 them (targets, weights, losses, gradients, parameters after five updates). Each case

@@ -1,7 +1,9 @@
 """Whether STEVE still learns: the quickstart must reach a score in time.
 
-    python tests/learning_test.py --seeds 0-9    # measures the margin, one row per seed
-    python -m pytest -m slow                     # the test: two seeds
+    python tests/programs/learning_test.py --seeds 0-9  # measures the margin
+    python -m pytest -m slow                            # the test: two seeds
+
+The first prints a row for each seed.
 
 The measure is the number of frames until the mean of five evaluation episodes in a row
 is at least REACHED: unlike the score at the end, nothing that happens later changes it.
@@ -19,7 +21,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-PROJECT = Path(__file__).resolve().parents[1]
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # support modules
+
+from support import PROJECT
+
 IN_A_ROW = 5
 REACHED = 500.0  # of 1000; a random policy scores 3 to 7
 BUDGET = 8000  # frames

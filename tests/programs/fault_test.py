@@ -1,6 +1,6 @@
 """Lets the n-th call that changes a file go wrong, n = 1, 2, ..., for every file kind.
 
-    python tests/fault_test.py
+    python tests/programs/fault_test.py
 
 For each kind of file, and each way in which a call can go wrong (support_faults), what
 writes it runs in a process of its own until that call, again and again until a whole
@@ -22,10 +22,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # support modules
+
 import support_env
-import test_experiment
 from support import append_frames, make_config, make_run, open_run
 from support_faults import ERRORS, KILLS, VARIABLE, armed
+from support_storage import former_run, rewards_in, rows_of
 
 from steve import replay as replay_module
 from steve.acting.evaluator import ScoreFile
@@ -37,9 +40,6 @@ from steve.storage.folders import Folders, Run
 from steve.storage.record import read_json, read_run, start_record, write_json
 from steve.storage.tables import CSV_HEADER, append_row
 from steve.util import UserError
-
-PROJECT = Path(__file__).resolve().parents[1]
-
 
 SIZES = (support_env.OBS_DIM, support_env.ACTION_DIM)
 CAPACITY = 8
@@ -302,52 +302,52 @@ def check_rows(folder: Path, acknowledged: int) -> None:
 
 def folders_in(folder: Path):
     config = make_config(folder / "output", model=True)
-    return test_experiment, config, Folders.of(config, "first")
+    return config, Folders.of(config, "first")
 
 
 def prepare_output(folder: Path) -> None:
-    helpers, _, folders = folders_in(folder)
-    helpers.former_run(folders)
+    _, folders = folders_in(folder)
+    former_run(folders)
 
 
 def go_back(folder: Path, acknowledge: Acknowledge) -> None:
-    _, config, folders = folders_in(folder)
+    config, folders = folders_in(folder)
     with locks.claimed(folders):
         rewind.rewind(folders, config, 200)
         acknowledge(1)
 
 
 def check_gone_back(folder: Path, acknowledged: int) -> None:
-    helpers, config, folders = folders_in(folder)
+    config, folders = folders_in(folder)
     rewind.finish_rewind(folders)
     aside = folders.root.with_name("first.old1")
     gone = aside.exists()
     assert gone or not acknowledged
     frames = 62 if gone else 90
-    assert helpers.rewards_in(folders.replay) == list(range(frames))
+    assert rewards_in(folders.replay) == list(range(frames))
     if gone:
         kept = aside / folders.replay.relative_to(folders.root)
-        assert helpers.rewards_in(kept) == list(range(90))
-    assert helpers.rows_of(folders.scores)[-1][1] == ("6" if gone else "12")
+        assert rewards_in(kept) == list(range(90))
+    assert rows_of(folders.scores)[-1][1] == ("6" if gone else "12")
     with locks.claimed(folders):
         rewind.rewind(folders, config, 200)  # and one can do it again
-    assert helpers.rewards_in(folders.replay) == list(range(62))
+    assert rewards_in(folders.replay) == list(range(62))
 
 
 def put_output_aside(folder: Path, acknowledge: Acknowledge) -> None:
-    _, _, folders = folders_in(folder)
+    _, folders = folders_in(folder)
     with locks.claimed(folders):
         rewind.put_aside(folders)
         acknowledge(1)
 
 
 def check_aside(folder: Path, acknowledged: int) -> None:
-    helpers, _, folders = folders_in(folder)
+    _, folders = folders_in(folder)
     aside = folders.root.with_name("first.old1")
     assert folders.root.exists() != aside.exists()
     kept = aside if aside.exists() else folders.root
     replay = kept / folders.replay.relative_to(folders.root)
-    assert helpers.rewards_in(replay) == list(range(90))
+    assert rewards_in(replay) == list(range(90))
 
 
 def open_output(folder: Path, acknowledge: Acknowledge) -> None:
@@ -400,7 +400,7 @@ def prepare_learner(folder: Path) -> None:
 
 
 def learner_in(folder: Path):
-    import test_learner as helpers
+    import support_learner as helpers  # imports TensorFlow
 
     run = make_run(make_config(folder, policy_config=LEARNER))
     return helpers, helpers.build(run, Board.create(run.folders.board, run.config))

@@ -1,6 +1,6 @@
 """Kills runs at random moments and looks whether anything was lost.
 
-    python tests/crash_test.py --kills 200
+    python tests/programs/crash_test.py --kills 200
 
 A tiny run of the counting environment is started; a process of it, or all of them, is
 killed by SIGKILL at a random moment; where that ended the run, it is resumed. What must
@@ -28,15 +28,16 @@ from pathlib import Path
 
 import numpy as np
 
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # support modules
+
+from support import PROJECT
+
 from steve.replay import ReplayBuffer
 from steve.settings.roles import VALUERL, WORLDMODEL, process_names
 from steve.settings.schema import Config
 from steve.storage import checkpoint
 from steve.storage.board import Board
 from steve.util import UserError
-
-PROJECT = Path(__file__).resolve().parents[1]
-
 
 RESUME_PATIENCE = 60.0  # seconds in which a resumed run must learn again
 ORPHAN_PATIENCE = 5.0  # seconds after which no process of a killed run is left

@@ -1,6 +1,6 @@
 """Damages the files of a run in every place, and looks what a resume makes of it.
 
-    python tests/corruption_test.py
+    python tests/programs/corruption_test.py
 
 prints a table: what was damaged, what was found, what the run goes on from. Under
 pytest each line of it is a test.
@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import re
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +18,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors.numpy
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # support modules
+
 import support_env
 from support import append_frames, make_config
 
@@ -25,9 +29,6 @@ from steve.storage import checkpoint
 from steve.storage.folders import Folders, Run
 from steve.storage.opening import open_output
 from steve.util import UserError
-
-PROJECT = Path(__file__).resolve().parents[1]
-
 
 SIZES = (support_env.OBS_DIM, support_env.ACTION_DIM)
 CAPACITY, FRAMES = 16, 12

@@ -1,6 +1,6 @@
 """Fills the disk under a run, frees it again, and looks whether anything was lost.
 
-    python tests/full_disk_test.py
+    python tests/programs/full_disk_test.py
 
 The run of crash_test writes into a filesystem of its own (tmpfs, of 64 MiB), which
 needs the right to mount one: user namespaces, or root. It is full at the first
@@ -26,9 +26,6 @@ from crash_test import Harness
 
 from steve.settings.roles import VALUERL, WORLDMODEL
 from steve.util import stop_as_by_ctrl_c
-
-PROJECT = Path(__file__).resolve().parents[1]
-
 
 SIZE = "64m"
 PATIENCE = 60.0  # seconds: those who wait try again every ten

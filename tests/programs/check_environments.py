@@ -1,6 +1,6 @@
 """Replays recorded episodes of the old engine through the project's environments.
 
-    python tests/check_environments.py DIR
+    python tests/programs/check_environments.py DIR
 
 DIR holds files <environment>*.npz (hopper.npz, humanoid_2.npz, ...) with the arrays
 episode, qpos, qvel, action, obs, next_obs, reward, terminated; one row a step, the

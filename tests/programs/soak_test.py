@@ -1,7 +1,7 @@
 """Watches a long run: its processes must neither grow nor slow down.
 
-    python tests/soak_test.py                    # 20 minutes
-    python tests/soak_test.py --seconds 80 --warm-up 30
+    python tests/programs/soak_test.py            # 20 minutes
+    python tests/programs/soak_test.py --seconds 80 --warm-up 30
 
 STEVE on InvertedPendulum as in the paper's speedruns (nobody waits for anybody), with
 four interactors. Private memory (RssAnon) and open files of every process are read once
@@ -22,11 +22,12 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # support modules
+
+from support import PROJECT
+
 from steve.replay import ReplayBuffer
 from steve.storage.board import Board
-
-PROJECT = Path(__file__).resolve().parents[1]
-
 
 TOLERANCE = 0.05  # of private memory
 SLOWDOWN = 1 / 3
