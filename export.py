@@ -23,6 +23,7 @@ import numpy as np
 
 from steve import envwrap
 from steve.analysis.episodes import redirected
+from steve.analysis.loaded import named_checkpoint
 from steve.analysis.trained import (
     as_published,
     differing_keys,
@@ -30,7 +31,7 @@ from steve.analysis.trained import (
     policy_shapes,
 )
 from steve.running import devices
-from steve.settings import loading
+from steve.settings.extensions import import_modules
 from steve.settings.schema import Config
 from steve.storage import checkpoint
 from steve.storage.checkpoint import Checkpoint
@@ -58,10 +59,15 @@ def parse_arguments(
         epilog=f"example: {example(program, 'export.py')} config/quickstart.json "
         "output/InvertedPendulum-v5/quickstart/checkpoints --out output/policy",
     )
-    parser.add_argument("config", metavar="CONFIG.json", help="experiment file")
+    parser.add_argument(
+        "config",
+        metavar="CONFIG.json",
+        help="experiment file; or an experiment's folder, without a CHECKPOINT",
+    )
     parser.add_argument(
         "checkpoint",
         metavar="CHECKPOINT",
+        nargs="?",
         type=Path,
         help="a policy's or value learner's checkpoint, or an experiment's folder of "
         "checkpoints, whose newest is taken",
@@ -123,16 +129,7 @@ def write_saved_model(arrays: dict, folder: Path) -> None:
 
     It takes "obs" [B, O] float32 and returns {"action": [B, A]}.
     """
-    quiet = {
-        "TF_CPP_MIN_LOG_LEVEL": "2",
-        **os.environ,
-        devices.VARIABLE: devices.NO_GPU,
-    }
-    with (
-        environment(quiet),
-        open(os.devnull, "w") as nowhere,
-        redirected(nowhere.fileno()),
-    ):
+    with open(os.devnull, "w") as nowhere, redirected(nowhere.fileno()):
         import tensorflow as tf  # its start-up notes obey no log level
 
     layers = [(arrays[f"w{i}"], arrays[f"b{i}"]) for i in range(arrays["layers"])]
@@ -161,14 +158,23 @@ def run(arguments: argparse.Namespace) -> None:
     """
     if os.path.lexists(arguments.out):
         raise UserError(f"{arguments.out} is there already: pass another --out")
-    loaded = loading.load(arguments.config, overrides=arguments.set)
-    path, state, warning = load_state(arguments.checkpoint, loaded.config)
+    loaded, asked = named_checkpoint(
+        arguments.config, arguments.checkpoint, arguments.set
+    )
+    import_modules(loaded.config)
+    path, state, warning = load_state(asked, loaded.config)
     difference = differing_keys(Path(os.path.abspath(path)).parent, loaded)
     for note in (*loaded.notes, warning, difference):
         if note:
             print(f"note: {note}", flush=True)
     arrays = exported_arrays(loaded.config, path, as_published(state))
-    with appearing(Path(os.path.abspath(arguments.out))) as unfinished:
+    on_cpu = {
+        "TF_CPP_MIN_LOG_LEVEL": "2",
+        **os.environ,
+        devices.VARIABLE: devices.NO_GPU,
+    }
+    out = Path(os.path.abspath(arguments.out))
+    with appearing(out) as unfinished, environment(on_cpu):
         np.savez(unfinished / NUMPY_NAME, allow_pickle=False, **arrays)
         write_saved_model(arrays, unfinished / TENSORFLOW_NAME)
     counters = ", ".join(f"{arrays[key]:,} {key}" for key in ("updates", "frames"))

@@ -1,5 +1,7 @@
 """Shows what was learned: python visualizer.py CONFIG.json GPU_ID CHECKPOINT
 
+An experiment's folder alone will also do, with or without a GPU_ID behind it.
+
 Runs greedy episodes with a trained policy, prints length and score of each, and writes
 a table and a video of them. With Q-functions it compares the value estimate with what
 was then earned; with a world model it also shows the weights w_0 .. w_H that STEVE
@@ -40,6 +42,7 @@ from steve.analysis.inspection import (
     predict,
     weight_histogram,
 )
+from steve.analysis.loaded import named_checkpoint
 from steve.analysis.policy_figures import (
     ending,
     episode_csv,
@@ -63,7 +66,7 @@ from steve.analysis.trained import (
 )
 from steve.analysis.video import EpisodeError, Video
 from steve.running import devices
-from steve.settings import loading
+from steve.settings.extensions import import_modules
 from steve.settings.schema import Config
 from steve.storage import checkpoint
 from steve.util import (
@@ -99,11 +102,22 @@ def parse_arguments(
         "config/quickstart.json cpu output/InvertedPendulum-v5/quickstart/checkpoints",
     )
     option = parser.add_argument
-    option("config", metavar="CONFIG.json", help="experiment file")
-    option("gpu_id", metavar="GPU_ID", help='GPU that computes, from 0, or "cpu"')
+    option(
+        "config",
+        metavar="CONFIG.json",
+        help="experiment file; or an experiment's folder, without a CHECKPOINT",
+    )
+    option(
+        "gpu_id",
+        metavar="GPU_ID",
+        nargs="?",
+        default="cpu",
+        help='GPU that computes, from 0, or "cpu", the default',
+    )
     option(
         "checkpoint",
         metavar="CHECKPOINT",
+        nargs="?",
         type=Path,
         help="a policy's or value learner's checkpoint, or an experiment's folder of "
         "checkpoints, whose newest is taken",
@@ -269,12 +283,15 @@ def run(arguments: argparse.Namespace) -> None:
         UserError: a mistake.
         EpisodeError: the environment failed.
     """
-    loaded = loading.load(arguments.config, overrides=arguments.set)
+    loaded, path = named_checkpoint(
+        arguments.config, arguments.checkpoint, arguments.set
+    )
     config = loaded.config
+    import_modules(config)
     variables = gpu_variables(arguments.gpu_id)
     if arguments.video != "none" and importlib.util.find_spec("moviepy") is None:
         raise UserError("videos need moviepy: pip install moviepy, or --video none")
-    trained = load_trained(arguments.checkpoint, config)
+    trained = load_trained(path, config)
     folder = choose_folder(arguments.out, trained, config)
     difference = differing_keys(trained.folder, loaded)
     for note in [*loaded.notes, *trained.notes, *([difference] if difference else [])]:
@@ -285,7 +302,7 @@ def run(arguments: argparse.Namespace) -> None:
         if arguments.video != "none":
             path = unfinished / f"episodes.{arguments.video}"
             video = Video(path, arguments.episodes)
-        with EpisodeRunner(config.env, video) as runner:
+        with EpisodeRunner(config, video) as runner:
             nets = load_nets(arguments.gpu_id, config, runner.sizes, trained)
             for note in nets.notes:
                 print(f"note: {note}", flush=True)

@@ -24,7 +24,8 @@ import numpy as np
 
 from ..acting.policy import Policy
 from ..running.devices import NO_GPU, VARIABLE
-from ..settings.schema import Environment
+from ..settings.extensions import import_modules
+from ..settings.schema import Config, Environment
 from ..storage.checkpoint import Checkpoint
 from ..util import UserError, one_line
 from .video import EpisodeError, Video, _open
@@ -69,7 +70,7 @@ class EpisodeRunner:
     """A child process with the environment, ready to run episodes.
 
     Args:
-        env_config: the section `env` of the configuration.
+        config: the run's configuration.
         video: None: no pictures are made.
 
     Attributes:
@@ -80,15 +81,15 @@ class EpisodeRunner:
         EpisodeError: its process ended, or it raised an exception.
     """
 
-    def __init__(self, env_config: Environment, video: Video | None = None) -> None:
+    def __init__(self, config: Config, video: Video | None = None) -> None:
         context = multiprocessing.get_context("spawn")
-        self._name = env_config.name
+        self._name = config.env.name
         self._has_video = video is not None
         self._pipe, theirs = context.Pipe()
         # What libraries print there is shown only if the process dies of it.
         self._output = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `close`
         self._process = context.Process(
-            target=_serve, args=(theirs, env_config, video), daemon=True
+            target=_serve, args=(theirs, config, video), daemon=True
         )
         try:
             with redirected(self._output.fileno()):
@@ -184,18 +185,19 @@ def redirected(descriptor: int) -> Iterator[None]:
 # ---- The child ----------------------------------------------------------------------
 
 
-def _serve(pipe: Connection, env_config: Environment, video: Video | None) -> None:
+def _serve(pipe: Connection, config: Config, video: Video | None) -> None:
     """The child's main function: measures, waits for a policy, runs the episodes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process
     code = 0
     try:
-        _serve_episodes(pipe, env_config, video)
+        import_modules(config)
+        _serve_episodes(pipe, config.env, video)
     except UserError as error:
         pipe.send(("mistake", str(error)))
     except (EOFError, BrokenPipeError):  # the parent is gone
         code = 1
     except Exception as error:
-        pipe.send(("failure", f"{env_config.name}: {_where(error)}"))
+        pipe.send(("failure", f"{config.env.name}: {_where(error)}"))
     # Not sys.exit: renderers without a display abort when they are taken down.
     os._exit(code)
 

@@ -1,13 +1,15 @@
 """Experiments read back from their folders: `steve.load_run`, `steve.load_policy`."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..acting.deployed import DeployedPolicy
+from ..settings import loading
 from ..settings.interface import Interface
+from ..settings.loading import LoadedConfig
 from ..settings.schema import Config
 from ..storage import checkpoint
 from ..util import UserError
@@ -107,6 +109,32 @@ def _loaded(folder: Path, hyperparameters: Path) -> LoadedRun:
     from .records import read_config
 
     return LoadedRun(folder, hyperparameters.parent, read_config(hyperparameters))
+
+
+def named_checkpoint(
+    config: str, checkpoint: Path | None, overrides: Sequence[str]
+) -> tuple[LoadedConfig, Path]:
+    """What visualizer.py and export.py are to look at.
+
+    Args:
+        config: a configuration file; or, without a checkpoint, an experiment's folder,
+            whose hps.json is then the configuration.
+        checkpoint: a checkpoint, or a folder of them.
+        overrides: as of `--set`.
+
+    Raises:
+        UserError: a mistake in the configuration, or no experiment's folder.
+    """
+    if checkpoint is not None:
+        return loading.load(config, overrides=overrides), checkpoint
+    folder = Path(config)
+    if not folder.is_dir():
+        raise UserError(
+            f"{config} is no folder: give an experiment's folder, or a configuration "
+            "and a checkpoint"
+        )
+    content = load_run(folder).config.model_dump(mode="json", by_alias=True)
+    return loading.load({"updates": content}, overrides=overrides), folder
 
 
 def load_runs(*folders: str | Path) -> list[LoadedRun]:
