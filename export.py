@@ -22,7 +22,6 @@ except ModuleNotFoundError:
 import numpy as np
 
 from steve import envwrap
-from steve.analysis.episodes import redirected
 from steve.analysis.loaded import named_checkpoint
 from steve.analysis.trained import (
     as_published,
@@ -43,6 +42,7 @@ from steve.util import (
     example,
     exit_code,
     import_from_working_folder,
+    redirected,
 )
 
 NUMPY_NAME = "policy.npz"

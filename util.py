@@ -159,6 +159,25 @@ def environment(variables: Mapping[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
+@contextmanager
+def redirected(descriptor: int) -> Iterator[None]:
+    """For a moment, stdout and stderr lead to another file, also those of libraries.
+
+    A child process that starts meanwhile keeps it so.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    kept = [os.dup(number) for number in (1, 2)]
+    try:
+        for number in (1, 2):
+            os.dup2(descriptor, number)
+        yield
+    finally:
+        for number, original in zip((1, 2), kept, strict=True):
+            os.dup2(original, number)
+            os.close(original)
+
+
 def one_line(text: object) -> str:
     """A text, or an error's, without line breaks."""
     return " ".join(str(text).split())

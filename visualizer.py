@@ -32,7 +32,7 @@ except ModuleNotFoundError:
 import numpy as np
 
 from steve.analysis.drawing import KINDS, csv_bytes, rendered
-from steve.analysis.episodes import Episode, EpisodeRunner, redirected
+from steve.analysis.episodes import Episode, EpisodeRunner
 from steve.analysis.inspection import (
     LONGEST_ROLLOUT,
     Judged,
@@ -77,6 +77,7 @@ from steve.util import (
     example,
     exit_code,
     import_from_working_folder,
+    redirected,
     stop_as_by_ctrl_c,
     unused,
     whole_number,

@@ -11,7 +11,6 @@ import contextlib
 import multiprocessing
 import os
 import signal
-import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +26,7 @@ from ..running.devices import NO_GPU, VARIABLE
 from ..settings.extensions import import_modules
 from ..settings.schema import Config, Environment
 from ..storage.checkpoint import Checkpoint
-from ..util import UserError, one_line
+from ..util import UserError, one_line, redirected
 from .video import EpisodeError, Video, _open
 
 if TYPE_CHECKING:
@@ -161,25 +160,6 @@ class EpisodeRunner:
             + (f": {last}" if last else "")
             + ("; --video none leaves the pictures out" if self._has_video else "")
         )
-
-
-@contextlib.contextmanager
-def redirected(descriptor: int) -> Iterator[None]:
-    """For a moment, stdout and stderr lead to another file, also those of libraries.
-
-    A child process that starts meanwhile keeps it so.
-    """
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
-    kept = [os.dup(number) for number in (1, 2)]
-    try:
-        for number in (1, 2):
-            os.dup2(descriptor, number)
-        yield
-    finally:
-        for number, original in zip((1, 2), kept, strict=True):
-            os.dup2(original, number)
-            os.close(original)
 
 
 # ---- The child ----------------------------------------------------------------------

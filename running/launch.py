@@ -15,7 +15,7 @@ from ..settings.schema import Config
 from ..storage import opening
 from ..storage.folders import Run
 from ..storage.record import record_finish
-from ..util import UserError
+from ..util import UserError, environment, redirected
 from . import devices
 from .child import end_with_parent
 from .devices import NO_GPU, VARIABLE
@@ -79,7 +79,9 @@ def run_processes(run: Run, display: Display) -> Outcome:
 def _measure(config: Config) -> EnvSpec:
     from .. import envwrap  # here: the launcher itself needs no simulator
 
-    extensions.import_modules(config)
+    # Libraries such as TensorFlow print notes that obey no log level.
+    with open(os.devnull, "w") as nowhere, redirected(nowhere.fileno()):
+        extensions.import_modules(config)
     extensions.check(config)
     return envwrap.measure(config.env, config.policy_config.explore_chance)
 
@@ -99,7 +101,9 @@ def measure_environment(config: Config) -> EnvSpec:
     )
     try:
         patience = env.step_timeout + IMPORT_PATIENCE
-        return pool.submit(_measure, config).result(patience)
+        with environment({VARIABLE: NO_GPU, "TF_CPP_MIN_LOG_LEVEL": "3"}):
+            measured = pool.submit(_measure, config)  # starts the process
+        return measured.result(patience)
     except BrokenProcessPool:
         raise UserError(
             f"making the environment {env.name} ended its process; make it once by "

@@ -58,10 +58,10 @@ class FakeLearner(Learner):
     """Has one weight; its metrics are the update's number and what it was given."""
 
     name = VALUERL
-    metric_names = ("number", "oldest")
 
     def __init__(self, context):
-        super().__init__(context, context.run.config.policy_config)
+        settings = context.run.config.policy_config
+        super().__init__(context, settings, ("number", "oldest"))
         self.weight = tf.Variable([float(context.seed)])
         self.optimizer = nn.Adam([self.weight], 0.1)
         self.number = tf.Variable(0.0)
