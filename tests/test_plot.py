@@ -1,23 +1,16 @@
-"""plot.py: whole calls on made-up experiments, and what is in the figures."""
+"""plot.py: whole calls on made-up experiments."""
 
 import csv
 import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.text import Text
 from support_results import DDPG, STEVE, write_experiment
 
 from steve import plot
-from steve.analysis import curve_figures
-from steve.analysis.curve_figures import Panel, curves_figure, line_styles
-from steve.analysis.drawing import rendered, wants_log_scale
 
-PROJECT = Path(__file__).resolve().parents[1]
 MAGIC = {"png": b"\x89PNG", "pdf": b"%PDF", "svg": b"<?xml"}
 LOG = ("hours", "epoch", "updates", "frames")
 
@@ -55,9 +48,6 @@ def cells(printed: str, first: str) -> list[list[str]]:
 def read_csv(path: Path) -> list[dict[str, str]]:
     with open(path, newline="") as file:
         return list(csv.DictReader(file))
-
-
-# ---- Calls --------------------------------------------------------------------------
 
 
 def test_a_call_prints_tables_and_writes_figures_and_csv(results, capsys):
@@ -208,133 +198,3 @@ def test_reading_curves_imports_neither_matplotlib_nor_tensorflow(results):
         text=True,
     )
     assert done.returncode == 0, done.stderr
-
-
-# ---- Figures ------------------------------------------------------------------------
-
-ENVIRONMENTS = [
-    "BipedalWalkerHardcore-v2", "HalfCheetah-v1", "Hopper-v1", "Humanoid-v1",
-    "RoboschoolHumanoid-v1", "RoboschoolHumanoidFlagrun-v1", "Swimmer-v1",
-    "Walker2d-v1",
-]  # fmt: skip
-ALGORITHMS = [
-    "STEVE", "MVE-TDk", "DDPG", "ensemble MVE-TDk", "TD-lambda 0.25 MVE", "COV-STEVE",
-    "mean-MVE",
-]  # fmt: skip
-
-
-def made_up(environments: int, algorithms: int, seeds: int = 4) -> list[Panel]:
-    """Panels of straight lines with an interval and, from 4 seeds on, an IQM."""
-    place = np.linspace(0, 200_000, 21)
-    panels = []
-    for name in ENVIRONMENTS[:environments]:
-        parts = [
-            pd.DataFrame(
-                {
-                    "environment": name,
-                    "algorithm": algorithm,
-                    "frames": place,
-                    "seeds": seeds,
-                    "mean": (mean := i * 500 + place / 100),
-                    "low": mean - 200,
-                    "high": mean + 200,
-                    "iqm": mean + 50 if seeds >= 4 else np.nan,
-                }
-            )
-            for i, algorithm in enumerate(ALGORITHMS[:algorithms])
-        ]
-        panels.append(Panel(name, "score (sum of rewards)", pd.concat(parts)))
-    return panels
-
-
-@pytest.mark.parametrize(("environments", "algorithms"), [(1, 7), (3, 3), (8, 7)])
-def test_nothing_is_clipped_and_no_parts_overlap(environments, algorithms):
-    figure = curves_figure(made_up(environments, algorithms), "frames", "Score")
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    texts = [t for t in figure.findobj(Text) if t.get_visible() and t.get_text()]
-    legend = figure.legends[0].get_window_extent()
-    boxes = [text.get_window_extent() for text in texts] + [legend]
-    width, height = figure.bbox.size
-    for box in boxes:
-        assert box.x0 >= 0
-        assert box.y0 >= 0
-        assert box.x1 <= width
-        assert box.y1 <= height
-    panels = [axes.get_tightbbox() for axes in figure.axes if axes.axison]
-    assert len(panels) == environments
-    parts = [*panels, legend, *(text.get_window_extent() for text in figure.texts)]
-    assert len(parts) == environments + 2  # and the title
-    for i, one in enumerate(parts):
-        assert not any(one.overlaps(other) for other in parts[:i])
-
-
-def test_a_panel_shows_mean_interval_and_interquartile_mean():
-    panel = made_up(1, 2)[0]
-    axes = curves_figure([panel], "frames", "Score").axes[0]
-    assert axes.get_title() == ENVIRONMENTS[0]
-    assert axes.get_xlabel() == "environment frames"
-    assert axes.get_ylabel() == "score (sum of rewards)"
-    for i, name in enumerate(["STEVE", "MVE-TDk"]):
-        rows = panel.curves[panel.curves["algorithm"] == name]
-        mean, _, iqm = axes.lines[3 * i : 3 * i + 3]
-        assert mean.get_label() == name
-        np.testing.assert_array_equal(mean.get_xdata(), rows["frames"])
-        np.testing.assert_array_equal(mean.get_ydata(), rows["mean"])
-        np.testing.assert_array_equal(iqm.get_ydata(), rows["iqm"])
-        band = axes.collections[i].get_paths()[0].get_extents()
-        assert (band.y0, band.y1) == (rows["low"].min(), rows["high"].max())
-
-
-def test_where_runs_miss_the_line_is_thin():
-    panel = made_up(1, 1)[0]
-    panel.curves.loc[panel.curves["frames"] > 100_000, "seeds"] = 2
-    figure = curves_figure([panel], "frames", "Score")
-    thick, thin = figure.axes[0].lines[:2]
-    assert np.isfinite(thick.get_ydata()).sum() == 11
-    assert np.isfinite(thin.get_ydata()).sum() == 11  # joined to it at one point
-    assert thin.get_linewidth() < thick.get_linewidth()
-    assert "thin" in figure._suptitle.get_text()
-
-
-@pytest.mark.parametrize(
-    ("seeds", "said", "unsaid"),
-    [(1, "single runs", "mean"), (3, "over 3 runs", "markers"), (4, "markers", "thin")],
-)
-def test_the_title_says_what_is_drawn(seeds, said, unsaid):
-    figure = curves_figure(made_up(1, 2, seeds), "frames", "Score")
-    title = " ".join(figure._suptitle.get_text().split())
-    assert said in title
-    assert unsaid not in title
-
-
-def test_the_papers_algorithms_look_the_same_in_every_figure():
-    all_of_them = line_styles(ALGORITHMS)
-    assert len(all_of_them) == 7
-    for key in ("color", "linestyle", "marker"):  # each alone tells 7 apart
-        assert len({style[key] for style in all_of_them.values()}) == 7
-    for name in curve_figures.NAMED:
-        assert line_styles([name])[name] == all_of_them[name]
-
-
-def test_more_groups_than_colours_still_differ():
-    styles = line_styles([f"run{i}" for i in range(30)])
-    looks = {(style["color"], style["linestyle"]) for style in styles.values()}
-    assert len(looks) == 30
-
-
-@pytest.mark.parametrize("kind", ["png", "pdf", "svg"])
-def test_the_same_figure_gives_the_same_bytes(kind):
-    one, other = (curves_figure(made_up(1, 2), "frames", "Score") for _ in range(2))
-    content = rendered(one, kind)
-    assert content == rendered(other, kind)
-    assert b"CreationDate" not in content  # of a PDF; it has a resolution of 1 s
-    assert b"<dc:date>" not in content  # of an SVG
-
-
-@pytest.mark.parametrize(
-    ("values", "wanted"),
-    [([1, 100], True), ([1, 40], False), ([-1, 100], False), ([0, 100], False)],
-)
-def test_a_log_scale_is_for_positive_values_far_apart(values, wanted):
-    assert wants_log_scale(np.array([np.nan, *values])) == wanted

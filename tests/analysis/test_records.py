@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from support import PROJECT
 from support_results import (
     DDPG,
     MVE_TDK,
@@ -19,7 +20,6 @@ from steve.settings import loading
 from steve.settings.schema import Config
 from steve.util import UserError
 
-PROJECT = Path(__file__).resolve().parents[1]
 ROWS = [(0.1, 1, 100, 5.0), (0.2, 2, 200, 7.5), (0.2, 2, 200, 8.5)]
 LOG = ("hours", "epoch", "updates", "frames")
 
