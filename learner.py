@@ -324,7 +324,7 @@ class Learner(abc.ABC):
         if not path.exists():
             self._trim_log()
             return
-        state = take_up(path, self.variables())
+        state = load_into(path, self.variables())
         self.updates = int(state.metadata["updates"])
         self._published_updates = int(state.metadata["published_updates"])
         self.epoch = int(state.metadata["epoch"])
@@ -367,7 +367,7 @@ def updates_per_call(config: Config, settings: LearnerConfig, on_cpu: bool) -> i
     return int(min(GPU_UPDATES_PER_CALL, config.most_updates_per_call(settings)))
 
 
-def take_up(path: Path, variables: Mapping[str, tf.Variable]) -> Checkpoint:
+def load_into(path: Path, variables: Mapping[str, tf.Variable]) -> Checkpoint:
     """Assigns the newest good state at `path` to variables; returns that state.
 
     Raises:

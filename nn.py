@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 
-class Shares(NamedTuple):
+class Assignment(NamedTuple):
     """Which member of an ensemble trains on which row of a batch (SPEC section 4).
 
     The rows, taken in `order`, are cut into K consecutive parts, one for each entry
@@ -61,16 +61,16 @@ def permutation(seed: tf.Tensor, count: int) -> tf.Tensor:
     return tf.argsort(keys, stable=True)
 
 
-def draw_members(seed: tf.Tensor, ensemble_size: int, count: int) -> tf.Tensor | None:
+def sample_members(seed: tf.Tensor, ensemble_size: int, count: int) -> tf.Tensor | None:
     """Draws `count` different members, [K] int32; None stands for all of them."""
     if count == ensemble_size:
         return None
     return permutation(seed, ensemble_size)[:count]
 
 
-def draw_shares(
+def sample_assignment(
     seed: tf.Tensor, batch_size: int, ensemble_size: int, count: int
-) -> Shares:
+) -> Assignment:
     """Gives each row of a batch to one of `count` randomly drawn members.
 
     The order of the members is random too, hence so are those that get the rows
@@ -80,14 +80,14 @@ def draw_shares(
     for_rows, for_members = split(seed, 2)
     order = permutation(for_rows, batch_size)
     if count == ensemble_size and batch_size % count == 0:
-        return Shares(order, None)
-    return Shares(order, permutation(for_members, ensemble_size)[:count])
+        return Assignment(order, None)
+    return Assignment(order, permutation(for_members, ensemble_size)[:count])
 
 
-def interleaved_shares(batch_size: int, count: int) -> Shares:
-    """Row i to member i mod `count`: the fixed choice of the reference vectors."""
+def interleaved_assignment(batch_size: int, count: int) -> Assignment:
+    """Row i to member i mod `count`: the fixed sampled of the reference vectors."""
     rows = [row for member in range(count) for row in range(member, batch_size, count)]
-    return Shares(order=tf.constant(rows, tf.int32), members=tf.range(count))
+    return Assignment(order=tf.constant(rows, tf.int32), members=tf.range(count))
 
 
 class FeedForward:
@@ -156,21 +156,21 @@ class FeedForward:
         rows = tf.unstack(x) if x.shape[0] != 1 else [x[0]] * len(nets)
         return tf.stack([_apply(n, r) for n, r in zip(nets, rows, strict=True)])
 
-    def by_share(self, x: tf.Tensor, shares: Shares) -> tf.Tensor:
+    def apply_assigned(self, x: tf.Tensor, assignment: Assignment) -> tf.Tensor:
         """Applies to each row the one member that the row was given to.
 
         Args:
             x: [B, ..., I]; the axes between share the row's member.
-            shares: who gets which row.
+            assignment: who gets which row.
 
         Returns:
             [B, ..., F], rows in the order of `x`.
         """
-        nets = self._unstack(shares.members)
+        nets = self._unstack(assignment.members)
         batch_size, *middle, in_dim = x.shape
         small, larger = divmod(batch_size, len(nets))
         sizes = [small + (k < larger) for k in range(len(nets))]
-        parts = tf.split(tf.gather(x, shares.order), sizes)
+        parts = tf.split(tf.gather(x, assignment.order), sizes)
         out_dim = self.biases[-1].shape[-1]
         outputs = [
             tf.reshape(
@@ -179,7 +179,7 @@ class FeedForward:
             for net, part, size in zip(nets, parts, sizes, strict=True)
         ]
         return tf.gather(
-            tf.concat(outputs, 0), tf.math.invert_permutation(shares.order)
+            tf.concat(outputs, 0), tf.math.invert_permutation(assignment.order)
         )
 
     def _unstack(

@@ -39,7 +39,7 @@ STATES_PER_DRAW = 2**19
 # ---- Targets (paper, section 3; SPEC section 5 without discount and termination) ----
 
 
-def candidate_targets(returns: np.ndarray, q_reached: np.ndarray) -> np.ndarray:
+def toy_candidate_targets(returns: np.ndarray, q_reached: np.ndarray) -> np.ndarray:
     """The samples of T_h for every horizon h = 0 .. H, model m and Q-member l.
 
         T_h[m, l] = sum_{k=0..h} r_k[m]  +  Q_l(s_h[m])
@@ -74,7 +74,7 @@ def mean_and_variance(samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return mu, var
 
 
-def steve_weights(var: np.ndarray) -> np.ndarray:
+def toy_steve_weights(var: np.ndarray) -> np.ndarray:
     """w_h proportional to 1 / (var_h + 1e-8), with sum 1 over h (last axis)."""
     precision = 1.0 / (var + VARIANCE_EPSILON)
     return precision / precision.sum(-1, keepdims=True)
@@ -92,7 +92,7 @@ def mve_target(mu: np.ndarray, var: np.ndarray) -> np.ndarray:
 
 def steve_target(mu: np.ndarray, var: np.ndarray) -> np.ndarray:
     """sum_h w_h mu_h: equal variances give the mean of mu_0 .. mu_H."""
-    return (steve_weights(var) * mu).sum(-1)
+    return (toy_steve_weights(var) * mu).sum(-1)
 
 
 def best_candidate(mu: np.ndarray, true_value: np.ndarray) -> np.ndarray:
@@ -109,7 +109,7 @@ def best_candidate(mu: np.ndarray, true_value: np.ndarray) -> np.ndarray:
 # ---- The chain and its models ----
 
 
-def draw_rollouts(
+def sample_rollouts(
     starts: np.ndarray,
     models: int,
     horizon: int,
@@ -147,7 +147,7 @@ def draw_rollouts(
 # ---- Learning ----
 
 
-class Learner(NamedTuple):
+class ToyLearner(NamedTuple):
     """One of the compared learners: what it has and which target it uses."""
 
     title: str
@@ -176,19 +176,19 @@ class History(NamedTuple):
     target_error: np.ndarray
 
 
-def learners(horizon: int, ensemble: int, noise: float) -> list[Learner]:
+def learners(horizon: int, ensemble: int, noise: float) -> list[ToyLearner]:
     """The six learners of the figures (SPEC section 11).
 
     The models of an oracle's ensemble would all be alike, and so would their samples:
     one of them has the same mean and the same variance.
     """
     return [
-        Learner("basic Q", 1, 1, 0, 0.0, td_target),
-        Learner("ensemble Q", ensemble, 1, 0, 0.0, td_target),
-        Learner("MVE-oracle", ensemble, 1, horizon, 0.0, mve_target),
-        Learner("MVE-noisy", ensemble, ensemble, horizon, noise, mve_target),
-        Learner("STEVE-oracle", ensemble, 1, horizon, 0.0, steve_target),
-        Learner("STEVE-noisy", ensemble, ensemble, horizon, noise, steve_target),
+        ToyLearner("basic Q", 1, 1, 0, 0.0, td_target),
+        ToyLearner("ensemble Q", ensemble, 1, 0, 0.0, td_target),
+        ToyLearner("MVE-oracle", ensemble, 1, horizon, 0.0, mve_target),
+        ToyLearner("MVE-noisy", ensemble, ensemble, horizon, noise, mve_target),
+        ToyLearner("STEVE-oracle", ensemble, 1, horizon, 0.0, steve_target),
+        ToyLearner("STEVE-noisy", ensemble, ensemble, horizon, noise, steve_target),
     ]
 
 
@@ -236,7 +236,7 @@ def update_tables(
     for u in range(updates):
         for member in range(members):
             q_reached = rows.take(reached_rows[u, member], axis=0)  # [T, H+1, M, L]
-            samples = candidate_targets(returns[u, member], q_reached)
+            samples = toy_candidate_targets(returns[u, member], q_reached)
             mu, var = mean_and_variance(samples)  # [T, H+1]
             all_mu[u, member] = mu
             used[u, member] = target(mu, var)
@@ -256,7 +256,7 @@ def update_tables(
 
 
 def learn(
-    learner: Learner, trials: int, steps: int, rng: np.random.Generator
+    learner: ToyLearner, trials: int, steps: int, rng: np.random.Generator
 ) -> History:
     """Trains one learner from fresh tables; fewer steps give a prefix of the same."""
     tables = initial_tables(trials, learner.members, rng)
@@ -266,7 +266,7 @@ def learn(
     for begin in range(0, steps, updates):
         shape = (updates, learner.members, trials)
         starts = rng.integers(0, LAST_STATE, shape, endpoint=True)
-        states, returns = draw_rollouts(
+        states, returns = sample_rollouts(
             starts, learner.models, learner.horizon, learner.noise, rng
         )
         end = min(begin + updates, steps)

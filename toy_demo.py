@@ -49,7 +49,14 @@ from steve.analysis.drawing import (
     rendered,
     text_table,
 )
-from steve.toy_chain import History, Learner, first_below, learn, learners, steve_target
+from steve.toy_chain import (
+    History,
+    ToyLearner,
+    first_below,
+    learn,
+    learners,
+    steve_target,
+)
 from steve.util import (
     OneLineParser,
     UserError,
@@ -89,7 +96,7 @@ TARGET_STYLES = {
 }
 
 
-def draw_band(
+def plot_band(
     axes: "Axes",
     updates: np.ndarray,
     error: np.ndarray,
@@ -129,7 +136,7 @@ def value_error_figure(histories: dict[str, History]) -> "Figure":
         steps = len(history.value_error)
         drawn = np.unique(np.linspace(0, steps - 1, MAX_POINTS).astype(int))
         error = history.value_error[drawn]
-        draw_band(axes, drawn + 1, error, title, LEARNER_STYLES[title])
+        plot_band(axes, drawn + 1, error, title, LEARNER_STYLES[title])
     from_zero(axes, steps)
     axes.set_ylabel("mean squared value error (reward\N{SUPERSCRIPT TWO})")
     axes.set_xlabel("updates")
@@ -153,9 +160,9 @@ def target_error_figure(histories: dict[str, History]) -> "Figure":
         middle = (edges[:-1] + 1 + edges[1:]) / 2
         for i, name in enumerate(TARGETS.values()):
             style = TARGET_STYLES[name]
-            draw_band(axes, middle, error[:, i], name, style, zorder=9 - i)
+            plot_band(axes, middle, error[:, i], name, style, zorder=9 - i)
         from_zero(axes, steps)
-        axes.set_title(f"Learner: {title}", fontsize=10)
+        axes.set_title(f"ToyLearner: {title}", fontsize=10)
         axes.set_xlabel(f"updates (windows of {math.ceil(steps / WINDOWS)})")
     panels[0].set_ylabel("squared error of the target (reward\N{SUPERSCRIPT TWO})")
     panels[0].legend(frameon=False, handlelength=3)
@@ -171,12 +178,12 @@ TABLE_UPDATES = (1, 500, 1000, 2000, 3000, 5000, 7500, 10000)
 FIGURES = ("value_error", "target_error")
 
 
-def steve_learners(compared: Sequence[Learner]) -> list[Learner]:
+def steve_learners(compared: Sequence[ToyLearner]) -> list[ToyLearner]:
     """Those whose targets figure 2 shows."""
     return [learner for learner in compared if learner.target is steve_target]
 
 
-def file_names(compared: Sequence[Learner]) -> list[str]:
+def file_names(compared: Sequence[ToyLearner]) -> list[str]:
     """Every file that `write_results` writes."""
     values = [f"{learner.slug}.csv" for learner in compared]
     targets = [f"{learner.slug}_targets.csv" for learner in steve_learners(compared)]
@@ -206,7 +213,7 @@ def _by_update(names: Sequence[str], values: np.ndarray) -> bytes:
 
 
 def write_results(
-    folder: Path, compared: Sequence[Learner], histories: dict[str, History]
+    folder: Path, compared: Sequence[ToyLearner], histories: dict[str, History]
 ) -> None:
     """Writes the csv files and both figures, each one whole or not at all."""
     content = {}

@@ -24,7 +24,7 @@ from .worldmodel import ModelMembers, WorldModelProtocol
 REACH_EPSILON = 1e-8
 
 
-class Imagined(NamedTuple):
+class Rollout(NamedTuple):
     """What the candidate targets of a batch are made of.
 
     Attributes:
@@ -236,17 +236,17 @@ def pre_tanh_loss(pre_tanh_action: tf.Tensor, factor: float) -> tf.Tensor:
     return factor * tf.reduce_mean(tf.square(pre_tanh_action))
 
 
-class Choice(NamedTuple):
+class SampledMembers(NamedTuple):
     """All that is random in an update; fixed, it makes the update reproducible.
 
     Attributes:
         q_members: Q members of the targets and of the policy loss; None for all.
-        q_shares: which Q member is fitted to which row.
+        q_assignment: which Q member is fitted to which row.
         model: members of the world model; None without one.
     """
 
     q_members: tf.Tensor | None
-    q_shares: nn.Shares
+    q_assignment: nn.Assignment
     model: ModelMembers | None
 
 
@@ -311,25 +311,27 @@ class ValueRL:
             }
         )
 
-    def copy_target(self) -> None:
+    def update_target_network(self) -> None:
         """Makes the target Q a copy of Q (SPEC section 2: at each epoch)."""
         for target, source in zip(
             self.target_q.variables, self.q.variables, strict=True
         ):
             target.assign(source)
 
-    def draw(self, seed: tf.Tensor, batch_size: int) -> Choice:
+    def sample(self, seed: tf.Tensor, batch_size: int) -> SampledMembers:
         """Draws the members for one batch (SPEC section 5) from a seed, [2] int32."""
         size = self._q_size
-        for_members, for_shares, for_model = nn.split(seed, 3)
-        return Choice(
-            q_members=nn.draw_members(
+        for_members, for_assignment, for_model = nn.split(seed, 3)
+        return SampledMembers(
+            q_members=nn.sample_members(
                 for_members, size.ensemble_size, size.eval_sample_count
             ),
-            q_shares=nn.draw_shares(
-                for_shares, batch_size, size.ensemble_size, size.train_sample_count
+            q_assignment=nn.sample_assignment(
+                for_assignment, batch_size, size.ensemble_size, size.train_sample_count
             ),
-            model=self.world_model.draw_members(for_model) if self._expansion else None,
+            model=self.world_model.sample_members(for_model)
+            if self._expansion
+            else None,
         )
 
     def pre_tanh_action(self, obs: tf.Tensor) -> tf.Tensor:
@@ -342,7 +344,7 @@ class ValueRL:
         action = tf.tanh(self.pre_tanh_action(flat))
         return tf.reshape(action, [*obs.shape[:-1], -1])
 
-    def imagine(self, batch: Batch[tf.Tensor], choice: Choice) -> Imagined:
+    def imagine(self, batch: Batch[tf.Tensor], sampled: SampledMembers) -> Rollout:
         """Rolls the model out from s_0 = s' with the current policy (SPEC section 5).
 
         What depends on s_0 alone is computed once, not once per transition member.
@@ -350,29 +352,31 @@ class ValueRL:
         obs, action = batch.next_obs[None], self.action(batch.next_obs)[None]
         states, actions = [obs], [action]
         for _ in range(self.horizon):
-            obs = self.world_model.next_obs(obs, action, choice.model)  # [M, B, O]
+            obs = self.world_model.next_obs(obs, action, sampled.model)  # [M, B, O]
             action = self.action(obs)
             states.append(obs)
             actions.append(action)
 
-        first_value = self._target_values(states[0][0], actions[0][0], choice)  # [B, L]
+        first_value = self._target_values(
+            states[0][0], actions[0][0], sampled
+        )  # [B, L]
         real_continue = (1.0 - batch.terminated)[:, None, None]  # [B, 1, 1]
         if self.horizon == 0:
-            return Imagined(
+            return Rollout(
                 rewards=batch.reward[:, None, None, None],
                 continue_probs=real_continue,
                 values=first_value[:, None, None, :],
                 obs=None,
                 actions=None,
             )
-        return self._unrolled(batch, states, actions, first_value, choice)
+        return self._unrolled(batch, states, actions, first_value, sampled)
 
     def _target_values(
-        self, obs: tf.Tensor, action: tf.Tensor, choice: Choice
+        self, obs: tf.Tensor, action: tf.Tensor, sampled: SampledMembers
     ) -> tf.Tensor:
         """Qtarget_l(s, a) of all chosen members: [R, O], [R, A] -> [R, L]."""
         inputs = tf.concat([obs, action], -1)[None]
-        return tf.transpose(self.target_q(inputs, choice.q_members)[..., 0])
+        return tf.transpose(self.target_q(inputs, sampled.q_members)[..., 0])
 
     def _unrolled(
         self,
@@ -380,8 +384,8 @@ class ValueRL:
         states: list[tf.Tensor],
         actions: list[tf.Tensor],
         first_value: tf.Tensor,
-        choice: Choice,
-    ) -> Imagined:
+        sampled: SampledMembers,
+    ) -> Rollout:
         """Rewards, terminations and values of the whole rollout at once.
 
         Args:
@@ -389,7 +393,7 @@ class ValueRL:
             states: s_0 [1, B, O], then s_1 .. s_H, each [M, B, O].
             actions: a_0 [1, B, A], then a_1 .. a_H, each [M, B, A].
             first_value: Qtarget(s_0, a_0), [B, L].
-            choice: the members that take part.
+            sampled: the members that take part.
         """
         models, batch_size = states[1].shape[:2]
 
@@ -415,17 +419,17 @@ class ValueRL:
         obs, action = member_rows(states[:-1]), member_rows(actions[:-1])
         next_obs, next_action = member_rows(states[1:]), member_rows(actions[1:])
         reward = self.world_model.rewards(
-            rows(next_obs), rows(obs), rows(action), choice.model
+            rows(next_obs), rows(obs), rows(action), sampled.model
         )  # [N, M*H*B]
         termination = self.world_model.termination_prob(
-            next_obs, obs, action, choice.model
+            next_obs, obs, action, sampled.model
         )  # [M, H*B]
         terminations = after(
             batch.terminated[:, None, None],
             by_step(tf.reshape(termination, [-1, 1]))[..., 0],
         )  # [B, H+1, M]
-        value = self._target_values(rows(next_obs), rows(next_action), choice)
-        return Imagined(
+        value = self._target_values(rows(next_obs), rows(next_action), sampled)
+        return Rollout(
             rewards=after(
                 batch.reward[:, None, None, None], by_step(tf.transpose(reward))
             ),
@@ -435,7 +439,7 @@ class ValueRL:
             actions=by_step(rows(action)),
         )
 
-    def candidates(self, imagined: Imagined, start: int = 0) -> tf.Tensor:
+    def candidates(self, imagined: Rollout, start: int = 0) -> tf.Tensor:
         """T_{j,j} .. T_{j,H} of start j: [B, H+1-j, S]."""
         return candidate_targets(
             imagined.rewards,
@@ -452,20 +456,20 @@ class ValueRL:
             return tf.ones(candidates.shape[:2])  # DDPG: the one candidate T_0
         return horizon_weights(candidates, self._expansion)
 
-    def rollout_q(self, imagined: Imagined, shares: nn.Shares) -> tf.Tensor:
+    def rollout_q(self, imagined: Rollout, assignment: nn.Assignment) -> tf.Tensor:
         """Q_k(s_h^m, a_h^m) averaged over the transition members m, [B, H] (TDk).
 
         k is the sample's member; h = 0 .. H-1. Gradients flow into Q's weights. All
         rollouts start from the same (s_0, a_0), so Q is evaluated there only once.
         """
         inputs = tf.concat([imagined.obs, imagined.actions], -1)  # [B, H, M, O+A]
-        first = self.q.by_share(inputs[:, 0, 0], shares)  # [B, 1]
+        first = self.q.apply_assigned(inputs[:, 0, 0], assignment)  # [B, 1]
         if self.horizon == 1:
             return first
-        later = self.q.by_share(inputs[:, 1:], shares)[..., 0]  # [B, H-1, M]
+        later = self.q.apply_assigned(inputs[:, 1:], assignment)[..., 0]  # [B, H-1, M]
         return tf.concat([first, tf.reduce_mean(later, axis=-1)], axis=1)
 
-    def targets(self, imagined: Imagined) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    def targets(self, imagined: Rollout) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """Targets of the starts in use, their weights in the loss, the model usage.
 
         Without TDk the only start is (s, a), j = 0. With it j = 0 .. H; start j > 0
@@ -489,7 +493,7 @@ class ValueRL:
         return tf.stack(targets, axis=1), reached[:, : len(targets)], usage
 
     def gradients(
-        self, batch: Batch[tf.Tensor], choice: Choice
+        self, batch: Batch[tf.Tensor], sampled: SampledMembers
     ) -> tuple[list[tf.Tensor], list[tf.Tensor], dict[str, tf.Tensor]]:
         """Gradients of policy and Q at the same parameters, and the metrics.
 
@@ -499,14 +503,14 @@ class ValueRL:
             (gradients of policy_loss + policy_reg_loss in the order of the policy's
             variables, gradients of q_loss in the order of Q's, metrics).
         """
-        imagined = self.imagine(batch, choice)
+        imagined = self.imagine(batch, sampled)
         targets, start_weights, usage = self.targets(imagined)
 
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(self.policy.variables)
             pre_tanh = self.pre_tanh_action(batch.obs)
             inputs = tf.concat([batch.obs, tf.tanh(pre_tanh)], -1)[None]
-            actor_loss = policy_loss(self.q(inputs, choice.q_members)[..., 0])
+            actor_loss = policy_loss(self.q(inputs, sampled.q_members)[..., 0])
             reg_loss = pre_tanh_loss(pre_tanh, self._config.pre_tanh_penalty)
             total = actor_loss + reg_loss
         policy_gradients = tape.gradient(total, self.policy.variables)
@@ -514,9 +518,9 @@ class ValueRL:
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(self.q.variables)
             inputs = tf.concat([batch.obs, batch.action], -1)
-            predicted = self.q.by_share(inputs, choice.q_shares)  # [B, 1]
+            predicted = self.q.apply_assigned(inputs, sampled.q_assignment)  # [B, 1]
             if self._expansion is not None and self._expansion.tdk_trick:
-                imagined_q = self.rollout_q(imagined, choice.q_shares)
+                imagined_q = self.rollout_q(imagined, sampled.q_assignment)
                 predicted = tf.concat([predicted, imagined_q], axis=1)  # [B, H+1]
             critic_loss = q_loss(predicted, targets, start_weights)
         q_gradients = tape.gradient(critic_loss, self.q.variables)
@@ -532,12 +536,12 @@ class ValueRL:
     def update(
         self,
         batch: Batch[tf.Tensor],
-        choice: Choice,
+        sampled: SampledMembers,
         policy_optimizer: nn.Adam,
         q_optimizer: nn.Adam,
     ) -> dict[str, tf.Tensor]:
         """One step of policy and Q; both gradients are taken before either step."""
-        policy_gradients, q_gradients, metrics = self.gradients(batch, choice)
+        policy_gradients, q_gradients, metrics = self.gradients(batch, sampled)
         policy_optimizer.apply(policy_gradients)
         q_optimizer.apply(q_gradients)
         return metrics

@@ -62,9 +62,9 @@ class ValueRLLearner(Learner):
     def train_step(self, batch: Batch[tf.Tensor]) -> dict[str, tf.Tensor]:
         """One update of policy and Q."""
         seed = nn.fold_in(self._seed, self.q_optimizer.steps)
-        choice = self.valuerl.draw(seed, self.settings.batch_size)
+        sampled = self.valuerl.sample(seed, self.settings.batch_size)
         return self.valuerl.update(
-            batch, choice, self.policy_optimizer, self.q_optimizer
+            batch, sampled, self.policy_optimizer, self.q_optimizer
         )
 
     def start(self) -> bool:
@@ -74,13 +74,13 @@ class ValueRLLearner(Learner):
         self.start_clock()
         if self.world_model is not None and not self.wait(self._load_model):
             return False
-        self.valuerl.copy_target()
+        self.valuerl.update_target_network()
         self.publish_epoch()
         return True
 
     def begin_epoch(self) -> None:
         """The target Q becomes a copy of Q; the newest world model is loaded."""
-        self.valuerl.copy_target()
+        self.valuerl.update_target_network()
         self._load_model()
 
     def publish(self) -> None:

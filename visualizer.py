@@ -35,9 +35,9 @@ from steve.analysis.drawing import KINDS, csv_bytes, rendered
 from steve.analysis.episodes import Episode, EpisodeRunner
 from steve.analysis.inspection import (
     LONGEST_ROLLOUT,
-    Judged,
+    EpisodeValues,
     discounted_returns,
-    judge,
+    episode_values,
     model_error,
     predict,
     weight_histogram,
@@ -57,11 +57,11 @@ from steve.analysis.policy_figures import (
     weights_table,
 )
 from steve.analysis.trained import (
+    LoadedCheckpoint,
     Nets,
-    Trained,
     build_nets,
     differing_keys,
-    load_trained,
+    load_checkpoint,
     policy_shapes,
 )
 from steve.analysis.video import EpisodeError, Video
@@ -157,7 +157,7 @@ class Shown(NamedTuple):
     lines: list[str]
 
 
-def show_episode(config: Config, episode: Episode, judged: Judged) -> Shown:
+def show_episode(config: Config, episode: Episode, judged: EpisodeValues) -> Shown:
     """The strip chart of an episode."""
     settings = (config.env.discount, config.env.reward_scale)
     returns = discounted_returns(episode.reward, *settings)
@@ -218,7 +218,7 @@ def analyse(config: Config, nets: Nets, episodes: Sequence[Episode]) -> list[Sho
     """All that the nets show of the episodes."""
     shown = []
     if nets.valuerl:
-        judged = [judge(nets.valuerl, episode) for episode in episodes]
+        judged = [episode_values(nets.valuerl, episode) for episode in episodes]
         shown.append(show_episode(config, episodes[0], judged[0]))
         if nets.world_model:
             weights = np.concatenate([each.weights for each in judged])
@@ -228,7 +228,9 @@ def analyse(config: Config, nets: Nets, episodes: Sequence[Episode]) -> list[Sho
     return shown
 
 
-def choose_folder(asked: Path | None, trained: Trained, config: Config) -> Path:
+def choose_folder(
+    asked: Path | None, trained: LoadedCheckpoint, config: Config
+) -> Path:
     """Where the results go; nothing that is there is ever replaced.
 
     Raises:
@@ -259,7 +261,9 @@ def gpu_variables(gpu_id: str) -> dict[str, str]:
     }
 
 
-def load_nets(gpu_id: str, config: Config, sizes: "EnvSpec", trained: Trained) -> Nets:
+def load_nets(
+    gpu_id: str, config: Config, sizes: "EnvSpec", trained: LoadedCheckpoint
+) -> Nets:
     """The nets that there are checkpoints of; TensorFlow only where there is one."""
     expected = policy_shapes(config.policy_config, sizes)
     checkpoint.check_tensors(trained.path, trained.policy, expected)
@@ -292,7 +296,7 @@ def run(arguments: argparse.Namespace) -> None:
     variables = gpu_variables(arguments.gpu_id)
     if arguments.video != "none" and importlib.util.find_spec("moviepy") is None:
         raise UserError("videos need moviepy: pip install moviepy, or --video none")
-    trained = load_trained(path, config)
+    trained = load_checkpoint(path, config)
     folder = choose_folder(arguments.out, trained, config)
     difference = differing_keys(trained.folder, loaded)
     for note in [*loaded.notes, *trained.notes, *([difference] if difference else [])]:
@@ -328,7 +332,7 @@ def run(arguments: argparse.Namespace) -> None:
     print(f"\n{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
 
 
-def _described(trained: Trained) -> str:
+def _described(trained: LoadedCheckpoint) -> str:
     """Which checkpoint it is."""
     known = trained.policy.metadata
     counters = [

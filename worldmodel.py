@@ -18,18 +18,18 @@ class ModelMembers(NamedTuple):
     """The members that take part in targets; None stands for all.
 
     Termination member m judges the rollout of transition member m, so it has no
-    choice of its own.
+    sampled of its own.
     """
 
     transition: tf.Tensor | None
     reward: tf.Tensor | None
 
 
-class ModelShares(NamedTuple):
+class ModelAssignment(NamedTuple):
     """Which member trains on which row; termination follows transition."""
 
-    transition: nn.Shares
-    reward: nn.Shares
+    transition: nn.Assignment
+    reward: nn.Assignment
 
 
 def transition_loss(
@@ -66,9 +66,9 @@ def weight_penalty(variables: list[tf.Variable], factor: float) -> tf.Tensor:
 class WorldModelProtocol(Protocol):
     """What the learners and the visualizer need of a world model.
 
-    `members` and `shares` are the model's own affair: what `draw_members`,
-    `all_members` and `draw_shares` return is only handed back to it. M and N are the
-    numbers of transition and reward predictions that members stand for.
+    What `sample_members`, `all_members` and `sample_assignment` return is only handed
+    back to the model. M and N are the numbers of transition and reward predictions that
+    members stand for.
 
     Attributes:
         metric_names: the metrics that `update` returns, in the order of the log.
@@ -83,13 +83,13 @@ class WorldModelProtocol(Protocol):
     def named_variables(self) -> dict[str, tf.Variable]:
         """The state to save; each name has a part in front of its "/"."""
 
-    def draw_members(self, seed: tf.Tensor) -> Any:
+    def sample_members(self, seed: tf.Tensor) -> Any:
         """The members for the targets of one batch, from a seed, [2] int32."""
 
     def all_members(self) -> Any:
         """What stands for all members; nothing is drawn."""
 
-    def draw_shares(self, seed: tf.Tensor, batch_size: int) -> Any:
+    def sample_assignment(self, seed: tf.Tensor, batch_size: int) -> Any:
         """Which member trains on which row of a batch, from a seed, [2] int32."""
 
     def next_obs(self, obs: tf.Tensor, action: tf.Tensor, members: Any) -> tf.Tensor:
@@ -106,7 +106,7 @@ class WorldModelProtocol(Protocol):
         """r: [R, .] each -> [N, R]."""
 
     def update(
-        self, batch: Batch[tf.Tensor], shares: Any, optimizer: nn.Adam
+        self, batch: Batch[tf.Tensor], assignment: Any, optimizer: nn.Adam
     ) -> dict[str, tf.Tensor]:
         """One step on a batch of real transitions; returns the metrics, [] each."""
 
@@ -198,12 +198,12 @@ class WorldModel:
             }
         )
 
-    def draw_members(self, seed: tf.Tensor) -> ModelMembers:
+    def sample_members(self, seed: tf.Tensor) -> ModelMembers:
         """The members for the targets of one batch: `eval_sample_count` of each."""
         sizes = self._transition_size, self._reward_size
         return ModelMembers(
             *(
-                nn.draw_members(part, size.ensemble_size, size.eval_sample_count)
+                nn.sample_members(part, size.ensemble_size, size.eval_sample_count)
                 for part, size in zip(nn.split(seed, 2), sizes, strict=True)
             )
         )
@@ -212,12 +212,12 @@ class WorldModel:
         """All members of each ensemble."""
         return ModelMembers(transition=None, reward=None)
 
-    def draw_shares(self, seed: tf.Tensor, batch_size: int) -> ModelShares:
+    def sample_assignment(self, seed: tf.Tensor, batch_size: int) -> ModelAssignment:
         """Gives each row to one of `train_sample_count` members of each ensemble."""
         sizes = self._transition_size, self._reward_size
-        return ModelShares(
+        return ModelAssignment(
             *(
-                nn.draw_shares(
+                nn.sample_assignment(
                     part, batch_size, size.ensemble_size, size.train_sample_count
                 )
                 for part, size in zip(nn.split(seed, 2), sizes, strict=True)
@@ -281,7 +281,7 @@ class WorldModel:
         return self.reward(inputs[None], members.reward)[..., 0]
 
     def losses(
-        self, batch: Batch[tf.Tensor], shares: ModelShares
+        self, batch: Batch[tf.Tensor], assignment: ModelAssignment
     ) -> dict[str, tf.Tensor]:
         """The losses of SPEC section 4, `total_loss` being the sum of the others.
 
@@ -289,9 +289,9 @@ class WorldModel:
         """
         before = tf.concat([batch.obs, batch.action], -1)
         after = tf.concat([batch.next_obs, batch.obs, batch.action], -1)
-        change = self.transition.by_share(before, shares.transition)
-        logit = self.termination.by_share(after, shares.transition)[:, 0]
-        predicted = self.reward.by_share(after, shares.reward)[:, 0]
+        change = self.transition.apply_assigned(before, assignment.transition)
+        logit = self.termination.apply_assigned(after, assignment.transition)[:, 0]
+        predicted = self.reward.apply_assigned(after, assignment.reward)[:, 0]
         losses = {
             "transition_loss": transition_loss(batch.obs, batch.next_obs, change),
             "termination_loss": termination_loss(batch.terminated, logit),
@@ -301,17 +301,17 @@ class WorldModel:
         return {"total_loss": tf.add_n(list(losses.values())), **losses}
 
     def gradients(
-        self, batch: Batch[tf.Tensor], shares: ModelShares
+        self, batch: Batch[tf.Tensor], assignment: ModelAssignment
     ) -> tuple[list[tf.Tensor], dict[str, tf.Tensor]]:
         """Gradients of `total_loss`, in the order of `variables`, and the losses."""
         with tf.GradientTape() as tape:
-            losses = self.losses(batch, shares)
+            losses = self.losses(batch, assignment)
         return tape.gradient(losses["total_loss"], self.variables), losses
 
     def update(
-        self, batch: Batch[tf.Tensor], shares: ModelShares, optimizer: nn.Adam
+        self, batch: Batch[tf.Tensor], assignment: ModelAssignment, optimizer: nn.Adam
     ) -> dict[str, tf.Tensor]:
         """One step on all three ensembles; returns the losses before it."""
-        gradients, losses = self.gradients(batch, shares)
+        gradients, losses = self.gradients(batch, assignment)
         optimizer.apply(gradients)
         return losses

@@ -41,8 +41,8 @@ class WorldmodelLearner(Learner):
     def train_step(self, batch: Batch[tf.Tensor]) -> dict[str, tf.Tensor]:
         """One update of all three ensembles."""
         seed = nn.fold_in(self._seed, self.optimizer.steps)
-        shares = self.model.draw_shares(seed, self.settings.batch_size)
-        return self.model.update(batch, shares, self.optimizer)
+        assignment = self.model.sample_assignment(seed, self.settings.batch_size)
+        return self.model.update(batch, assignment, self.optimizer)
 
     def start(self) -> bool:
         """Pretrains on the first frames and publishes; goes on where it stopped."""

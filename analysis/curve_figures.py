@@ -84,7 +84,7 @@ def line_styles(names: Sequence[str]) -> dict[str, dict]:
     return {name: styles[name] for name in styles if name in set(names)}
 
 
-def draw_curves(axes: "Axes", panel: Panel, x: str, styles: dict[str, dict]) -> None:
+def plot_curves(axes: "Axes", panel: Panel, x: str, styles: dict[str, dict]) -> None:
     """Each group's mean, interval and interquartile mean; thin where runs miss."""
     alpha = 0.2 if len(styles) <= 4 else 0.1
     for i, (name, style) in enumerate(styles.items()):
@@ -134,7 +134,7 @@ def curves_figure(
         if panel.curves.empty:
             axes.set_axis_off()
             continue
-        draw_curves(axes, panel, x, styles)
+        plot_curves(axes, panel, x, styles)
         axes.set_title(panel.title, fontsize=9)
         if i % columns == 0:
             axes.set_ylabel(panel.label, fontsize=8)

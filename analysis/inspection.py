@@ -23,7 +23,7 @@ MOST_ROLLOUTS = 4000  # for the model's error, evenly spread over the episodes
 ROWS_AT_ONCE = 500
 
 
-class Judged(NamedTuple):
+class EpisodeValues(NamedTuple):
     """What the nets say of the transitions of one episode.
 
     Attributes:
@@ -42,12 +42,12 @@ class Judged(NamedTuple):
     weights: np.ndarray | None
 
 
-def judge(valuerl: "ValueRL", episode: Episode) -> Judged:
+def episode_values(valuerl: "ValueRL", episode: Episode) -> EpisodeValues:
     """Values, targets and weights along an episode, with all members."""
     import tensorflow as tf
 
     from .. import nn
-    from ..valuerl import Choice, weighted_target
+    from ..valuerl import SampledMembers, weighted_target
 
     q = valuerl.q(tf.concat([episode.obs, episode.action], -1)[None])[..., 0]  # [L, T]
     last = tf.constant(episode.next_obs[-1:])
@@ -62,11 +62,11 @@ def judge(valuerl: "ValueRL", episode: Episode) -> Judged:
             terminated=tf.constant(_terminated(episode)[rows]),
         )
         members = valuerl.world_model.all_members()
-        every = Choice(None, nn.interleaved_shares(1, 1), members)
+        every = SampledMembers(None, nn.interleaved_assignment(1, 1), members)
         candidates = valuerl.candidates(valuerl.imagine(batch, every))
         weights.append(valuerl.weights(candidates))
         targets.append(weighted_target(candidates, weights[-1]))
-    return Judged(
+    return EpisodeValues(
         value=np.mean(q, axis=0),
         value_std=np.std(q, axis=0),
         final_value=0.0 if episode.terminated else float(np.mean(final)),

@@ -22,7 +22,14 @@ from .drawing import (
     wants_log_scale,
 )
 from .episodes import Episode
-from .inspection import BINS, LONGEST_ROLLOUT, Errors, Histogram, Judged, ModelError
+from .inspection import (
+    BINS,
+    LONGEST_ROLLOUT,
+    EpisodeValues,
+    Errors,
+    Histogram,
+    ModelError,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -143,7 +150,7 @@ def _name_zeros(axes: "Axes", errors: Errors) -> None:
 
 
 def episode_figure(
-    judged: Judged,
+    judged: EpisodeValues,
     returns: np.ndarray,
     with_value: np.ndarray,
     title: str,
@@ -172,7 +179,7 @@ def episode_figure(
     )[:, 0]
     steps = np.arange(len(returns))
     if has_weights:
-        _draw_weights(panels[0], judged.weights)
+        _plot_weights(panels[0], judged.weights)
     axes = panels[-1]
     low, high = judged.value - judged.value_std, judged.value + judged.value_std
     axes.fill_between(steps, low, high, color=BLUE, alpha=0.2, linewidth=0)
@@ -211,7 +218,7 @@ def episode_figure(
     return figure
 
 
-def _draw_weights(axes: "Axes", weights: np.ndarray) -> None:
+def _plot_weights(axes: "Axes", weights: np.ndarray) -> None:
     """The weights of one episode, stacked to 1; as lines where some are negative."""
     import matplotlib
 
@@ -322,7 +329,7 @@ def model_error_table(errors: ModelError) -> str:
 
 
 def episode_csv(
-    episode: Episode, judged: Judged, returns: np.ndarray, with_value: np.ndarray
+    episode: Episode, judged: EpisodeValues, returns: np.ndarray, with_value: np.ndarray
 ) -> bytes:
     """One row for each step of the strip chart."""
     columns = {

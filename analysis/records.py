@@ -97,10 +97,10 @@ def find_runs(folders: Sequence[str | Path]) -> list[Record]:
             found.setdefault(
                 path.resolve().with_name(path.name.removesuffix(".gz")), path
             )
-    return [read_run(path) for path in found.values()]
+    return [read_experiment(path) for path in found.values()]
 
 
-def read_run(path: Path) -> Record:
+def read_experiment(path: Path) -> Record:
     """The run whose scores are in `path`.
 
     The csv has no updates. They are (epoch - 1) * epoch_every_n: too large by less

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 MOST_DIFFERENCES = 4  # named in one line
 
 
-class Trained(NamedTuple):
+class LoadedCheckpoint(NamedTuple):
     """The states that belong together.
 
     Attributes:
@@ -92,7 +92,7 @@ def _groups(state: Checkpoint) -> set[str]:
     return {name.split("/")[0] for name in state.tensors}
 
 
-def load_trained(path: Path, config: Config) -> Trained:
+def load_checkpoint(path: Path, config: Config) -> LoadedCheckpoint:
     """Reads a checkpoint and what lies beside it.
 
     Beside a numbered state, the world model of the same number; beside the newest or a
@@ -129,7 +129,7 @@ def load_trained(path: Path, config: Config) -> Trained:
             f"there is no {beside.name} beside {path.name}: no values and no weights "
             "are shown"
         )
-    return Trained(path, as_published(state), critic, model, notes)
+    return LoadedCheckpoint(path, as_published(state), critic, model, notes)
 
 
 def as_published(state: Checkpoint) -> Checkpoint:
@@ -226,7 +226,7 @@ def weighting(config: Config) -> tuple[ValueExpansion, str | None]:
     )
 
 
-def build_nets(config: Config, sizes: "EnvSpec", trained: Trained) -> Nets:
+def build_nets(config: Config, sizes: "EnvSpec", trained: LoadedCheckpoint) -> Nets:
     """Makes the nets and gives them their trained weights; imports TensorFlow.
 
     Raises:

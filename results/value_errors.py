@@ -28,11 +28,11 @@ from tables import markdown
 from steve.acting.policy import Policy
 from steve.analysis.inspection import discounted_returns
 from steve.analysis.trained import (
+    LoadedCheckpoint,
     Nets,
-    Trained,
     build_nets,
     differing_keys,
-    load_trained,
+    load_checkpoint,
 )
 from steve.envwrap import make_env, sizes_of
 from steve.replay import ReplayBuffer
@@ -80,7 +80,7 @@ def put(env: gymnasium.Env, obs: np.ndarray) -> np.ndarray:
     return env.get_wrapper_attr("put")(state[: model.nq], state[model.nq :])
 
 
-class Imagined(NamedTuple):
+class Rollout(NamedTuple):
     """What the nets expect from B states on.
 
     Attributes:
@@ -94,7 +94,7 @@ class Imagined(NamedTuple):
     values: np.ndarray
 
 
-def imagine(nets: Nets, start: np.ndarray, horizon: int) -> Imagined:
+def imagine(nets: Nets, start: np.ndarray, horizon: int) -> Rollout:
     """Rolls out one transition member for each state; means over the other members.
 
     Args:
@@ -122,7 +122,7 @@ def imagine(nets: Nets, start: np.ndarray, horizon: int) -> Imagined:
             rewards.append(np.mean(reward, axis=0))
             obs = following
     rewards = np.reshape(rewards, (horizon, len(start))).T
-    return Imagined(np.stack(states, axis=1), rewards, np.stack(values, axis=1))
+    return Rollout(np.stack(states, axis=1), rewards, np.stack(values, axis=1))
 
 
 class Errors(NamedTuple):
@@ -141,7 +141,9 @@ class Errors(NamedTuple):
     critic: np.ndarray
 
 
-def value_errors(config: Config, trained: Trained, start: np.ndarray) -> Errors:
+def value_errors(
+    config: Config, trained: LoadedCheckpoint, start: np.ndarray
+) -> Errors:
     """The parts of the errors of the candidate targets at states s_0, [B, O].
 
     Raises:
@@ -196,7 +198,7 @@ def run(path: str, checkpoint: Path, count: int) -> None:
         raise UserError(f"{path}: only for {' and '.join(ENVIRONMENTS)}")
     if count < 2:
         raise UserError(f"--states {count}: at least 2")
-    trained = load_trained(checkpoint, config)
+    trained = load_checkpoint(checkpoint, config)
     if trained.critic is None or (config.has_model and trained.model is None):
         raise UserError(trained.notes[-1])
     for note in (*trained.notes, differing_keys(trained.folder, loaded)):

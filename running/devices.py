@@ -25,7 +25,7 @@ class Gpu:
 
 
 @dataclass(frozen=True)
-class Assignment:
+class GpuAssignment:
     """The CUDA_VISIBLE_DEVICES of each learner, and a line where it needs one."""
 
     valuerl: str
@@ -83,7 +83,7 @@ def _find(entry: str, gpus: list[Gpu]) -> Gpu | None:
     return matches[0] if len(matches) == 1 else None
 
 
-def assign(gpu_id: str, gpus: list[Gpu], has_model: bool) -> Assignment:
+def assign(gpu_id: str, gpus: list[Gpu], has_model: bool) -> GpuAssignment:
     """GPU_ID to the value learner, the next to the world-model learner (SPEC 2).
 
     With no next one both share GPU_ID. Everything else sees no GPU.
@@ -97,7 +97,7 @@ def assign(gpu_id: str, gpus: list[Gpu], has_model: bool) -> Assignment:
         UserError: no such GPU; the message lists what there is.
     """
     if gpu_id == "cpu":
-        return Assignment(NO_GPU, NO_GPU)
+        return GpuAssignment(NO_GPU, NO_GPU)
     if not gpu_id.isdecimal():
         raise UserError(f'GPU_ID must be a whole number or "cpu", not "{gpu_id}"')
     index = int(gpu_id)
@@ -109,10 +109,10 @@ def assign(gpu_id: str, gpus: list[Gpu], has_model: bool) -> Assignment:
             + ' ("cpu" uses none)'
         )
     if not has_model:
-        return Assignment(gpus[index].token, NO_GPU)
+        return GpuAssignment(gpus[index].token, NO_GPU)
     if index + 1 < len(gpus):
-        return Assignment(gpus[index].token, gpus[index + 1].token)
-    return Assignment(
+        return GpuAssignment(gpus[index].token, gpus[index + 1].token)
+    return GpuAssignment(
         gpus[index].token,
         gpus[index].token,
         f"there is no GPU {index + 1}: both learners share GPU {index}",

@@ -231,7 +231,7 @@ def test_what_is_random_in_an_update_depends_on_its_number_alone(tmp_path):
     for number in (0, 1, 0):
         step.assign(number)
         seed = nn.fold_in(learner._seed, learner.optimizer.steps)
-        orders.append(learner.model.draw_shares(seed, 8).transition.order.numpy())
+        orders.append(learner.model.sample_assignment(seed, 8).transition.order.numpy())
     np.testing.assert_array_equal(orders[0], orders[2])
     assert (orders[0] != orders[1]).any()
 

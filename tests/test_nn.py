@@ -1,4 +1,4 @@
-"""Feed-forward ensembles, shares and draws of their members, and Adam."""
+"""Feed-forward ensembles, assignment and draws of their members, and Adam."""
 
 import math
 
@@ -134,7 +134,7 @@ def test_rows_of_too_many_members_are_refused():
         build()(tf.zeros([3, 5, 3]))
 
 
-# Shares
+# Assignment
 
 
 @pytest.mark.parametrize(
@@ -149,8 +149,8 @@ def test_rows_of_too_many_members_are_refused():
     ],
 )
 def test_by_share_gives_each_row_the_member_it_was_given_to(order, members, expected):
-    shares = nn.Shares(tf.constant(order), tf.constant(members))
-    result = constant_net(4).by_share(tf.zeros([5, 1]), shares)
+    assignment = nn.Assignment(tf.constant(order), tf.constant(members))
+    result = constant_net(4).apply_assigned(tf.zeros([5, 1]), assignment)
     np.testing.assert_array_equal(result[:, 0], expected)
 
 
@@ -158,9 +158,11 @@ def test_by_share_gives_each_row_the_member_it_was_given_to(order, members, expe
 def test_by_share_keeps_rows_and_the_axes_between_in_order(middle):
     net = build()
     x = generator(2).normal([7, *middle, 3])
-    shares = nn.draw_shares(nn.seed_of(4), 7, 4, 3)
-    member_of = constant_net(4).by_share(tf.zeros([7, 1]), shares).numpy()[:, 0]
-    result = net.by_share(x, shares).numpy()
+    assignment = nn.sample_assignment(nn.seed_of(4), 7, 4, 3)
+    member_of = (
+        constant_net(4).apply_assigned(tf.zeros([7, 1]), assignment).numpy()[:, 0]
+    )
+    result = net.apply_assigned(x, assignment).numpy()
     assert result.shape == (7, *middle, 2)
     for index in np.ndindex(7, *middle):
         expected = forward(net, int(member_of[index[0]]), x.numpy()[index])
@@ -169,16 +171,16 @@ def test_by_share_keeps_rows_and_the_axes_between_in_order(middle):
 
 @pytest.mark.parametrize(("batch_size", "count"), [(6, 3), (7, 3), (5, 4), (4, 1)])
 def test_interleaved_shares_give_row_i_to_member_i_mod_count(batch_size, count):
-    shares = nn.interleaved_shares(batch_size, count)
-    result = constant_net(4).by_share(tf.zeros([batch_size, 1]), shares)
+    assignment = nn.interleaved_assignment(batch_size, count)
+    result = constant_net(4).apply_assigned(tf.zeros([batch_size, 1]), assignment)
     np.testing.assert_array_equal(result[:, 0], np.arange(batch_size) % count)
 
 
 def test_a_gradient_reaches_only_the_members_that_take_part():
     net = build()
-    shares = nn.Shares(tf.range(6), tf.constant([2, 0]))
+    assignment = nn.Assignment(tf.range(6), tf.constant([2, 0]))
     with tf.GradientTape() as tape:
-        loss = tf.reduce_sum(net.by_share(tf.ones([6, 3]), shares) ** 2)
+        loss = tf.reduce_sum(net.apply_assigned(tf.ones([6, 3]), assignment) ** 2)
     for gradient in tape.gradient(loss, net.variables):
         dense = tf.convert_to_tensor(gradient).numpy()
         assert dense[0].any()
@@ -196,7 +198,7 @@ def numbered_seed(number):
 
 
 def test_all_members_are_none():
-    assert nn.draw_members(nn.seed_of(0), 4, 4) is None
+    assert nn.sample_members(nn.seed_of(0), 4, 4) is None
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2**31 - 1, 2**31, 2**32 - 1])
@@ -209,36 +211,38 @@ def test_every_seed_of_32_bits_has_draws_of_its_own(seed):
 
 
 def test_draws_are_the_same_with_xla():
-    def draw(number):
-        return nn.draw_shares(numbered_seed(number), 10, 5, 4)
+    def sample(number):
+        return nn.sample_assignment(numbered_seed(number), 10, 5, 4)
 
-    compiled = tf.function(draw, jit_compile=True)
+    compiled = tf.function(sample, jit_compile=True)
     for number in range(5):
         for ours, plain in zip(
-            compiled(tf.constant(number)), draw(tf.constant(number)), strict=True
+            compiled(tf.constant(number)), sample(tf.constant(number)), strict=True
         ):
             np.testing.assert_array_equal(ours, plain)
 
 
 def test_with_all_members_and_an_even_division_only_the_rows_are_drawn():
-    shares = nn.draw_shares(nn.seed_of(0), 8, 4, 4)
-    assert shares.members is None
-    given = constant_net(4).by_share(tf.zeros([8, 1]), shares).numpy()[:, 0]
-    np.testing.assert_array_equal(given[shares.order.numpy()], np.repeat(range(4), 2))
+    assignment = nn.sample_assignment(nn.seed_of(0), 8, 4, 4)
+    assert assignment.members is None
+    given = constant_net(4).apply_assigned(tf.zeros([8, 1]), assignment).numpy()[:, 0]
+    np.testing.assert_array_equal(
+        given[assignment.order.numpy()], np.repeat(range(4), 2)
+    )
 
 
 def test_members_are_drawn_uniformly_and_without_repetition():
-    draw = tf.function(lambda number: nn.draw_members(numbered_seed(number), 4, 2))
+    sample = tf.function(lambda number: nn.sample_members(numbered_seed(number), 4, 2))
     counts = np.zeros((4, 4))
     draws = 1200
     for number in range(draws):
-        first, second = draw(tf.constant(number)).numpy()
+        first, second = sample(tf.constant(number)).numpy()
         counts[first, second] += 1
     assert not counts.diagonal().any()
     # Each of the 12 ordered pairs: 100 times, standard deviation 9.6.
     pairs = counts[~np.eye(4, dtype=bool)]
     assert np.abs(pairs - draws / 12).max() < 45
-    assert draw(tf.constant(0)).dtype == tf.int32
+    assert sample(tf.constant(0)).dtype == tf.int32
 
 
 def shares_drawn(batch_size, ensemble_size, count, draws):
@@ -246,14 +250,16 @@ def shares_drawn(batch_size, ensemble_size, count, draws):
     net = constant_net(ensemble_size)
 
     @tf.function
-    def draw(number):
+    def sample(number):
         seed = numbered_seed(number)
-        shares = nn.draw_shares(seed, batch_size, ensemble_size, count)
-        return shares.order, net.by_share(tf.zeros([batch_size, 1]), shares)[:, 0]
+        assignment = nn.sample_assignment(seed, batch_size, ensemble_size, count)
+        return assignment.order, net.apply_assigned(
+            tf.zeros([batch_size, 1]), assignment
+        )[:, 0]
 
     members = []
     for number in range(draws):
-        order, given = draw(tf.constant(number))
+        order, given = sample(tf.constant(number))
         np.testing.assert_array_equal(np.sort(order), np.arange(batch_size))
         members.append(given.numpy().astype(int))
     return np.array(members)

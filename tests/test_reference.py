@@ -221,12 +221,12 @@ def next_observation_predicted_whole(patch):
 def predicted_next_obs_for_termination_and_reward(patch):
     original = WorldModel.losses
 
-    def losses(self, batch, shares):
-        change = self.transition.by_share(
-            tf.concat([batch.obs, batch.action], -1), shares.transition
+    def losses(self, batch, assignment):
+        change = self.transition.apply_assigned(
+            tf.concat([batch.obs, batch.action], -1), assignment.transition
         )
-        exact = original(self, batch, shares)
-        seen = original(self, batch._replace(next_obs=batch.obs + change), shares)
+        exact = original(self, batch, assignment)
+        seen = original(self, batch._replace(next_obs=batch.obs + change), assignment)
         seen["transition_loss"] = exact["transition_loss"]
         seen["total_loss"] = tf.add_n(list(seen.values())) - seen["total_loss"]
         return seen
@@ -354,8 +354,8 @@ def reward_of_the_state_before(patch):
 def rollout_from_obs(patch):
     original = ValueRL.imagine
 
-    def imagine(self, batch, choice):
-        return original(self, batch._replace(next_obs=batch.obs), choice)
+    def imagine(self, batch, sampled):
+        return original(self, batch._replace(next_obs=batch.obs), sampled)
 
     patch.setattr(ValueRL, "imagine", imagine)
 
@@ -363,9 +363,9 @@ def rollout_from_obs(patch):
 def real_termination_ignored(patch):
     original = ValueRL.imagine
 
-    def imagine(self, batch, choice):
+    def imagine(self, batch, sampled):
         batch = batch._replace(terminated=tf.zeros_like(batch.terminated))
-        return original(self, batch, choice)
+        return original(self, batch, sampled)
 
     patch.setattr(ValueRL, "imagine", imagine)
 
@@ -373,9 +373,9 @@ def real_termination_ignored(patch):
 def target_of_q(patch):
     original = ValueRL._target_values
 
-    def values(self, obs, action, choice):
+    def values(self, obs, action, sampled):
         own, self.target_q = self.target_q, self.q
-        result = original(self, obs, action, choice)
+        result = original(self, obs, action, sampled)
         self.target_q = own
         return result
 
@@ -387,8 +387,8 @@ def all_q_members_in_targets(patch):
     patch.setattr(
         ValueRL,
         "_target_values",
-        lambda self, obs, action, choice: original(
-            self, obs, action, choice._replace(q_members=None)
+        lambda self, obs, action, sampled: original(
+            self, obs, action, sampled._replace(q_members=None)
         ),
     )
 
@@ -397,12 +397,12 @@ def gradient_through_the_target(patch):
     """Q's loss reaches the policy through the imagined actions."""
     original = ValueRL.gradients
 
-    def gradients(self, batch, choice):
-        policy, q, metrics = original(self, batch, choice)
+    def gradients(self, batch, sampled):
+        policy, q, metrics = original(self, batch, sampled)
         with tf.GradientTape() as tape:
-            targets, weights, _ = self.targets(self.imagine(batch, choice))
+            targets, weights, _ = self.targets(self.imagine(batch, sampled))
             inputs = tf.concat([batch.obs, batch.action], -1)
-            predicted = self.q.by_share(inputs, choice.q_shares)
+            predicted = self.q.apply_assigned(inputs, sampled.q_assignment)
             loss = valuerl.q_loss(predicted, targets, weights)
         leak = tape.gradient(loss, self.policy.variables)
         return [g + extra for g, extra in zip(policy, leak, strict=True)], q, metrics
@@ -411,9 +411,9 @@ def gradient_through_the_target(patch):
 
 
 def policy_moves_before_the_q_gradient(patch):
-    def update(self, batch, choice, policy_adam, q_adam):
-        policy_adam.apply(self.gradients(batch, choice)[0])
-        q_adam.apply(self.gradients(batch, choice)[1])
+    def update(self, batch, sampled, policy_adam, q_adam):
+        policy_adam.apply(self.gradients(batch, sampled)[0])
+        q_adam.apply(self.gradients(batch, sampled)[1])
 
     patch.setattr(ValueRL, "update", update)
 
@@ -463,9 +463,9 @@ def tdk_mean_over_the_weights(patch):
 def tdk_rollout_q_averaged_over_steps(patch):
     """The mean over h and not over the transition members."""
 
-    def rollout_q(self, imagined, shares):
+    def rollout_q(self, imagined, assignment):
         inputs = tf.concat([imagined.obs, imagined.actions], -1)
-        values = self.q.by_share(inputs, shares)[..., 0]  # [B, H, M]
+        values = self.q.apply_assigned(inputs, assignment)[..., 0]  # [B, H, M]
         mean = tf.reduce_mean(values[:, :, : self.horizon], axis=1)
         return tf.broadcast_to(mean, [mean.shape[0], self.horizon])
 
@@ -475,31 +475,33 @@ def tdk_rollout_q_averaged_over_steps(patch):
 def tdk_rollout_q_of_the_first_member(patch):
     original = ValueRL.rollout_q
 
-    def rollout_q(self, imagined, shares):
+    def rollout_q(self, imagined, assignment):
         first = imagined._replace(
             obs=imagined.obs[:, :, :1], actions=imagined.actions[:, :, :1]
         )
-        return original(self, first, shares)
+        return original(self, first, assignment)
 
     patch.setattr(ValueRL, "rollout_q", rollout_q)
 
 
 def rows_left_in_the_members_order(patch):
-    original = nn.FeedForward.by_share
+    original = nn.FeedForward.apply_assigned
     patch.setattr(
         nn.FeedForward,
-        "by_share",
-        lambda self, x, shares: tf.gather(original(self, x, shares), shares.order),
+        "apply_assigned",
+        lambda self, x, assignment: tf.gather(
+            original(self, x, assignment), assignment.order
+        ),
     )
 
 
 def shares_in_blocks(patch):
     """Row i to member i div (B / K)."""
 
-    def shares(batch_size, count):
-        return nn.Shares(order=tf.range(batch_size), members=tf.range(count))
+    def assignment(batch_size, count):
+        return nn.Assignment(order=tf.range(batch_size), members=tf.range(count))
 
-    patch.setattr(nn, "interleaved_shares", shares)
+    patch.setattr(nn, "interleaved_assignment", assignment)
 
 
 def usage_never_reported(patch):

@@ -51,7 +51,7 @@ REFERENCE = {
 def test_candidate_targets_add_each_members_value_to_each_models_return():
     returns = np.array([[-1.0, -1.0], [-2.0, 99.0]])  # [H+1 = 2, M = 2]
     q_reached = np.array([[[10.0, 20.0], [30.0, 40.0]], [[5.0, 6.0], [0.0, 0.0]]])
-    samples = toy_chain.candidate_targets(returns, q_reached)
+    samples = toy_chain.toy_candidate_targets(returns, q_reached)
     # -1 + 10, -1 + 20, -1 + 30, -1 + 40; -2 + 5, -2 + 6, 99 + 0, 99 + 0
     assert samples.tolist() == [[9, 19, 29, 39], [3, 4, 99, 99]]
 
@@ -62,7 +62,7 @@ def test_steve_example_by_hand():
     assert mu.tolist() == [6, 7]
     assert var.tolist() == [4, 1]  # ((-2)^2 + 2^2) / 2, ((-1)^2 + 1^2) / 2
     # 1/4 : 1/1 = 0.2 : 0.8, and 0.2 * 6 + 0.8 * 7 = 6.8
-    np.testing.assert_allclose(toy_chain.steve_weights(var), [0.2, 0.8], rtol=1e-7)
+    np.testing.assert_allclose(toy_chain.toy_steve_weights(var), [0.2, 0.8], rtol=1e-7)
     np.testing.assert_allclose(toy_chain.steve_target(mu, var), 6.8, rtol=1e-7)
     assert toy_chain.td_target(mu, var) == 6
     assert toy_chain.mve_target(mu, var) == 7
@@ -70,7 +70,7 @@ def test_steve_example_by_hand():
 
 def test_weights_sum_to_one_over_horizons_and_are_equal_without_variance():
     var = np.array([[0.0, 0.0, 0.0, 0.0], [1.0, 0.0, 3.0, 1e4]])
-    weights = toy_chain.steve_weights(var)
+    weights = toy_chain.toy_steve_weights(var)
     np.testing.assert_allclose(weights.sum(-1), 1.0)
     np.testing.assert_allclose(weights[0], 0.25)
     # 1e8 against 1 + 1/3 + 1e-4: the candidate without variance takes all but 1.3e-8
@@ -96,7 +96,7 @@ def test_best_candidate_is_the_nearest_to_the_true_value_from_either_side():
 
 def test_a_perfect_model_walks_the_chain_and_stays_in_the_terminal_state():
     rng = np.random.default_rng(0)
-    states, returns = toy_chain.draw_rollouts(np.array([97, 100]), 1, 5, 0.0, rng)
+    states, returns = toy_chain.sample_rollouts(np.array([97, 100]), 1, 5, 0.0, rng)
     assert states[0, :, 0].tolist() == [98, 99, 100, 101, 101, 101]
     assert returns[0, :, 0].tolist() == [-1, -2, -3, 97, 97, 97]
     assert states[1, :, 0].tolist() == [101] * 6
@@ -106,7 +106,7 @@ def test_a_perfect_model_walks_the_chain_and_stays_in_the_terminal_state():
 def test_true_values_are_a_fixed_point_of_every_candidate_of_a_perfect_model():
     starts = np.arange(LAST_STATE + 1)
     values = np.append(toy_chain.TRUE_VALUES, 0.0)
-    states, returns = toy_chain.draw_rollouts(
+    states, returns = toy_chain.sample_rollouts(
         starts, 1, 9, 0.0, np.random.default_rng(0)
     )
     np.testing.assert_array_equal(
@@ -117,7 +117,7 @@ def test_true_values_are_a_fixed_point_of_every_candidate_of_a_perfect_model():
 def test_noise_leaves_the_real_step_and_the_terminal_state_alone():
     rng = np.random.default_rng(0)
     starts = np.array([7, LAST_STATE])
-    states, returns = toy_chain.draw_rollouts(starts, 50, 4, 1.0, rng)
+    states, returns = toy_chain.sample_rollouts(starts, 50, 4, 1.0, rng)
     assert (states[0, 0] == 8).all()
     assert (returns[0, 0] == -1).all()
     assert (states[1] == TERMINAL).all()
@@ -126,7 +126,7 @@ def test_noise_leaves_the_real_step_and_the_terminal_state_alone():
 
 def test_a_jump_pays_the_reward_of_the_state_left():
     rng = np.random.default_rng(0)
-    states, returns = toy_chain.draw_rollouts(np.array([99]), 200, 1, 1.0, rng)
+    states, returns = toy_chain.sample_rollouts(np.array([99]), 200, 1, 1.0, rng)
     assert (states[0, 0] == 100).all()
     assert (states[0, 1] != TERMINAL).all()  # a jump from 100 does not end the chain
     assert (returns[0, 1] == 99).all()  # -1 on leaving 99, 100 on leaving 100
@@ -135,7 +135,7 @@ def test_a_jump_pays_the_reward_of_the_state_left():
 def test_jumps_are_as_frequent_as_told_uniform_and_drawn_anew():
     rng = np.random.default_rng(0)
     starts = np.full(20000, 10)
-    states, _ = toy_chain.draw_rollouts(starts, 2, 2, 0.1, rng)
+    states, _ = toy_chain.sample_rollouts(starts, 2, 2, 0.1, rng)
     jumped = states[:, 1] != 12
     # Uniform on 101 states: one jump in 101 goes where the chain goes. The standard
     # deviation of the share of 40000 draws is 0.0015.
@@ -198,7 +198,7 @@ def test_vectorised_updates_equal_a_direct_scalar_implementation(
     members, trials, updates = 3, 4, 60
     tables = toy_chain.initial_tables(trials, members, rng)
     starts = rng.integers(80, TERMINAL, (updates, members, trials))
-    states, returns = toy_chain.draw_rollouts(starts, models, horizon, 0.1, rng)
+    states, returns = toy_chain.sample_rollouts(starts, models, horizon, 0.1, rng)
     scalar = tables.transpose(0, 2, 1).tolist()  # [T][L][S]
     history = toy_chain.update_tables(tables, starts, states, returns, target)
     for trial in range(trials):
@@ -217,7 +217,7 @@ def test_later_members_see_what_earlier_ones_were_set_to():
     tables = np.zeros((1, TERMINAL + 1, 2))
     tables[0, 7] = [20.0, 40.0]
     starts = np.array([[[6], [5]]])  # [U, L, T]: member 0 in state 6, then 1 in 5
-    states, returns = toy_chain.draw_rollouts(
+    states, returns = toy_chain.sample_rollouts(
         starts, 1, 0, 0.0, np.random.default_rng(0)
     )
     history = toy_chain.update_tables(
@@ -234,7 +234,7 @@ def test_recorded_target_errors_are_those_of_td_mve_used_and_best():
     tables[0, 51] = [40.0, 60.0]  # T_0 = {39, 59}: mu 49, var 100
     tables[0, 52] = [52.0, 72.0]  # T_1 = {50, 70}: mu 60, var 100
     starts = np.array([[[50], [50]]])
-    states, returns = toy_chain.draw_rollouts(
+    states, returns = toy_chain.sample_rollouts(
         starts, 1, 1, 0.0, np.random.default_rng(0)
     )
     history = toy_chain.update_tables(
@@ -264,7 +264,7 @@ def test_value_error_is_that_of_the_mean_table():
 @pytest.mark.parametrize("steps", [3, 7])
 def test_fewer_steps_are_a_prefix_of_more(steps, monkeypatch):
     monkeypatch.setattr(toy_chain, "STATES_PER_DRAW", 2 * 3 * 3 * 2 * 5)  # 5 updates
-    learner = toy_chain.Learner("x", 2, 2, 2, 0.1, toy_chain.steve_target)
+    learner = toy_chain.ToyLearner("x", 2, 2, 2, 0.1, toy_chain.steve_target)
     short = toy_chain.learn(learner, 3, steps, np.random.default_rng(1))
     long = toy_chain.learn(learner, 3, 23, np.random.default_rng(1))
     assert short.value_error.shape == (steps, 3)
@@ -292,8 +292,10 @@ def test_alike_models_give_the_targets_of_one():
     rng = np.random.default_rng(0)
     q_reached = rng.normal(size=(4, 6, 1, 8))
     returns = rng.normal(size=(4, 6, 1))
-    one = toy_chain.mean_and_variance(toy_chain.candidate_targets(returns, q_reached))
-    samples = toy_chain.candidate_targets(
+    one = toy_chain.mean_and_variance(
+        toy_chain.toy_candidate_targets(returns, q_reached)
+    )
+    samples = toy_chain.toy_candidate_targets(
         returns.repeat(8, axis=-1), q_reached.repeat(8, axis=-2)
     )
     np.testing.assert_allclose(toy_chain.mean_and_variance(samples), one)

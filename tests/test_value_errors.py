@@ -9,7 +9,7 @@ import tensorflow as tf
 from support import PROJECT
 
 from steve.acting.policy import Policy
-from steve.analysis.trained import load_trained
+from steve.analysis.trained import load_checkpoint
 from steve.envwrap import make_env, sizes_of
 from steve.replay import Batch, ReplayBuffer
 from steve.settings.loading import load
@@ -92,7 +92,7 @@ class Run:
             tensors = {n: v.numpy() for n, v in variables.items()}
             metadata = {"updates": 1, "epoch": 1, "frames": 1, "hours": 0.0}
             checkpoint.publish(folder / f"{name}.safetensors", tensors, metadata)
-        self.trained = load_trained(folder, config)
+        self.trained = load_checkpoint(folder, config)
         self.policy = Policy(self.trained.policy, *dims)
 
     def _after(self, steps: int) -> np.ndarray:

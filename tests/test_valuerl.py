@@ -15,7 +15,7 @@ from steve import nn
 from steve.replay import Batch
 from steve.settings.schema import PolicyConfig, ValueExpansion, WorldModelConfig
 from steve.valuerl import (
-    Choice,
+    SampledMembers,
     ValueRL,
     candidate_targets,
     covariance_system,
@@ -463,7 +463,7 @@ def slow_action(built, obs):
     return np.tanh(slow_net(built.policy, 0, obs))
 
 
-def slow_rollout(built, batch, choice, row, m):
+def slow_rollout(built, batch, sampled, row, m):
     """States, actions, C_h, rewards [H+1, N], values [H+1, L] of one row and member."""
     model = built.world_model
     states, actions = [batch.next_obs.numpy()[row]], []
@@ -478,7 +478,7 @@ def slow_rollout(built, batch, choice, row, m):
         if h == 0:
             terminated = float(batch.terminated[row])
             rewards.append(
-                [float(batch.reward[row])] * len(used_rewards(choice, model))
+                [float(batch.reward[row])] * len(used_rewards(sampled, model))
             )
         else:
             logit = slow_net(model.termination, m, *before)[0]
@@ -486,11 +486,11 @@ def slow_rollout(built, batch, choice, row, m):
             rewards.append(
                 [
                     slow_net(model.reward, n, *before)[0]
-                    for n in used_rewards(choice, model)
+                    for n in used_rewards(sampled, model)
                 ]
             )
         going_on.append((going_on[-1] if going_on else 1.0) * (1 - terminated))
-        members = used(choice.q_members, built.target_q)
+        members = used(sampled.q_members, built.target_q)
         values.append(
             [slow_net(built.target_q, k, states[h], actions[h])[0] for k in members]
         )
@@ -503,15 +503,15 @@ def slow_rollout(built, batch, choice, row, m):
     )
 
 
-def used_rewards(choice, model):
-    return used(choice.model.reward, model.reward)
+def used_rewards(sampled, model):
+    return used(sampled.model.reward, model.reward)
 
 
-def slow_imagined(built, batch, choice):
+def slow_imagined(built, batch, sampled):
     """{(row, position of the transition member): rollout}."""
-    members = used(choice.model.transition, built.world_model.transition)
+    members = used(sampled.model.transition, built.world_model.transition)
     return {
-        (b, i): slow_rollout(built, batch, choice, b, m)
+        (b, i): slow_rollout(built, batch, sampled, b, m)
         for b in range(len(batch.reward))
         for i, m in enumerate(members)
     }
@@ -542,8 +542,8 @@ def slow_class_candidates(rollouts, rows, start):
     return result
 
 
-def fixed_choice(built, transition=None, reward=None, q=None, order=None, taking=None):
-    """The members by number; shares: `order` cut among the members `taking`.
+def fixed_members(built, transition=None, reward=None, q=None, order=None, taking=None):
+    """The members by number; assignment: `order` cut among the members `taking`.
 
     By default one row to each of the first four members.
     """
@@ -552,9 +552,11 @@ def fixed_choice(built, transition=None, reward=None, q=None, order=None, taking
         return None if numbers is None else tf.constant(numbers)
 
     taking = taking or list(range(min(4, built.q.ensemble_size)))
-    return Choice(
+    return SampledMembers(
         q_members=constant(q),
-        q_shares=nn.Shares(tf.constant(order or [0, 1, 2, 3]), tf.constant(taking)),
+        q_assignment=nn.Assignment(
+            tf.constant(order or [0, 1, 2, 3]), tf.constant(taking)
+        ),
         model=ModelMembers(constant(transition), constant(reward))
         if built.world_model
         else None,
@@ -580,9 +582,9 @@ def test_imagined_candidates_agree_with_loops_over_rows_and_members(
     ensembles, members, start
 ):
     built = build({}, horizon=3, ensembles=ensembles)
-    batch, choice = random_batch(), fixed_choice(built, **members)
-    result = built.candidates(built.imagine(batch, choice), start)
-    rollouts = slow_imagined(built, batch, choice)
+    batch, sampled = random_batch(), fixed_members(built, **members)
+    result = built.candidates(built.imagine(batch, sampled), start)
+    rollouts = slow_imagined(built, batch, sampled)
     expected = slow_class_candidates(rollouts, 4, start)
     assert result.shape == (4, 4 - start, 2 * 3 * 5)
     np.testing.assert_allclose(
@@ -603,7 +605,7 @@ def test_identifiable_members_show_in_every_place():
     make_constant(model.reward, [0.0, 1.0, 2.0])
     make_constant(built.target_q, [0.0, 10.0, 20.0, 30.0, 40.0])
     batch = random_batch()._replace(reward=tf.fill([4], 7.0), terminated=tf.zeros([4]))
-    imagined = built.imagine(batch, fixed_choice(built))
+    imagined = built.imagine(batch, fixed_members(built))
     result = built.candidates(imagined).numpy().reshape(4, 2, 2, 3, 5)
     for m, n, member in np.ndindex(2, 3, 5):
         goes_on = (0.5, 0.75)[m]
@@ -616,7 +618,7 @@ def test_each_rollout_keeps_its_transition_member():
     built = build({}, horizon=3)
     make_constant(built.world_model.transition, [1.0, 10.0])
     batch = random_batch()
-    imagined = built.imagine(batch, fixed_choice(built))
+    imagined = built.imagine(batch, fixed_members(built))
     assert imagined.obs.shape == (4, 3, 2, 2)
     for h in range(3):
         for m, step in enumerate((1, 10)):
@@ -627,7 +629,7 @@ def test_each_rollout_keeps_its_transition_member():
 
 def test_imagined_actions_are_the_greedy_ones_of_the_imagined_states():
     built = build({}, horizon=2)
-    imagined = built.imagine(random_batch(), fixed_choice(built))
+    imagined = built.imagine(random_batch(), fixed_members(built))
     for b, h, m in np.ndindex(4, 2, 2):
         expected = slow_action(built, imagined.obs.numpy()[b, h, m])
         np.testing.assert_allclose(imagined.actions[b, h, m], expected, rtol=1e-4)
@@ -636,8 +638,8 @@ def test_imagined_actions_are_the_greedy_ones_of_the_imagined_states():
 @pytest.mark.parametrize("ensembles", [ENSEMBLES, None], ids=["ensembles", "single"])
 def test_ddpg_target_is_the_one_step_target(ensembles):
     built = build(None, ensembles=ensembles)
-    batch, choice = random_batch(), fixed_choice(built)
-    targets, start_weights, usage = built.targets(built.imagine(batch, choice))
+    batch, sampled = random_batch(), fixed_members(built)
+    targets, start_weights, usage = built.targets(built.imagine(batch, sampled))
     for b in range(4):
         obs = batch.next_obs.numpy()[b]
         value = np.mean(
@@ -660,8 +662,8 @@ def test_tdk_fits_q_at_every_start_of_the_chain(ensembles, members):
     order, taking = [2, 0, 3, 1], [4, 1, 0]
     member_of = {2: 4, 0: 4, 3: 1, 1: 0}
     batch = random_batch()
-    choice = fixed_choice(built, **members, order=order, taking=taking)
-    rollouts = slow_imagined(built, batch, choice)
+    sampled = fixed_members(built, **members, order=order, taking=taking)
+    rollouts = slow_imagined(built, batch, sampled)
     total = 0.0
     for b in range(4):
         for start in range(4):
@@ -684,14 +686,14 @@ def test_tdk_fits_q_at_every_start_of_the_chain(ensembles, members):
                 )
                 weight = np.mean([r.going_on[start - 1] for r in own])
             total += weight * 0.5 * (value - target) ** 2
-    _, _, metrics = built.gradients(batch, choice)
+    _, _, metrics = built.gradients(batch, sampled)
     assert metrics["q_loss"].numpy() == pytest.approx(total / 16, rel=1e-4)
 
 
 @pytest.mark.parametrize("keys", [ALGORITHMS["steve"], ALGORITHMS["steve_cov"]])
 def test_usage_is_one_minus_the_mean_first_weight_for_steve(keys):
     built = build(keys, horizon=2)
-    imagined = built.imagine(random_batch(), fixed_choice(built))
+    imagined = built.imagine(random_batch(), fixed_members(built))
     _, _, usage = built.targets(imagined)
     weights = built.weights(built.candidates(imagined)).numpy()
     assert weights.shape == (4, 3)
@@ -702,15 +704,15 @@ def test_usage_is_one_minus_the_mean_first_weight_for_steve(keys):
 @pytest.mark.parametrize("keys", [None, *list(ALGORITHMS.values())[:4]])
 def test_usage_is_0_for_every_other_algorithm(keys):
     built = build(keys, horizon=2)
-    _, _, metrics = built.gradients(random_batch(), fixed_choice(built))
+    _, _, metrics = built.gradients(random_batch(), fixed_members(built))
     assert metrics["model_usage"].numpy() == 0
 
 
 def test_policy_loss_takes_the_drawn_members_and_the_real_observations():
     built = build(None, ensembles=DRAWN)
     batch, members = random_batch(), [4, 1]
-    choice = fixed_choice(built, q=members)
-    _, _, metrics = built.gradients(batch, choice)
+    sampled = fixed_members(built, q=members)
+    _, _, metrics = built.gradients(batch, sampled)
     values, squares = [], []
     for obs in batch.obs.numpy():
         action = slow_action(built, obs)
@@ -735,9 +737,9 @@ def same_gradients(ours, expected):
 def test_no_gradient_flows_through_the_target_or_from_one_loss_to_the_other(keys):
     """Each loss by itself, its targets constants, has the very same gradient."""
     built = build(keys, horizon=2)
-    batch, choice = random_batch(), fixed_choice(built)
-    policy, q, _ = built.gradients(batch, choice)
-    imagined = built.imagine(batch, choice)
+    batch, sampled = random_batch(), fixed_members(built)
+    policy, q, _ = built.gradients(batch, sampled)
+    imagined = built.imagine(batch, sampled)
     imagined = imagined._replace(
         obs=None if keys is None else tf.constant(imagined.obs.numpy()),
         actions=None if keys is None else tf.constant(imagined.actions.numpy()),
@@ -746,9 +748,9 @@ def test_no_gradient_flows_through_the_target_or_from_one_loss_to_the_other(keys
 
     with tf.GradientTape() as tape:
         inputs = tf.concat([batch.obs, batch.action], -1)
-        predicted = built.q.by_share(inputs, choice.q_shares)
+        predicted = built.q.apply_assigned(inputs, sampled.q_assignment)
         if keys and keys.get("tdk_trick"):
-            later = built.rollout_q(imagined, choice.q_shares)
+            later = built.rollout_q(imagined, sampled.q_assignment)
             predicted = tf.concat([predicted, later], axis=1)
         loss = q_loss(predicted, targets, weights)
     same_gradients(q, tape.gradient(loss, built.q.variables))
@@ -765,7 +767,7 @@ def test_no_gradient_flows_through_the_target_or_from_one_loss_to_the_other(keys
 def test_only_policy_and_q_move(keys):
     built = build(keys, horizon=2)
     before = values_of(built)
-    built.update(random_batch(), fixed_choice(built), *optimizers(built))
+    built.update(random_batch(), fixed_members(built), *optimizers(built))
     for name, value in values_of(built).items():
         moved = (value != before[name]).any()
         assert moved == name.startswith(("policy/", "q/")), name
@@ -773,8 +775,8 @@ def test_only_policy_and_q_move(keys):
 
 def test_idle_q_members_have_no_gradient():
     built = build(None, ensembles=DRAWN)
-    choice = fixed_choice(built, q=[0, 1], taking=[5, 2])
-    _, q, _ = built.gradients(random_batch(), choice)
+    sampled = fixed_members(built, q=[0, 1], taking=[5, 2])
+    _, q, _ = built.gradients(random_batch(), sampled)
     for gradient in q:
         dense = tf.convert_to_tensor(gradient).numpy()
         active = {member for member in range(6) if dense[member].any()}
@@ -784,20 +786,20 @@ def test_idle_q_members_have_no_gradient():
 
 def test_the_target_comes_from_target_q_and_the_prediction_from_q():
     built = build(None)
-    batch, choice = random_batch(), fixed_choice(built)
+    batch, sampled = random_batch(), fixed_members(built)
     make_constant(built.q, [0.0] * 5)
     make_constant(built.target_q, [1.0] * 5)
     batch = batch._replace(reward=tf.zeros([4]), terminated=tf.zeros([4]))
-    _, _, metrics = built.gradients(batch, choice)
+    _, _, metrics = built.gradients(batch, sampled)
     # targets 0.9: 1/2 0.81
     assert metrics["q_loss"].numpy() == pytest.approx(0.405)
 
 
 def test_copy_target_makes_the_target_a_copy_that_stays_behind():
     built = build(None)
-    built.copy_target()
+    built.update_target_network()
     kept = [v.numpy() for v in built.q.variables]
-    built.update(random_batch(), fixed_choice(built), *optimizers(built))
+    built.update(random_batch(), fixed_members(built), *optimizers(built))
     for target, q, before in zip(
         built.target_q.variables, built.q.variables, kept, strict=True
     ):
@@ -812,25 +814,25 @@ def test_update_takes_both_gradients_before_either_step():
 
     def after(steps):
         built = build(keys, horizon=2)
-        steps(built, fixed_choice(built), *optimizers(built, rate))
+        steps(built, fixed_members(built), *optimizers(built, rate))
         return np.concatenate(
             [v.numpy().ravel() for v in (*built.policy.variables, *built.q.variables)]
         )
 
-    def by_hand(built, choice, policy_adam, q_adam):
-        policy, q, _ = built.gradients(batch, choice)
+    def by_hand(built, sampled, policy_adam, q_adam):
+        policy, q, _ = built.gradients(batch, sampled)
         policy_adam.apply(policy)
         q_adam.apply(q)
 
-    def policy_first(built, choice, policy_adam, q_adam):
-        policy_adam.apply(built.gradients(batch, choice)[0])
-        q_adam.apply(built.gradients(batch, choice)[1])
+    def policy_first(built, sampled, policy_adam, q_adam):
+        policy_adam.apply(built.gradients(batch, sampled)[0])
+        q_adam.apply(built.gradients(batch, sampled)[1])
 
-    def q_first(built, choice, policy_adam, q_adam):
-        q_adam.apply(built.gradients(batch, choice)[1])
-        policy_adam.apply(built.gradients(batch, choice)[0])
+    def q_first(built, sampled, policy_adam, q_adam):
+        q_adam.apply(built.gradients(batch, sampled)[1])
+        policy_adam.apply(built.gradients(batch, sampled)[0])
 
-    ours = after(lambda built, choice, *adams: built.update(batch, choice, *adams))
+    ours = after(lambda built, sampled, *adams: built.update(batch, sampled, *adams))
     np.testing.assert_allclose(ours, after(by_hand), atol=1e-6)
     assert np.abs(ours - after(policy_first)).max() > 1e-3
     assert np.abs(ours - after(q_first)).max() > 1e-3
@@ -841,28 +843,28 @@ def test_update_takes_both_gradients_before_either_step():
 
 def test_members_and_shares_are_drawn_by_their_counts():
     built = build({}, ensembles=DRAWN)
-    choice = built.draw(nn.seed_of(0), 8)
-    assert len(set(choice.q_members.numpy())) == 5
-    assert len(set(choice.q_shares.members.numpy())) == 3
-    np.testing.assert_array_equal(np.sort(choice.q_shares.order), np.arange(8))
-    assert len(set(choice.model.transition.numpy())) == 2
-    assert len(set(choice.model.reward.numpy())) == 3
+    sampled = built.sample(nn.seed_of(0), 8)
+    assert len(set(sampled.q_members.numpy())) == 5
+    assert len(set(sampled.q_assignment.members.numpy())) == 3
+    np.testing.assert_array_equal(np.sort(sampled.q_assignment.order), np.arange(8))
+    assert len(set(sampled.model.transition.numpy())) == 2
+    assert len(set(sampled.model.reward.numpy())) == 3
 
 
 def test_all_members_are_drawn_as_none_and_ddpg_draws_no_model():
-    choice = build({}).draw(nn.seed_of(0), 8)
-    assert choice.q_members is None
-    assert choice.model == (None, None)
-    assert build(None).draw(nn.seed_of(0), 8).model is None
+    sampled = build({}).sample(nn.seed_of(0), 8)
+    assert sampled.q_members is None
+    assert sampled.model == (None, None)
+    assert build(None).sample(nn.seed_of(0), 8).model is None
 
 
 def test_a_traced_draw_differs_from_update_to_update():
     built = build({}, ensembles=DRAWN)
-    draw = tf.function(lambda n: built.draw(nn.fold_in(nn.seed_of(0), n), 8))
+    draw = tf.function(lambda n: built.sample(nn.fold_in(nn.seed_of(0), n), 8))
     seen = [draw(tf.constant(number)) for number in range(30)]
     assert len({tuple(c.q_members.numpy()) for c in seen}) > 10
-    assert len({tuple(c.q_shares.order.numpy()) for c in seen}) == 30
-    assert len({tuple(c.q_shares.members.numpy()) for c in seen}) > 10
+    assert len({tuple(c.q_assignment.order.numpy()) for c in seen}) == 30
+    assert len({tuple(c.q_assignment.members.numpy()) for c in seen}) > 10
     assert len({tuple(c.model.transition.numpy()) for c in seen}) > 5
     assert len({tuple(c.model.reward.numpy()) for c in seen}) > 5
 
@@ -878,14 +880,14 @@ def test_draw_and_update_trace_once_and_do_what_they_do_untraced(keys):
     def step(batch):
         traces.append(1)
         seed = nn.fold_in(nn.seed_of(0), adams[0].steps)
-        return built.update(batch, built.draw(seed, 6), *adams)
+        return built.update(batch, built.sample(seed, 6), *adams)
 
     for seed in range(5):
         batch = random_batch(6, seed)
         metrics = step(batch)
         if seed < 2:
-            choice = untraced.draw(nn.fold_in(nn.seed_of(0), seed), 6)
-            expected = untraced.update(batch, choice, *other_adams)
+            sampled = untraced.sample(nn.fold_in(nn.seed_of(0), seed), 6)
+            expected = untraced.update(batch, sampled, *other_adams)
             for name, value in expected.items():
                 np.testing.assert_allclose(
                     metrics[name], value, rtol=1e-3, atol=1e-6, err_msg=name
@@ -900,7 +902,7 @@ def test_one_update_is_finite_and_moves_policy_and_q(keys, ensembles, horizon):
     built = build(keys, horizon=horizon, ensembles=ensembles)
     before = values_of(built)
     metrics = built.update(
-        random_batch(), built.draw(nn.seed_of(0), 4), *optimizers(built)
+        random_batch(), built.sample(nn.seed_of(0), 4), *optimizers(built)
     )
     assert set(metrics) == {"q_loss", "policy_loss", "policy_reg_loss", "model_usage"}
     assert all(np.isfinite(value) for value in metrics.values())
@@ -916,7 +918,7 @@ def test_one_update_of_ddpg_is_finite_and_moves_policy_and_q(ensembles):
     built = build(None, ensembles=ensembles)
     before = values_of(built)
     metrics = built.update(
-        random_batch(), built.draw(nn.seed_of(0), 4), *optimizers(built)
+        random_batch(), built.sample(nn.seed_of(0), 4), *optimizers(built)
     )
     assert all(np.isfinite(value) for value in metrics.values())
     after = values_of(built)
@@ -928,7 +930,7 @@ def test_one_update_of_ddpg_is_finite_and_moves_policy_and_q(ensembles):
 def test_a_batch_of_terminal_transitions_is_finite():
     built = build(ALGORITHMS["mve_tdk"] | ALGORITHMS["steve"], horizon=2)
     batch = random_batch()._replace(terminated=tf.ones([4]))
-    targets, weights, _ = built.targets(built.imagine(batch, fixed_choice(built)))
+    targets, weights, _ = built.targets(built.imagine(batch, fixed_members(built)))
     np.testing.assert_allclose(targets[:, 0], REWARD_SCALE * batch.reward, rtol=1e-6)
     np.testing.assert_array_equal(targets[:, 1:], 0)
     np.testing.assert_array_equal(weights, [[1, 0, 0]] * 4)

@@ -20,8 +20,8 @@ from steve import visualizer
 from steve.acting.policy import Policy
 from steve.analysis import inspection, policy_figures, video
 from steve.analysis.episodes import Episode, run_episode
-from steve.analysis.inspection import Errors, Judged, ModelError, Predicted
-from steve.analysis.trained import build_nets, load_trained, policy_shapes
+from steve.analysis.inspection import EpisodeValues, Errors, ModelError, Predicted
+from steve.analysis.trained import build_nets, load_checkpoint, policy_shapes
 from steve.analysis.video import EpisodeError
 from steve.envwrap import EnvSpec
 from steve.running import devices
@@ -403,7 +403,7 @@ def direct_weights(valuerl, model, episode, t: int) -> tuple[np.ndarray, float]:
 def test_weights_and_targets_agree_with_a_direct_computation(tmp_path, terminated):
     valuerl, model = build(Config.model_validate(content(tmp_path)))
     episode = make_episode(5, terminated, start=0.3)
-    judged = inspection.judge(valuerl, episode)
+    judged = inspection.episode_values(valuerl, episode)
     for t in range(5):
         weights, target = direct_weights(valuerl, model, episode, t)
         np.testing.assert_allclose(judged.weights[t], weights, atol=2e-3)
@@ -413,7 +413,7 @@ def test_weights_and_targets_agree_with_a_direct_computation(tmp_path, terminate
 def test_values_are_of_the_actions_taken_and_zero_behind_a_termination(tmp_path):
     valuerl, _ = build(Config.model_validate(content(tmp_path)))
     episode = make_episode(4, terminated=False)
-    judged = inspection.judge(valuerl, episode)
+    judged = inspection.episode_values(valuerl, episode)
     inputs = np.c_[episode.obs, episode.action]
     q = np.stack([forward(valuerl.q, member, inputs)[:, 0] for member in range(2)])
     np.testing.assert_allclose(judged.value, q.mean(axis=0), atol=1e-5)
@@ -422,7 +422,7 @@ def test_values_are_of_the_actions_taken_and_zero_behind_a_termination(tmp_path)
     inputs = np.r_[last, np.tanh(forward(valuerl.policy, 0, last))]
     final = np.mean([forward(valuerl.q, member, inputs) for member in range(2)])
     np.testing.assert_allclose(judged.final_value, final, atol=1e-5)
-    ended = inspection.judge(valuerl, make_episode(4))
+    ended = inspection.episode_values(valuerl, make_episode(4))
     assert ended.final_value == 0
 
 
@@ -444,9 +444,9 @@ def test_another_algorithm_gets_steves_weights_and_it_is_said(
     given["policy_config"]["value_expansion"] = expansion
     config = Config.model_validate(given)
     publish(tmp_path, config)
-    trained = load_trained(tmp_path, config)
+    trained = load_checkpoint(tmp_path, config)
     nets = build_nets(config, SIZES, trained)
-    weights = inspection.judge(nets.valuerl, make_episode(3)).weights
+    weights = inspection.episode_values(nets.valuerl, make_episode(3)).weights
     assert weights.shape == (3, (expansion or {"rollout_len": 3})["rollout_len"] + 1)
     # Not the last: behind a termination all candidates are the same.
     assert (weights.max(axis=1) > weights.min(axis=1) + 0.01)[:-1].all()
@@ -462,9 +462,9 @@ def test_without_ensembles_the_weights_are_uniform_and_it_is_said(tmp_path):
     given["policy_config"]["bayesian"] = given["model_config"]["bayesian"] = None
     config = Config.model_validate(given)
     publish(tmp_path, config)
-    trained = load_trained(tmp_path, config)
+    trained = load_checkpoint(tmp_path, config)
     nets = build_nets(config, SIZES, trained)
-    weights = inspection.judge(nets.valuerl, make_episode(3)).weights
+    weights = inspection.episode_values(nets.valuerl, make_episode(3)).weights
     np.testing.assert_allclose(weights, 1 / 3, atol=1e-6)
     assert "uniform" in nets.notes[0]
 
@@ -480,11 +480,11 @@ def config(tmp_path):
 def test_a_folder_gives_its_newest_state_and_the_newest_model(tmp_path, config):
     publish(tmp_path, config, "-5", updates=5)
     publish(tmp_path, config, "-40", updates=40)
-    only_numbered = load_trained(tmp_path, config)
+    only_numbered = load_checkpoint(tmp_path, config)
     assert only_numbered.path.name == "valuerl-40.safetensors"
     assert only_numbered.model[0].name == "worldmodel-40.safetensors"
     publish(tmp_path, config)
-    newest = load_trained(tmp_path, config)
+    newest = load_checkpoint(tmp_path, config)
     assert newest.path.name == "valuerl.safetensors"
     assert newest.model[0].name == "worldmodel.safetensors"
     assert newest.notes == []
@@ -494,10 +494,10 @@ def test_a_numbered_state_has_the_model_of_its_number_or_none(tmp_path, config):
     publish(tmp_path, config)
     publish(tmp_path, config, "-5", updates=5)
     path = tmp_path / "valuerl-5.safetensors"
-    trained = load_trained(path, config)
+    trained = load_checkpoint(path, config)
     assert trained.model[1].metadata["updates"] == 5
     (tmp_path / "worldmodel-5.safetensors").unlink()
-    trained = load_trained(path, config)
+    trained = load_checkpoint(path, config)
     assert trained.model is None
     assert "no worldmodel-5.safetensors" in trained.notes[0]
 
@@ -505,13 +505,13 @@ def test_a_numbered_state_has_the_model_of_its_number_or_none(tmp_path, config):
 def test_a_policys_values_are_those_beside_it(tmp_path, config):
     publish(tmp_path, config)
     path = tmp_path / "policy.safetensors"
-    trained = load_trained(path, config)
+    trained = load_checkpoint(path, config)
     assert trained.critic[0].name == "valuerl.safetensors"
-    state = load_trained(tmp_path, config)
+    state = load_checkpoint(tmp_path, config)
     for name, tensor in trained.policy.tensors.items():
         np.testing.assert_array_equal(state.policy.tensors[name], tensor)
     (tmp_path / "valuerl.safetensors").unlink()
-    alone = load_trained(path, config)
+    alone = load_checkpoint(path, config)
     assert alone.critic is None
     assert "no values and no weights" in alone.notes[0]
 
@@ -522,7 +522,7 @@ def test_targets_follow_the_policy_that_was_asked_for(tmp_path, config):
     publish(other, config, updates=8)
     path = tmp_path / "policy.safetensors"
     (other / "policy.safetensors").replace(path)
-    trained = load_trained(path, config)
+    trained = load_checkpoint(path, config)
     assert "of another update" in trained.notes[0]
     nets = build_nets(config, SIZES, trained)
     obs = np.array([[0.3, -0.2]], np.float32)
@@ -535,19 +535,19 @@ def test_a_damaged_newest_state_gives_way_to_the_one_before(tmp_path, config):
     newest = tmp_path / "valuerl.safetensors"
     newest.rename(checkpoint.previous_path(newest))
     newest.write_bytes(b"torn")
-    trained = load_trained(tmp_path, config)
+    trained = load_checkpoint(tmp_path, config)
     assert "is used instead" in trained.notes[0]
 
 
 def test_a_world_model_is_no_policy(tmp_path, config):
     publish(tmp_path, config)
     with pytest.raises(UserError, match="holds no policy"):
-        load_trained(tmp_path / "worldmodel.safetensors", config)
+        load_checkpoint(tmp_path / "worldmodel.safetensors", config)
 
 
 def test_the_shapes_expected_of_a_policy_are_those_of_the_net(tmp_path, config):
     publish(tmp_path, config)
-    trained = load_trained(tmp_path / "policy.safetensors", config)
+    trained = load_checkpoint(tmp_path / "policy.safetensors", config)
     shapes = {name: tensor.shape for name, tensor in trained.policy.tensors.items()}
     assert policy_shapes(config.policy_config, SIZES) == shapes
 
@@ -563,12 +563,12 @@ def test_one_layer_leads_straight_from_observations_to_actions():
 # ---- Figures ------------------------------------------------------------------------
 
 
-def judged_episode(length: int, members_agree: bool) -> Judged:
+def judged_episode(length: int, members_agree: bool) -> EpisodeValues:
     rng = np.random.default_rng(0)
     weights = rng.dirichlet(np.ones(4), length)
     spread = np.zeros(length) if members_agree else np.ones(length)
     value = rng.random(length)
-    return Judged(value, spread, 0.0, value, weights)
+    return EpisodeValues(value, spread, 0.0, value, weights)
 
 
 @pytest.mark.parametrize("members_agree", [True, False])
@@ -607,7 +607,7 @@ def test_a_log_scale_names_the_lines_that_it_cannot_show():
 
 def test_the_default_folder_gets_a_number_when_it_is_taken(make_lab):
     lab = make_lab()
-    trained = load_trained(lab.checkpoints, lab.config)
+    trained = load_checkpoint(lab.checkpoints, lab.config)
     first = visualizer.choose_folder(None, trained, lab.config)
     assert first == lab.experiment / "visualizer"
     first.mkdir()
@@ -617,7 +617,7 @@ def test_the_default_folder_gets_a_number_when_it_is_taken(make_lab):
 
 def test_outside_an_experiment_the_results_go_to_the_working_folder(tmp_path, config):
     publish(tmp_path / "elsewhere", config)
-    trained = load_trained(tmp_path / "elsewhere", config)
+    trained = load_checkpoint(tmp_path / "elsewhere", config)
     chosen = visualizer.choose_folder(None, trained, config)
     assert chosen == Path("visualizer-output")
 
@@ -912,7 +912,7 @@ def test_an_out_that_is_there_is_refused(make_lab, capsys):
 )
 def test_a_checkpoint_that_does_not_fit_is_one_line(make_lab, capsys, change, said):
     lab = make_lab()
-    trained = load_trained(lab.checkpoints, lab.config)
+    trained = load_checkpoint(lab.checkpoints, lab.config)
     config = loading.load(lab.config_file, overrides=[change]).config
     with pytest.raises(UserError) as caught:
         visualizer.load_nets("cpu", config, SIZES, trained)

@@ -1,4 +1,4 @@
-"""The world model: losses, shares, members, and that it learns.
+"""The world model: losses, assignment, members, and that it learns.
 
 O = 2, A = 1 wherever nets take part. With one layer a net is linear, so its weights
 can be chosen to show what it was given.
@@ -14,8 +14,8 @@ from steve import nn
 from steve.replay import Batch
 from steve.settings.schema import WorldModelConfig
 from steve.worldmodel import (
+    ModelAssignment,
     ModelMembers,
-    ModelShares,
     WorldModel,
     reward_loss,
     termination_loss,
@@ -80,10 +80,10 @@ def random_batch(size, seed=0):
 
 
 def shares_of(orders, members):
-    """Shares of transition and of reward, from lists."""
-    return ModelShares(
+    """Assignment of transition and of reward, from lists."""
+    return ModelAssignment(
         *(
-            nn.Shares(tf.constant(order), tf.constant(taking_part))
+            nn.Assignment(tf.constant(order), tf.constant(taking_part))
             for order, taking_part in zip(orders, members, strict=True)
         )
     )
@@ -130,7 +130,7 @@ def test_losses_of_constant_nets_and_their_sum():
         next_obs=tf.constant([[1.0, 3.0], [6.0, 6.0]]),
         terminated=tf.constant([1.0, 0.0]),
     )
-    losses = model.losses(batch, model.draw_shares(nn.seed_of(0), 2))
+    losses = model.losses(batch, model.sample_assignment(nn.seed_of(0), 2))
     expected = {
         "transition_loss": (0 + 4) / 2 / 2,  # errors (0, 2) and (0, 0)
         "termination_loss": (math.log(4 / 3) + math.log(4)) / 2,
@@ -156,13 +156,13 @@ def test_termination_and_reward_see_the_real_next_observation_first():
         next_obs=tf.constant([[1.0, 2.0]]),
         terminated=tf.constant([0.0]),
     )
-    losses = model.losses(batch, model.draw_shares(nn.seed_of(0), 1))
+    losses = model.losses(batch, model.sample_assignment(nn.seed_of(0), 1))
     assert losses["reward_loss"].numpy() == pytest.approx(1 / 2)  # g = 54321
     # the cross-entropy of a large logit with d = 0 is the logit
     assert losses["termination_loss"].numpy() == pytest.approx(54321)
 
 
-# Shares
+# Assignment
 
 
 def test_each_member_sees_exactly_its_rows():
@@ -184,8 +184,8 @@ def test_each_member_sees_exactly_its_rows():
     )
     # transition: member 2 gets rows 4, 0, 2; member 0 rows 1, 3; member 1 none.
     # reward: member 1 rows 3, 4; member 3 rows 0, 1; member 0 row 2; member 2 none.
-    shares = shares_of([[4, 0, 2, 1, 3], [3, 4, 0, 1, 2]], [[2, 0], [1, 3, 0]])
-    gradients, _ = model.gradients(batch, shares)
+    assignment = shares_of([[4, 0, 2, 1, 3], [3, 4, 0, 1, 2]], [[2, 0], [1, 3, 0]])
+    gradients, _ = model.gradients(batch, assignment)
     of = {
         id(v): tf.convert_to_tensor(g).numpy()
         for v, g in zip(model.variables, gradients, strict=True)
@@ -200,8 +200,8 @@ def test_termination_members_get_the_rows_of_their_transition_members():
     model = build(ensembles(transition=(3, 2, 3), reward=(4, 3, 4)), weight_decay=0.0)
     make_constant(model.termination, [0.0] * 3)
     batch = random_batch(5)._replace(terminated=tf.constant([1.0, 0, 0, 0, 1]))
-    shares = shares_of([[4, 0, 2, 1, 3], [3, 4, 0, 1, 2]], [[2, 0], [1, 3, 0]])
-    gradients, _ = model.gradients(batch, shares)
+    assignment = shares_of([[4, 0, 2, 1, 3], [3, 4, 0, 1, 2]], [[2, 0], [1, 3, 0]])
+    gradients, _ = model.gradients(batch, assignment)
     index = next(
         i for i, v in enumerate(model.variables) if v is model.termination.biases[-1]
     )
@@ -215,9 +215,9 @@ def test_a_loss_is_the_mean_over_all_rows_whichever_member_took_them():
     model = build(ensembles(reward=(4, 3, 4)))
     make_constant(model.reward, [0.0, 1.0, 2.0, 3.0])
     batch = random_batch(5)._replace(reward=tf.zeros([5]))
-    shares = shares_of([[0, 1, 2, 3, 4]] * 2, [[0, 1, 2], [3, 0, 2]])
+    assignment = shares_of([[0, 1, 2, 3, 4]] * 2, [[0, 1, 2], [3, 0, 2]])
     # members 3, 3, 0, 0, 2: (9 + 9 + 0 + 0 + 4) / 2 / 5
-    loss = model.losses(batch, shares)["reward_loss"]
+    loss = model.losses(batch, assignment)["reward_loss"]
     assert loss.numpy() == pytest.approx(22 / 10)
 
 
@@ -226,8 +226,8 @@ def test_the_penalty_covers_members_that_take_no_part():
     for variable in model.variables:
         variable.assign(tf.ones_like(variable))
     entries = sum(variable.shape.num_elements() for variable in model.variables)
-    shares = shares_of([[0, 1]] * 2, [[0], [0]])
-    gradients, losses = model.gradients(random_batch(2), shares)
+    assignment = shares_of([[0, 1]] * 2, [[0], [0]])
+    gradients, losses = model.gradients(random_batch(2), assignment)
     assert losses["reg_loss"].numpy() == pytest.approx(0.1 * entries / 2, rel=1e-5)
     for gradient in gradients:
         idle = tf.convert_to_tensor(gradient).numpy()[1:]
@@ -236,8 +236,11 @@ def test_the_penalty_covers_members_that_take_no_part():
 
 def test_shares_are_drawn_for_train_sample_count_members():
     model = build(ensembles(transition=(3, 2, 1), reward=(6, 4, 5)))
-    shares = model.draw_shares(nn.seed_of(0), 9)
-    for share, size, count in ((shares.transition, 3, 2), (shares.reward, 6, 4)):
+    assignment = model.sample_assignment(nn.seed_of(0), 9)
+    for share, size, count in (
+        (assignment.transition, 3, 2),
+        (assignment.reward, 6, 4),
+    ):
         assert len(set(share.members.numpy())) == count
         assert set(share.members.numpy()) <= set(range(size))
         np.testing.assert_array_equal(np.sort(share.order), np.arange(9))
@@ -248,11 +251,11 @@ def test_shares_are_drawn_for_train_sample_count_members():
 
 def test_members_are_drawn_for_eval_sample_count():
     model = build(ensembles(transition=(3, 1, 2), reward=(6, 4, 5)))
-    members = model.draw_members(nn.seed_of(0))
+    members = model.sample_members(nn.seed_of(0))
     assert len(set(members.transition.numpy())) == 2
     assert len(set(members.reward.numpy())) == 5
-    assert build(ensembles()).draw_members(nn.seed_of(0)) == (None, None)
-    assert build().draw_members(nn.seed_of(0)) == (None, None)
+    assert build(ensembles()).sample_members(nn.seed_of(0)) == (None, None)
+    assert build().sample_members(nn.seed_of(0)) == (None, None)
 
 
 @pytest.mark.parametrize("chosen", [None, [2, 0]])
@@ -276,7 +279,7 @@ def test_the_transition_net_gets_the_observation_and_then_the_action():
     result = model.next_obs(
         tf.constant([[[1.0, 2.0]]]),
         tf.constant([[[3.0]]]),
-        model.draw_members(nn.seed_of(0)),
+        model.sample_members(nn.seed_of(0)),
     )
     np.testing.assert_allclose(result, [[[1 + 321, 2 + 3000]]])
 
@@ -338,9 +341,9 @@ def test_variables_have_the_names_of_a_checkpoint():
 
 def test_update_is_one_step_on_the_gradients_and_returns_the_losses_before_it():
     model, same = (build(ensembles(), layers=2) for _ in range(2))
-    batch, shares = random_batch(8), model.draw_shares(nn.seed_of(0), 8)
-    losses = model.update(batch, shares, nn.Adam(model.variables, 0.01))
-    gradients, before = same.gradients(batch, shares)
+    batch, assignment = random_batch(8), model.sample_assignment(nn.seed_of(0), 8)
+    losses = model.update(batch, assignment, nn.Adam(model.variables, 0.01))
+    gradients, before = same.gradients(batch, assignment)
     nn.Adam(same.variables, 0.01).apply(gradients)
     for name, loss in before.items():
         assert losses[name].numpy() == pytest.approx(loss.numpy(), rel=1e-6)
@@ -370,7 +373,7 @@ def test_every_ensemble_learns_a_linear_system_without_retracing():
     @tf.function
     def step(batch):
         seed = nn.fold_in(nn.seed_of(0), optimizer.steps)
-        return model.update(batch, model.draw_shares(seed, 48), optimizer)
+        return model.update(batch, model.sample_assignment(seed, 48), optimizer)
 
     first = step(linear_batch(48, rng))
     for _ in range(300):

@@ -23,13 +23,13 @@ from steve import nn
 from steve.replay import Batch
 from steve.settings.schema import PolicyConfig, ValueExpansion, WorldModelConfig
 from steve.valuerl import (
-    Choice,
+    SampledMembers,
     ValueRL,
     covariance_system,
     covariance_weights,
     steve_weights,
 )
-from steve.worldmodel import ModelMembers, ModelShares, WorldModel
+from steve.worldmodel import ModelAssignment, ModelMembers, WorldModel
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -79,7 +79,7 @@ def relative_error(ours: np.ndarray, reference: np.ndarray) -> float:
 
 
 class Case:
-    """One file: its nets with the given parameters, its batch, its fixed choice."""
+    """One file: its nets with the given parameters, its batch, its fixed sampled."""
 
     def __init__(self, path: Path) -> None:
         with np.load(path) as file:
@@ -101,7 +101,7 @@ class Case:
             next_obs=self._constant("batch/next_obs"),
             terminated=self._constant("batch/done"),
         )
-        self.choice = self._fixed_choice()
+        self.sampled = self._fixed_members()
 
     def _constant(self, name: str) -> tf.Tensor:
         return tf.constant(self.arrays[name], tf.float32)
@@ -162,23 +162,25 @@ class Case:
         for name, variable in self.variables().items():
             variable.assign(self.arrays[f"param/{name}"].reshape(variable.shape))
 
-    def _fixed_choice(self) -> Choice:
+    def _fixed_members(self) -> SampledMembers:
         """The first members, and row i to member i mod their number."""
 
         def first(net: str) -> tf.Tensor:
             return tf.range(self.sizes[net][2])
 
         model = ModelMembers(first("transition"), first("reward"))
-        return Choice(
+        return SampledMembers(
             q_members=first("q"),
-            q_shares=nn.interleaved_shares(self.meta["batch"], self.sizes["q"][1]),
+            q_assignment=nn.interleaved_assignment(
+                self.meta["batch"], self.sizes["q"][1]
+            ),
             model=model if self.world_model else None,
         )
 
-    def model_shares(self) -> ModelShares:
-        return ModelShares(
+    def model_assignment(self) -> ModelAssignment:
+        return ModelAssignment(
             *(
-                nn.interleaved_shares(self.meta["batch"], self.sizes[net][1])
+                nn.interleaved_assignment(self.meta["batch"], self.sizes[net][1])
                 for net in ("transition", "reward")
             )
         )
@@ -201,7 +203,7 @@ class Case:
         yield self._compare("action_greedy", action, "out/action_greedy", 1e-5)
         if self.world_model is None:
             return
-        imagined = self.valuerl.imagine(self.batch, self.choice)
+        imagined = self.valuerl.imagine(self.batch, self.sampled)
         means, weights, residuals = [], [], []
         for start in range(self.valuerl.horizon + 1):
             candidates = self.valuerl.candidates(imagined, start)
@@ -222,7 +224,7 @@ class Case:
         if self.meta["value_expansion"].get("tdk_trick"):
             ours = tf.reduce_mean(imagined.continue_probs, -1)
             yield self._compare("reach_prob", ours, "out/reach_prob", 1e-5)
-            ours = self.valuerl.rollout_q(imagined, self.choice.q_shares)
+            ours = self.valuerl.rollout_q(imagined, self.sampled.q_assignment)
             yield self._compare("rollout_q", ours, "out/rollout_q", 1e-5)
 
     @staticmethod
@@ -238,7 +240,7 @@ class Case:
         return residuals
 
     def _value_results(self) -> Iterator[Result]:
-        policy, q, metrics = self.valuerl.gradients(self.batch, self.choice)
+        policy, q, metrics = self.valuerl.gradients(self.batch, self.sampled)
         q_tolerance = 1e-4 if self.is_covariance else 1e-5
         for name in ("policy_loss", "policy_reg_loss"):
             yield self._compare(name, metrics[name], f"out/{name}", 1e-5)
@@ -253,7 +255,9 @@ class Case:
         yield self._gradient_result("q", self.valuerl.q, q, q_tolerance)
 
     def _model_results(self) -> Iterator[Result]:
-        gradients, losses = self.world_model.gradients(self.batch, self.model_shares())
+        gradients, losses = self.world_model.gradients(
+            self.batch, self.model_assignment()
+        )
         for theirs, ours in MODEL_LOSSES.items():
             yield self._compare(ours, losses[ours], f"out/{theirs}", 1e-5)
         for net_name in MODEL_NETS:
@@ -270,11 +274,11 @@ class Case:
         policy_adam = nn.Adam(self.valuerl.policy.variables, learning_rate)
         q_adam = nn.Adam(self.valuerl.q.variables, learning_rate)
         for _ in range(UPDATES):
-            self.valuerl.update(self.batch, self.choice, policy_adam, q_adam)
+            self.valuerl.update(self.batch, self.sampled, policy_adam, q_adam)
         if self.world_model is not None:
             adam = nn.Adam(self.world_model.variables, learning_rate)
             for _ in range(UPDATES):
-                self.world_model.update(self.batch, self.model_shares(), adam)
+                self.world_model.update(self.batch, self.model_assignment(), adam)
         variables = self.variables()
         for net in ("policy", "q", *(MODEL_NETS if self.world_model else ())):
             errors = [

@@ -85,7 +85,7 @@ def rates(counts: list[int]) -> tuple[float, float]:
     return first / third, last / third
 
 
-def judge(
+def episode_values(
     courses: dict[str, Course], counts: dict[str, list[int]]
 ) -> list[tuple[str, str]]:
     """(name, what is wrong with it) for all that grew or slowed down."""
@@ -164,7 +164,7 @@ def main() -> int:
                 os.killpg(run.pid, signal.SIGKILL)
                 run.wait()
     show(courses, counts)
-    wrong = judge(courses, counts)
+    wrong = episode_values(courses, counts)
     for name, what in wrong:
         print(f"VIOLATION {name}: {what}")
     print(f"violations: {len(wrong)}; exit code of the run: {code}")
@@ -174,13 +174,15 @@ def main() -> int:
 def test_growth_new_files_and_slowing_down_are_seen():
     steady = Course([1000, 1049, 960], [9, 10, 9])
     even = list(range(0, 100, 10))
-    assert judge({"launcher": steady}, {"frames": even}) == []
+    assert episode_values({"launcher": steady}, {"frames": even}) == []
     grown, opened = (
         Course([1000, 1051], [9, 9]),
         Course([1000, 1000, 1000], [9, 10, 10]),
     )
     slower = [0, 10, 20, 30, 36, 42, 48, 54, 60, 66]
-    wrong = judge({"valuerl": grown, "interactor0": opened}, {"frames": slower})
+    wrong = episode_values(
+        {"valuerl": grown, "interactor0": opened}, {"frames": slower}
+    )
     assert [name for name, _ in wrong] == ["valuerl", "interactor0", "frames"]
 
 

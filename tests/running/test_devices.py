@@ -6,8 +6,8 @@ import pytest
 from steve.running.devices import (
     NO_GPU,
     VARIABLE,
-    Assignment,
     Gpu,
+    GpuAssignment,
     assign,
     installed_gpus,
 )
@@ -45,13 +45,13 @@ def error_of(gpu_id, found, has_model=True):
 @pytest.mark.parametrize("has_model", [True, False])
 @pytest.mark.parametrize("count", [0, 1, 2, 4])
 def test_cpu_uses_no_gpu(count, has_model):
-    assert assign("cpu", gpus(count), has_model) == Assignment(NO_GPU, NO_GPU, None)
+    assert assign("cpu", gpus(count), has_model) == GpuAssignment(NO_GPU, NO_GPU, None)
 
 
 @pytest.mark.parametrize(("count", "index"), [(2, 0), (4, 0), (4, 1), (4, 2)])
 def test_the_value_learner_gets_gpu_id_and_the_world_model_the_next(count, index):
     assignment = assign(str(index), gpus(count), has_model=True)
-    assert assignment == Assignment(UUIDS[index], UUIDS[index + 1], None)
+    assert assignment == GpuAssignment(UUIDS[index], UUIDS[index + 1], None)
 
 
 @pytest.mark.parametrize("count", [1, 2, 4])
@@ -67,7 +67,7 @@ def test_the_last_gpu_is_shared_with_a_note_of_one_line(count):
 @pytest.mark.parametrize(("count", "index"), [(1, 0), (2, 0), (2, 1), (4, 2)])
 def test_without_a_model_gpu_id_alone_is_used(count, index):
     assignment = assign(str(index), gpus(count), has_model=False)
-    assert assignment == Assignment(UUIDS[index], NO_GPU, None)
+    assert assignment == GpuAssignment(UUIDS[index], NO_GPU, None)
 
 
 @pytest.mark.parametrize("has_model", [True, False])
@@ -125,7 +125,7 @@ def test_indices_stay_as_given_and_in_the_given_order(value, tokens):
 def test_gpu_id_counts_the_visible_devices():
     found = visible({VARIABLE: "3,2"}, lambda: gpus(4))
     assert [gpu.name for gpu in found] == ["Model 3", "Model 2"]
-    assert assign("0", found, has_model=True) == Assignment("3", "2", None)
+    assert assign("0", found, has_model=True) == GpuAssignment("3", "2", None)
     assert assign("1", found, has_model=True).valuerl == "2"
     assert "0 (Model 3), 1 (Model 2)" in error_of("2", found)
 
@@ -165,7 +165,7 @@ def test_mig_slices_are_taken_as_they_stand():
     first, second = "MIG-8f3c0000-1111", f"MIG-{UUIDS[0]}/1/0"
     assert visible_tokens(f"{first},{second}", count=1) == [first, second]
     found = visible({VARIABLE: f"{first},{second}"}, lambda: gpus(1))
-    assert assign("0", found, has_model=True) == Assignment(first, second, None)
+    assert assign("0", found, has_model=True) == GpuAssignment(first, second, None)
     assert visible_tokens(first, count=0) == []
 
 
