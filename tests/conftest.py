@@ -2,11 +2,13 @@
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+
+from steve.running import devices
 
 # Set before any test module imports TensorFlow: its start-up notes bury the results.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -33,6 +35,19 @@ def stand_in(tmp_path, monkeypatch) -> Callable[..., Path]:
         return calls
 
     return write
+
+
+@pytest.fixture
+def own_process_state(monkeypatch, tmp_path) -> Iterator[None]:
+    """What a call changes for its process is as before afterwards."""
+    monkeypatch.setenv(devices.VARIABLE, "-1")
+    monkeypatch.delenv("MUJOCO_GL", raising=False)
+    monkeypatch.chdir(tmp_path)
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    handlers = [signal.getsignal(number) for number in numbers]
+    yield
+    for number, handler in zip(numbers, handlers, strict=True):
+        signal.signal(number, handler)
 
 
 @pytest.fixture

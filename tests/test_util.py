@@ -12,7 +12,17 @@ import sys
 import pytest
 
 from steve import util
-from steve.util import Every, atomic_write, clock, named, number, unused, wait_until
+from steve.util import (
+    Every,
+    RunError,
+    appearing,
+    atomic_write,
+    clock,
+    named,
+    number,
+    unused,
+    wait_until,
+)
 
 OLD, NEW = b"the old content", b"the new content, which is longer"
 
@@ -166,6 +176,23 @@ def test_the_file_has_the_permissions_of_any_new_file(tmp_path, before):
 def test_a_folder_that_does_not_exist_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError):
         atomic_write(tmp_path / "none" / "file.json", NEW)
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path):
+    folder = tmp_path / "new" / "results"
+
+    def fail():
+        with appearing(folder) as unfinished:
+            (unfinished / "half").touch()
+            assert not folder.exists()
+            raise RunError("broken")
+
+    with pytest.raises(RunError):
+        fail()
+    assert list((tmp_path / "new").iterdir()) == []
+    with appearing(folder) as unfinished:
+        (unfinished / "whole").touch()
+    assert [path.name for path in folder.iterdir()] == ["whole"]
 
 
 # Errors with a name

@@ -1,0 +1,56 @@
+"""Episodes: what the environment did, and nothing else."""
+
+import numpy as np
+import pytest
+
+from steve.acting.policy import Policy
+from steve.analysis.episodes import run_episode
+from steve.analysis.video import EpisodeError
+from steve.storage.checkpoint import Checkpoint
+
+
+class Scripted:
+    """Ends after three steps by what it is told; rewards 1, 2, 4."""
+
+    def __init__(self, terminated=True, reward=4.0):
+        self._last = terminated, reward
+
+    def reset(self, *, seed):
+        self.seed, self._step = seed, 0
+        return np.zeros(2), {}
+
+    def step(self, action):
+        self._step += 1
+        obs = np.full(2, float(self._step))
+        if self._step < 3:
+            return obs, float(self._step), False, False, {}
+        terminated, reward = self._last
+        return obs, reward, terminated, not terminated, {}
+
+
+def constant_policy() -> Policy:
+    tensors = {
+        "policy/w0": np.zeros((2, 1), np.float32),
+        "policy/b0": np.array([0.5], np.float32),
+    }
+    return Policy(Checkpoint(tensors, {"epoch": 1, "frames": 0, "hours": 0.0}), 2, 1)
+
+
+@pytest.mark.parametrize("terminated", [True, False])
+def test_an_episode_is_what_the_environment_did(terminated):
+    env, seen = Scripted(terminated), []
+    episode = run_episode(
+        env, constant_policy(), 11, lambda env, *rest: seen.append(rest)
+    )
+    assert env.seed == episode.seed == 11
+    assert (episode.length, episode.score) == (3, 7.0)
+    assert episode.terminated is terminated
+    assert episode.obs[:, 0].tolist() == [0, 1, 2]
+    assert episode.next_obs[:, 0].tolist() == [1, 2, 3]
+    np.testing.assert_allclose(episode.action, np.tanh(0.5), rtol=1e-6)
+    assert seen == [(0, 0.0, False), (1, 1.0, False), (2, 3.0, False), (3, 7.0, True)]
+
+
+def test_a_reward_that_is_not_finite_is_an_error():
+    with pytest.raises(EpisodeError, match="step 3"):
+        run_episode(Scripted(reward=np.nan), constant_policy(), 0)
