@@ -112,8 +112,11 @@ def test_one_layer_leads_straight_from_observations_to_actions():
         ({"rollout_len": 2, "steve_reweight": True}, None),
         ({"rollout_len": 2, "tdk_trick": True}, "MVE-TDk"),
         ({"rollout_len": 2, "mean_k_return": True}, "mean-MVE"),
-        ({"rollout_len": 2, "lambda_return": 0}, "TD-lambda MVE"),
-        ({"rollout_len": 2}, "algorithm is MVE;"),
+        (
+            {"rollout_len": 2, "lambda_return": 0},
+            "algorithm is ensemble TD-lambda 0 MVE H=2;",
+        ),
+        ({"rollout_len": 2}, "algorithm is ensemble MVE H=2;"),
         (None, "expands no values"),
     ],
 )
