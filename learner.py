@@ -1,7 +1,6 @@
 """The learners' loop: restore, wait, sample, step, log, publish (SPEC section 2)."""
 
 import abc
-import csv
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -16,12 +15,13 @@ from .compute import GPU_UPDATES_PER_CALL, BatchSource, Updater
 from .replay import ReplayBuffer
 from .running.child import Context
 from .running.events import LearnerEvents
+from .running.pace import is_done, may_update
 from .settings.roles import VALUERL
 from .settings.schema import Config, LearnerConfig
 from .storage import checkpoint
 from .storage.checkpoint import Checkpoint, NonFiniteError
-from .storage.tables import append_row
-from .util import Every, RunError, atomic_write, wait_until
+from .storage.tables import append_row, trim_log
+from .util import Every, RunError, wait_until
 
 
 class Learner(abc.ABC):
@@ -180,7 +180,12 @@ class Learner(abc.ABC):
 
     def stop_now(self) -> bool:
         """Whether the run was stopped, or its limit reached."""
-        return self.context.stop() or self._limit_reached()
+        if self.context.stop():
+            return True
+        hours = float(self.context.board[VALUERL]["hours"])
+        return is_done(
+            self.config, self.settings, self.replay.frames, hours, self.updates
+        )
 
     def wait_for_frames(self) -> bool:
         """Waits for more than `frames_before_learning` frames; False as in `wait`."""
@@ -192,24 +197,8 @@ class Learner(abc.ABC):
         return self.wait(self._may_update)
 
     def _may_update(self, count: int = 1) -> bool:
-        """Whether the next `count` updates have their frames.
-
-        Update u needs more than frames_before_learning + frames_per_update u.
-        """
-        last = self.updates + count - 1
-        return self.replay.frames > (
-            self.settings.frames_before_learning
-            + (self.settings.frames_per_update or 0) * last
-        )
-
-    def _limit_reached(self) -> bool:
-        """The hours are over, or no more frames will come and all are used up."""
-        hours, total = self.config.total_hours, self.config.total_frames
-        if hours is not None and self.context.board[VALUERL]["hours"] >= hours:
-            return True
-        if total is None or self.replay.frames < total:
-            return False
-        return self.settings.frames_per_update is False or not self._may_update()
+        """Whether the next `count` updates have their frames."""
+        return may_update(self.settings, self.replay.frames, self.updates, count)
 
     # -- clock and log ---------------------------------------------------------
 
@@ -339,23 +328,8 @@ class Learner(abc.ABC):
 
     def _trim_log(self) -> None:
         """Cuts log lines of updates that a killed learner did after its last state."""
-        path = self.folders.learner_log(self.name)
-        if not path.exists():
-            return
-        now = {"updates": self.updates, **self.counters()}
-        content = path.read_text()
-        whole = content[: content.rfind("\n") + 1]  # without a torn line at the end
-        header, *lines = whole.splitlines(keepends=True) or [""]
-        rows = csv.DictReader([header, *lines])
-        kept = [
-            line
-            for line, row in zip(lines, rows, strict=True)
-            if None not in row.values()  # a torn line
-            and all(int(row[name]) <= count for name, count in now.items())
-        ]
-        trimmed = "".join([header, *kept])
-        if trimmed != content:
-            atomic_write(path, trimmed.encode())
+        counters = {"updates": self.updates, **self.counters()}
+        trim_log(self.folders.learner_log(self.name), counters)
 
 
 def updates_per_call(config: Config, settings: LearnerConfig, on_cpu: bool) -> int:

@@ -17,7 +17,7 @@ import tensorflow as tf
 from . import nn
 from .batch import Batch
 from .settings.extensions import WEIGHTINGS
-from .settings.schema import Ensemble, PolicyConfig, ValueExpansion
+from .settings.schema import SINGLE_NET, PolicyConfig, ValueExpansion
 from .worldmodel import ModelMembers, WorldModelProtocol
 
 # Keeps the quotient of SPEC section 5 finite where a start was never reached.
@@ -250,15 +250,28 @@ class SampledMembers(NamedTuple):
     model: ModelMembers | None
 
 
+class Task(NamedTuple):
+    """What the values are of.
+
+    Attributes:
+        obs_dim: O.
+        action_dim: A.
+        discount: in [0, 1].
+        reward_scale: factor of the rewards, > 0.
+    """
+
+    obs_dim: int
+    action_dim: int
+    discount: float
+    reward_scale: float
+
+
 class ValueRL:
     """Policy, Q and target Q, and their update.
 
     Args:
         config: the configuration's `policy_config`.
-        obs_dim: O.
-        action_dim: A.
-        discount: in [0, 1].
-        reward_scale: > 0.
+        task: sizes, discount and reward scale.
         generator: draws the initial weights.
         world_model: needed where the configuration expands values, else None.
     """
@@ -266,21 +279,15 @@ class ValueRL:
     def __init__(
         self,
         config: PolicyConfig,
-        obs_dim: int,
-        action_dim: int,
-        discount: float,
-        reward_scale: float,
+        task: Task,
         generator: tf.random.Generator,
         world_model: WorldModelProtocol | None = None,
     ) -> None:
         self._config = config
         self._expansion = config.value_expansion
-        self._discount = discount
-        self._reward_scale = reward_scale
+        self._task = task
         self.world_model = world_model
-        self._q_size = config.bayesian or Ensemble(
-            ensemble_size=1, train_sample_count=1, eval_sample_count=1
-        )
+        self._q_size = config.bayesian or SINGLE_NET
 
         def build_net(in_dim: int, out_dim: int, ensemble_size: int) -> nn.FeedForward:
             return nn.FeedForward(
@@ -292,9 +299,10 @@ class ValueRL:
                 generator,
             )
 
-        self.policy = build_net(obs_dim, action_dim, 1)
-        self.q = build_net(obs_dim + action_dim, 1, self._q_size.ensemble_size)
-        self.target_q = build_net(obs_dim + action_dim, 1, self._q_size.ensemble_size)
+        q_in, q_members = task.obs_dim + task.action_dim, self._q_size.ensemble_size
+        self.policy = build_net(task.obs_dim, task.action_dim, 1)
+        self.q = build_net(q_in, 1, q_members)
+        self.target_q = build_net(q_in, 1, q_members)
 
     @property
     def horizon(self) -> int:
@@ -395,48 +403,38 @@ class ValueRL:
             first_value: Qtarget(s_0, a_0), [B, L].
             sampled: the members that take part.
         """
-        models, batch_size = states[1].shape[:2]
-
-        def member_rows(steps: list[tf.Tensor]) -> tf.Tensor:
-            """H steps of [M, B, .] or [1, B, .] -> [M, H*B, .]."""
-            wide = [tf.broadcast_to(x, [models, *x.shape[1:]]) for x in steps]
-            return tf.reshape(tf.stack(wide, axis=1), [models, -1, wide[0].shape[-1]])
-
-        def rows(x: tf.Tensor) -> tf.Tensor:
-            """[M, H*B, .] -> [M*H*B, .]."""
-            return tf.reshape(x, [-1, x.shape[-1]])
+        model, models = self.world_model, states[1].shape[0]
+        obs, action = (
+            _side_by_side(states[:-1], models),
+            _side_by_side(actions[:-1], models),
+        )
+        next_obs = _side_by_side(states[1:], models)  # [M, H*B, O]
+        next_action = _side_by_side(actions[1:], models)
 
         def by_step(x: tf.Tensor) -> tf.Tensor:
             """[M*H*B, .] -> [B, H, M, .]."""
-            steps = tf.reshape(x, [models, self.horizon, batch_size, x.shape[-1]])
+            steps = tf.reshape(x, [models, self.horizon, -1, x.shape[-1]])
             return tf.transpose(steps, [2, 1, 0, 3])
 
-        def after(real: tf.Tensor, imagined: tf.Tensor) -> tf.Tensor:
-            """The real step, the same for all members, before the imagined ones."""
-            real = tf.broadcast_to(real, [batch_size, 1, *imagined.shape[2:]])
-            return tf.concat([real, imagined], axis=1)
-
-        obs, action = member_rows(states[:-1]), member_rows(actions[:-1])
-        next_obs, next_action = member_rows(states[1:]), member_rows(actions[1:])
-        reward = self.world_model.rewards(
-            rows(next_obs), rows(obs), rows(action), sampled.model
+        reward = model.rewards(
+            _flat(next_obs), _flat(obs), _flat(action), sampled.model
         )  # [N, M*H*B]
-        termination = self.world_model.termination_prob(
+        termination = model.termination_prob(
             next_obs, obs, action, sampled.model
         )  # [M, H*B]
-        terminations = after(
+        value = self._target_values(_flat(next_obs), _flat(next_action), sampled)
+        terminations = _after_real(
             batch.terminated[:, None, None],
             by_step(tf.reshape(termination, [-1, 1]))[..., 0],
         )  # [B, H+1, M]
-        value = self._target_values(rows(next_obs), rows(next_action), sampled)
         return Rollout(
-            rewards=after(
+            rewards=_after_real(
                 batch.reward[:, None, None, None], by_step(tf.transpose(reward))
             ),
             continue_probs=tf.math.cumprod(1.0 - terminations, axis=1),
-            values=after(first_value[:, None, None], by_step(value)),
-            obs=by_step(rows(obs)),
-            actions=by_step(rows(action)),
+            values=_after_real(first_value[:, None, None], by_step(value)),
+            obs=by_step(_flat(obs)),
+            actions=by_step(_flat(action)),
         )
 
     def candidates(self, imagined: Rollout, start: int = 0) -> tf.Tensor:
@@ -445,8 +443,8 @@ class ValueRL:
             imagined.rewards,
             imagined.continue_probs,
             imagined.values,
-            self._discount,
-            self._reward_scale,
+            self._task.discount,
+            self._task.reward_scale,
             start,
         )
 
@@ -545,3 +543,23 @@ class ValueRL:
         policy_optimizer.apply(policy_gradients)
         q_optimizer.apply(q_gradients)
         return metrics
+
+
+def _side_by_side(steps: list[tf.Tensor], models: int) -> tf.Tensor:
+    """H steps of [M, B, .] or [1, B, .] -> [M, H*B, .]."""
+    wide = [tf.broadcast_to(x, [models, *x.shape[1:]]) for x in steps]
+    return tf.reshape(tf.stack(wide, axis=1), [models, -1, wide[0].shape[-1]])
+
+
+def _flat(x: tf.Tensor) -> tf.Tensor:
+    """[M, H*B, .] -> [M*H*B, .]."""
+    return tf.reshape(x, [-1, x.shape[-1]])
+
+
+def _after_real(real: tf.Tensor, imagined: tf.Tensor) -> tf.Tensor:
+    """The real step, the same for all members, before the imagined ones.
+
+    [B, 1, 1, .], [B, H, M, .] -> [B, H+1, M, .].
+    """
+    real = tf.broadcast_to(real, [real.shape[0], 1, *imagined.shape[2:]])
+    return tf.concat([real, imagined], axis=1)

@@ -13,7 +13,7 @@ from .running.child import Context
 from .settings.roles import VALUERL, WORLDMODEL
 from .storage import checkpoint
 from .storage.checkpoint import CheckpointError
-from .valuerl import ValueRL
+from .valuerl import Task, ValueRL
 from .worldmodel import build_world_model
 
 METRIC_NAMES = ("q_loss", "policy_loss", "policy_reg_loss", "model_usage")
@@ -37,10 +37,12 @@ class ValueRLLearner(Learner):
             )
         self.valuerl = ValueRL(
             settings,
-            run.obs_dim,
-            run.action_dim,
-            run.config.env.discount,
-            run.config.env.reward_scale,
+            Task(
+                run.obs_dim,
+                run.action_dim,
+                run.config.env.discount,
+                run.config.env.reward_scale,
+            ),
             generator,
             self.world_model,
         )

@@ -11,7 +11,7 @@ import tensorflow as tf
 from . import nn
 from .batch import Batch
 from .settings.extensions import WORLD_MODELS
-from .settings.schema import Ensemble, WorldModelConfig
+from .settings.schema import SINGLE_NET, WorldModelConfig
 
 
 class ModelMembers(NamedTuple):
@@ -152,11 +152,9 @@ class WorldModel:
         generator: tf.random.Generator,
     ) -> None:
         self._config = config
-        single = Ensemble(ensemble_size=1, train_sample_count=1, eval_sample_count=1)
-        self._transition_size = (
-            config.bayesian.transition if config.bayesian else single
-        )
-        self._reward_size = config.bayesian.reward if config.bayesian else single
+        sizes = config.bayesian
+        self._transition_size = sizes.transition if sizes else SINGLE_NET
+        self._reward_size = sizes.reward if sizes else SINGLE_NET
         self.transition = nn.FeedForward(
             obs_dim + action_dim,
             config.transition_hidden_dim,

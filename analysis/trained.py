@@ -235,7 +235,7 @@ def build_nets(config: Config, sizes: "EnvSpec", trained: LoadedCheckpoint) -> N
     import tensorflow as tf
 
     from ..learner import assign
-    from ..valuerl import ValueRL
+    from ..valuerl import Task, ValueRL
     from ..worldmodel import build_world_model
 
     generator = tf.random.Generator.from_seed(0)  # every weight is then replaced
@@ -252,10 +252,12 @@ def build_nets(config: Config, sizes: "EnvSpec", trained: LoadedCheckpoint) -> N
         used = {"value_expansion": expansion if world_model else None}
         valuerl = ValueRL(
             config.policy_config.model_copy(update=used),
-            sizes.obs_dim,
-            sizes.action_dim,
-            config.env.discount,
-            config.env.reward_scale,
+            Task(
+                sizes.obs_dim,
+                sizes.action_dim,
+                config.env.discount,
+                config.env.reward_scale,
+            ),
             generator,
             world_model,
         )

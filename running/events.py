@@ -20,7 +20,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from ..storage.folders import Run
-from ..storage.tables import Follower
+from ..storage.tables import Follower, score_row
 
 EVALUATION = "evaluation"
 WRITTEN_ANEW = 20  # points of policies, many more than a launcher's tick sees
@@ -152,14 +152,14 @@ class ScoreEvents:
 
     def _take(self, line: str) -> list[tuple[int, list[float]]]:
         """Adds a row; returns the point that it completes, if it does."""
-        _, epoch, frames, score = line.split(",")
-        if epoch == "epochs":
+        row = score_row(line)
+        if row is None:
             return []
         complete = []
-        if int(frames) > self._frames:
+        if row.frames > self._frames:
             complete = [(self._frames, self._scores)] if self._scores else []
-            self._frames, self._scores = int(frames), []
-        self._scores.append(float(score))
+            self._frames, self._scores = row.frames, []
+        self._scores.append(row.score)
         return complete
 
     def _write(self, frames: int, scores: list[float]) -> None:

@@ -14,11 +14,11 @@ from multiprocessing.process import BaseProcess
 from types import FrameType
 
 from ..replay import ReplayBuffer
-from ..settings.roles import LAUNCHER, VALUERL, WORLDMODEL
+from ..settings.roles import LAUNCHER, VALUERL, WORLDMODEL, Kind
 from ..storage.board import FINAL_EPISODES, Board
 from ..storage.disk import full_disk_line
 from ..storage.folders import Run
-from ..util import on_stop_signals
+from ..util import environment, on_stop_signals
 from .child import FULL_DISK, HOPELESS, MISTAKE, STOPPED, child_main, full_disk_advice
 from .display import Display
 from .progress import Progress
@@ -74,21 +74,6 @@ class Outcome:
     code: int
     finished: bool = False
     error: str | None = None
-
-
-@contextmanager
-def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Sets variables of this process while a child starts, which inherits them."""
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 @contextmanager
@@ -204,7 +189,7 @@ class Supervisor:
                 0 if child.is_learner else ACTOR_NICE,
             ),
         )
-        with _environment(child.environ), _without_terminal_signals():
+        with environment(child.environ), _without_terminal_signals():
             child.process.start()
         child.starts += 1
 
@@ -246,19 +231,15 @@ class Supervisor:
         launcher = self._board[LAUNCHER]
         if launcher["phase"] != FINAL_EPISODES:
             for child in self._children:
-                if child.kind == "interactor":
+                if child.kind == Kind.INTERACTOR:
                     child.done = True
                     child.process.terminate()
             launcher["phase"] = FINAL_EPISODES
         return all(child.done for child in self._children)
 
     def _limit_reached(self) -> bool:
-        config = self._run.config
-        frames, hours = config.total_frames, config.total_hours
-        learned = float(self._board[VALUERL]["hours"])
-        return (frames is not None and self._replay.frames >= frames) or (
-            hours is not None and learned >= hours
-        )
+        hours = float(self._board[VALUERL]["hours"])
+        return self._run.config.limit_reached(self._replay.frames, hours)
 
     def _kill_hung(self) -> None:
         now = self._clock()

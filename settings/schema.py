@@ -153,6 +153,7 @@ class Ensemble(Section):
         return self
 
 
+SINGLE_NET = Ensemble(ensemble_size=1, train_sample_count=1, eval_sample_count=1)
 EnsembleOrNull = Annotated[
     Ensemble | None,
     BeforeValidator(_null_if_false),

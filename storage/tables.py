@@ -1,12 +1,13 @@
 """The csv files of a run: the scores, and the learners' logs."""
 
+import csv
 import errno
 import os
 from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from ..util import atomic_write, file_stamp, named
 from .folders import Run
@@ -41,6 +42,23 @@ def _whole_lines(path: Path) -> list[str]:
     return [line for line in lines if line.endswith("\n")]
 
 
+class ScoreRow(NamedTuple):
+    """One row of the scores' csv (SPEC section 9)."""
+
+    hours: float
+    epoch: int
+    frames: int
+    score: float
+
+
+def score_row(line: str) -> ScoreRow | None:
+    """A complete line of the scores' csv; None for its header."""
+    hours, epoch, frames, score = line.split(",")
+    if epoch == "epochs":
+        return None
+    return ScoreRow(float(hours), int(epoch), int(frames), float(score))
+
+
 class Scores:
     """Follows the scores' csv as it grows."""
 
@@ -51,9 +69,8 @@ class Scores:
     def refresh(self) -> None:
         """Reads the complete rows that were added since the last time."""
         for line in self._lines():
-            _, epoch, _, score = line.split(",")
-            if epoch != "epochs":
-                self.rows.append((int(epoch), float(score)))
+            if row := score_row(line):
+                self.rows.append((row.epoch, row.score))
 
 
 def last_rows(path: Path) -> list[dict[str, float]]:
@@ -86,6 +103,27 @@ NO_METRICS = (
     "models",
     "pretrained",
 )
+
+
+def trim_log(path: Path, counters: Mapping[str, int]) -> None:
+    """Cuts the lines of a learner's log in which a counter is beyond its value now.
+
+    A torn line goes too. Does nothing where there is no log.
+    """
+    if not path.exists():
+        return
+    content = path.read_text()
+    whole = content[: content.rfind("\n") + 1]
+    header, *lines = whole.splitlines(keepends=True) or [""]
+    kept = [
+        line
+        for line, row in zip(lines, csv.DictReader([header, *lines]), strict=True)
+        if None not in row.values()  # a torn line
+        and all(int(row[name]) <= count for name, count in counters.items())
+    ]
+    trimmed = "".join([header, *kept])
+    if trimmed != content:
+        atomic_write(path, trimmed.encode())
 
 
 class LogFollower:

@@ -9,7 +9,7 @@ from steve.analysis.episodes import Episode
 from steve.envwrap import EnvSpec
 from steve.settings.schema import Config
 from steve.storage import checkpoint
-from steve.valuerl import ValueRL
+from steve.valuerl import Task, ValueRL
 from steve.worldmodel import WorldModel
 
 SIZES = EnvSpec(2, 1)
@@ -56,7 +56,7 @@ def build(config: Config, seed: int = 0) -> tuple[ValueRL, WorldModel]:
     (obs_dim,), action_dim = config.env.obs_dims or [2], config.env.action_dim or 1
     model = WorldModel(config.world_model_config, obs_dim, action_dim, generator)
     sizes = obs_dim, action_dim, 0.9, 0.5
-    valuerl = ValueRL(config.policy_config, *sizes, generator, model)
+    valuerl = ValueRL(config.policy_config, Task(*sizes), generator, model)
     for variable in model.named_variables().values():
         variable.assign_add(generator.normal(variable.shape, stddev=0.1))
     return valuerl, model

@@ -11,7 +11,7 @@ import tensorflow as tf
 from steve import nn
 from steve.replay import Batch
 from steve.settings.schema import PolicyConfig, WorldModelConfig
-from steve.valuerl import SampledMembers, ValueRL
+from steve.valuerl import SampledMembers, Task, ValueRL
 from steve.worldmodel import ModelMembers, WorldModel
 
 ALGORITHMS = {
@@ -67,7 +67,7 @@ def build(keys=None, horizon=3, ensembles=ENSEMBLES, layers=2, seed=0):
             else {"rollout_len": horizon, **keys},
         }
     )
-    built = ValueRL(config, 2, 1, DISCOUNT, REWARD_SCALE, generator, model)
+    built = ValueRL(config, Task(2, 1, DISCOUNT, REWARD_SCALE), generator, model)
     for name, variable in all_variables(built).items():
         if "/b" in name:
             variable.assign(0.3 * generator.normal(variable.shape))

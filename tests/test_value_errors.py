@@ -15,7 +15,7 @@ from steve.replay import Batch, ReplayBuffer
 from steve.settings.loading import load
 from steve.settings.schema import Config
 from steve.storage import checkpoint
-from steve.valuerl import ValueRL
+from steve.valuerl import Task, ValueRL
 from steve.worldmodel import WorldModel
 
 DISCOUNT, SCALE, HORIZON = 0.5, 2.0, 2
@@ -80,7 +80,7 @@ class Run:
             self.model = WorldModel(config.world_model_config, *dims, generator)
             states["worldmodel"] = self.model
         self.nets = states["valuerl"] = ValueRL(
-            config.policy_config, *dims, DISCOUNT, SCALE, generator, self.model
+            config.policy_config, Task(*dims, DISCOUNT, SCALE), generator, self.model
         )
         for name, nets in states.items():
             variables = nets.named_variables()

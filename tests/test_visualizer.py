@@ -24,7 +24,7 @@ from steve.settings import loading
 from steve.settings.schema import Config, PolicyConfig
 from steve.storage import checkpoint
 from steve.util import UserError
-from steve.valuerl import ValueRL
+from steve.valuerl import Task, ValueRL
 
 pytestmark = pytest.mark.usefixtures("own_process_state")
 LENGTH = 9
@@ -425,7 +425,7 @@ def test_mujoco_is_drawn_beside_a_tensorflow_parent(make_lab):
     lab.config_file.write_text(json.dumps({"updates": given}))
     settings = PolicyConfig.model_validate(given["policy_config"])
     generator = tf.random.Generator.from_seed(0)
-    valuerl = ValueRL(settings, 11, 3, 0.99, 1.0, generator)
+    valuerl = ValueRL(settings, Task(11, 3, 0.99, 1.0), generator)
     tensors = {n: v.numpy() for n, v in valuerl.named_variables().items()}
     metadata = {"updates": 1, "epoch": 1, "frames": 1, "hours": 0.0}
     path = lab.checkpoints / "valuerl.safetensors"

@@ -24,6 +24,7 @@ from steve.replay import Batch
 from steve.settings.schema import PolicyConfig, ValueExpansion, WorldModelConfig
 from steve.valuerl import (
     SampledMembers,
+    Task,
     ValueRL,
     covariance_system,
     covariance_weights,
@@ -146,10 +147,7 @@ class Case:
         )
         return ValueRL(
             config,
-            self.meta["obs_dim"],
-            self.meta["action_dim"],
-            self.meta["discount"],
-            self.meta["reward_scale"],
+            Task(*(self.meta[key] for key in Task._fields)),
             generator,
             self.world_model,
         )

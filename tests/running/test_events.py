@@ -7,8 +7,9 @@ import pytest
 from support import PROJECT, make_config, make_run, read_events
 
 from steve.running.events import WRITTEN_ANEW, EventFile, ScoreEvents
-from steve.valuerl_learner import ValueRLLearner
-from steve.worldmodel_learner import WorldmodelLearner
+from steve.settings.roles import VALUERL, WORLDMODEL
+from steve.valuerl_learner import METRIC_NAMES
+from steve.worldmodel import WorldModel
 
 README = PROJECT / "README.md"
 HEADER = "hours,epochs,frames,score\n"
@@ -71,9 +72,10 @@ def test_the_readme_explains_each_tag():
     table = section.partition("| tag |")[2]
     explained = set(re.findall(r"`([a-z_]+/[a-z0-9_]+)`", table))
     tags = {"evaluation/score", "valuerl/models"}
-    for kind in (ValueRLLearner, WorldmodelLearner):
+    logged = {VALUERL: METRIC_NAMES, WORLDMODEL: WorldModel.metric_names}
+    for learner, names in logged.items():
         common = ("hours", "epoch", "frames", "updates_per_s")
-        tags |= {f"{kind.name}/{name}" for name in (*kind.metric_names, *common)}
+        tags |= {f"{learner}/{name}" for name in (*names, *common)}
     assert explained == tags
 
 
