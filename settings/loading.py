@@ -33,6 +33,7 @@ from .files import (
 from .schema import (
     SAFE_NAME,
     Config,
+    Section,
     all_paths,
     field_at,
     is_changeable,
@@ -139,7 +140,7 @@ def changed_keys(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """The dotted keys in which two merged configurations differ.
 
     Those that a resumed run may change are left out (`schema.is_changeable`). false
-    differs from 0; 1 and 1.0 are the same.
+    differs from 0; 1 and 1.0 are the same; a key that is missing has its default.
     """
     return list(_differences(old, new, ()))
 
@@ -151,14 +152,30 @@ def _differences(
         path = (*above, key)
         if is_changeable(path):
             continue
-        before, after = old.get(key), new.get(key)
+        before, after = (
+            values[key] if key in values else _default(path) for values in (old, new)
+        )
         if isinstance(before, dict) and isinstance(after, dict):
             yield from _differences(before, after, path)
-        elif (key in old) != (key in new) or _canonical(before) != _canonical(after):
+        elif _canonical(before) != _canonical(after):
             yield ".".join(path)
 
 
+def _default(path: KeyPath) -> Any:
+    """What a key is where it is not set; `_MISSING` where it must be, or is unknown.
+
+    An hps.json of an earlier version lacks the keys that came later.
+    """
+    field = field_at(path)
+    if field is None or field.is_required():
+        return _MISSING
+    value = field.get_default(call_default_factory=True)
+    return value.model_dump(mode="json") if isinstance(value, Section) else value
+
+
 def _canonical(value: Any) -> str:
+    if value is _MISSING:
+        return ""  # no JSON
     # Python holds False == 0 == 0.0; JSON text keeps false apart.
     if isinstance(value, float) and value.is_integer():
         value = int(value)

@@ -1,12 +1,17 @@
 """The commands' --help, and the order of their arguments."""
 
 import itertools
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from support import PROJECT
 
-from steve import export, main, toy_demo, visualizer
+import steve
+from steve import __main__, export, main, toy_demo, visualizer
+from steve.__main__ import COMMANDS
+from steve.settings import loading
 
 
 def test_options_may_stand_between_configuration_and_gpu():
@@ -28,3 +33,86 @@ def test_help_has_an_example_that_the_program_accepts(module, capsys):
     module.parse_arguments(arguments)
     for argument in arguments:
         assert not argument.startswith("config/") or (PROJECT / argument).is_file()
+
+
+# The command `steve`
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_script_is_a_subcommand_that_calls_itself_so(name, capsys):
+    with pytest.raises(SystemExit) as ended:
+        __main__.main([name, "--help"])
+    assert ended.value.code == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith(f"usage: steve {name} ")
+    assert ".py " not in shown.partition("example:")[2]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["--version"], 0, f"steve {steve.__version__}"),
+        (["train", "--version"], 0, f"steve {steve.__version__}"),
+        (["--help"], 0, "visualize"),
+        ([], 2, "steve: the following arguments are required: COMMAND"),
+        (["trian"], 2, "steve: argument COMMAND: invalid choice: 'trian'"),
+        (["train"], 2, "steve train: the following arguments are required"),
+    ],
+)
+def test_what_is_asked_of_steve_itself(words, code, said, capsys):
+    with pytest.raises(SystemExit) as ended:
+        __main__.main(words)
+    assert ended.value.code == code
+    captured = capsys.readouterr()
+    assert said in (captured.err if code else captured.out)
+
+
+def test_a_mistake_names_the_subcommand(capsys):
+    assert __main__.main(["train", "nowhere.json", "cpu"]) == 2
+    assert capsys.readouterr().err.startswith("steve train: nowhere.json: no such file")
+    assert __main__.main(["describe", "quickstart", "--set", "seed=-1"]) == 2
+    assert capsys.readouterr().err.startswith("steve describe: --set: seed must be")
+
+
+def test_packaged_configurations_are_found_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    short = loading.load("quickstart").merged
+    assert loading.load("config/quickstart.json").merged == short
+    assert loading.load("quickstart.json").merged == short
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config" / "quickstart.json").write_text(
+        '{"inherits": ["config/experiments/goodruns/hopper/ddpg0.json"],'
+        ' "updates": {"seed": 77}}'
+    )  # the working folder first
+    assert loading.load("config/quickstart.json").config.seed == 77
+    assert loading.load("quickstart.json").merged == short
+
+
+def test_the_next_command_is_the_one_that_was_used(monkeypatch):
+    request = main.request_of(main.parse_arguments(["quickstart", "cpu"]))
+    words = main.next_command("steve train", "visualizer.py", request, "folder")
+    assert words == "steve visualize quickstart cpu folder"
+    monkeypatch.setattr(sys, "argv", ["../there/main.py"])
+    words = main.next_command("main.py", "visualizer.py", request, "folder")
+    assert words == "python ../there/visualizer.py quickstart cpu folder"
+
+
+def test_a_users_modules_are_found_and_ours_hide_none(tmp_path):
+    """As the script itself and as `python -m steve`."""
+    (tmp_path / "util.py").write_text("print('util')")
+    (tmp_path / "valuerl.py").write_text("print('valuerl')")
+    (tmp_path / "mine.py").write_text("import util, valuerl\n")
+    (tmp_path / "mine.json").write_text(
+        '{"inherits": ["config/quickstart.json"], "updates": {"env":'
+        ' {"module": "mine", "name": "Nowhere-v0"}}}'
+    )
+    for command in ([str(PROJECT / "main.py")], ["-m", "steve", "train"]):
+        done = subprocess.run(
+            [sys.executable, *command, "mine.json", "cpu"],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert "no such environment" in done.stderr, done.stderr
+        assert done.stdout == "util\nvaluerl\n"

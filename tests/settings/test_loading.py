@@ -1,9 +1,12 @@
 """The loader: merging, the file to blame, what a resume may change."""
 
+import json
+
 import pytest
+from support import PROJECT
 from support_settings import SIZES, minimal, updates, with_expansion
 
-from steve.settings.loading import changed_keys
+from steve.settings.loading import changed_keys, load
 
 # Merging
 
@@ -190,3 +193,16 @@ def test_changed_keys_tell_absent_from_null_and_false_from_zero():
     assert changed_keys({"a": {"b": False, "c": 1}}, {"a": {"b": 0, "c": 1.0}}) == [
         "a.b"
     ]
+
+
+def test_a_run_of_version_1_may_be_resumed():
+    """Its hps.json has none of the keys that came later; those have their defaults."""
+    earlier = PROJECT / "results" / "HalfCheetah-v1" / "steve0" / "hps.json"
+    merged = json.loads(earlier.read_text())
+    assert "module" not in merged
+    today = load("config/cpu/halfcheetah/steve0.json", root=PROJECT).merged
+    assert changed_keys(merged, today) == []
+    assert changed_keys(merged, {**today, "module": ["mine"]}) == ["module"]
+    model = {**today["model_config"], "kind": "mine"}
+    changed = changed_keys(merged, {**today, "model_config": model})
+    assert changed == ["model_config.kind"]
