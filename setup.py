@@ -5,6 +5,7 @@ package onto the folder that holds it cannot be written there together with its 
 """
 
 from setuptools import setup
+from setuptools.command.build_py import build_py
 
 WINGS = (
     "acting",
@@ -16,7 +17,19 @@ WINGS = (
     "sweeps",
 )
 
+
+class BuildPy(build_py):
+    """Leaves this file, which lies among the package's modules, out of it."""
+
+    def find_package_modules(
+        self, package: str, package_dir: str
+    ) -> list[tuple[str, str, str]]:
+        modules = super().find_package_modules(package, package_dir)
+        return [found for found in modules if found[:2] != ("steve", "setup")]
+
+
 setup(
+    cmdclass={"build_py": BuildPy},
     packages=["steve", *(f"steve.{wing}" for wing in WINGS)],
     package_dir={"steve": "."},
     package_data={
