@@ -19,7 +19,7 @@ from .running.pace import is_done, may_update
 from .settings.roles import VALUERL
 from .settings.schema import Config, LearnerConfig
 from .storage import checkpoint
-from .storage.checkpoint import Checkpoint, NonFiniteError
+from .storage.checkpoint import Checkpoint, NonFiniteError, Scalar
 from .storage.tables import append_row, trim_log
 from .util import Every, RunError, wait_until
 
@@ -108,7 +108,7 @@ class Learner(abc.ABC):
         """Further counters, for the state and as columns of the log."""
         return {}
 
-    def restore_counters(self, metadata: Mapping[str, object]) -> None:  # noqa: B027
+    def restore_counters(self, metadata: Mapping[str, Scalar]) -> None:  # noqa: B027
         """Takes up what `counters` returned."""
 
     # -- the loop --------------------------------------------------------------

@@ -305,6 +305,12 @@ class ValueRL:
         self.target_q = build_net(q_in, 1, q_members)
 
     @property
+    def _model(self) -> WorldModelProtocol:
+        """The world model, which value expansion needs."""
+        assert self.world_model is not None, "values are expanded without a model"
+        return self.world_model
+
+    @property
     def horizon(self) -> int:
         """H: imagined steps; 0 for DDPG."""
         return self._expansion.rollout_len if self._expansion else 0
@@ -337,9 +343,7 @@ class ValueRL:
             q_assignment=nn.sample_assignment(
                 for_assignment, batch_size, size.ensemble_size, size.train_sample_count
             ),
-            model=self.world_model.sample_members(for_model)
-            if self._expansion
-            else None,
+            model=self._model.sample_members(for_model) if self._expansion else None,
         )
 
     def pre_tanh_action(self, obs: tf.Tensor) -> tf.Tensor:
@@ -360,7 +364,7 @@ class ValueRL:
         obs, action = batch.next_obs[None], self.action(batch.next_obs)[None]
         states, actions = [obs], [action]
         for _ in range(self.horizon):
-            obs = self.world_model.next_obs(obs, action, sampled.model)  # [M, B, O]
+            obs = self._model.next_obs(obs, action, sampled.model)  # [M, B, O]
             action = self.action(obs)
             states.append(obs)
             actions.append(action)
@@ -403,7 +407,7 @@ class ValueRL:
             first_value: Qtarget(s_0, a_0), [B, L].
             sampled: the members that take part.
         """
-        model, models = self.world_model, states[1].shape[0]
+        model, models = self._model, states[1].shape[0]
         obs, action = (
             _side_by_side(states[:-1], models),
             _side_by_side(actions[:-1], models),

@@ -12,7 +12,7 @@ from .replay import DATA_NAME
 from .running.child import Context
 from .settings.roles import VALUERL, WORLDMODEL
 from .storage import checkpoint
-from .storage.checkpoint import CheckpointError
+from .storage.checkpoint import CheckpointError, Scalar
 from .valuerl import Task, ValueRL
 from .worldmodel import build_world_model
 
@@ -33,7 +33,7 @@ class ValueRLLearner(Learner):
         self.world_model = None
         if settings.value_expansion is not None:
             self.world_model = build_world_model(
-                run.config.world_model_config, run.obs_dim, run.action_dim, generator
+                run.config.model_section, run.obs_dim, run.action_dim, generator
             )
         self.valuerl = ValueRL(
             settings,
@@ -89,7 +89,7 @@ class ValueRLLearner(Learner):
         """Publishes the small policy file that interactors and evaluators read."""
         variables = nn.prefixed({"policy": self.valuerl.policy.named_variables()})
         tensors = {name: v.numpy()[0] for name, v in variables.items()}
-        metadata: dict[str, checkpoint.Scalar] = {**self.metadata()}
+        metadata: dict[str, Scalar] = {**self.metadata()}
         if interface := self.context.run.interface:
             metadata["interface"] = interface.to_json()
         self.context.store(
@@ -127,7 +127,7 @@ class ValueRLLearner(Learner):
     def counters(self) -> dict[str, int]:
         return {"models": self.models}
 
-    def restore_counters(self, metadata: Mapping[str, object]) -> None:
+    def restore_counters(self, metadata: Mapping[str, Scalar]) -> None:
         self.models = int(metadata["models"])
         self.row["models"] = self.models
 
@@ -160,8 +160,7 @@ def build(context: Context) -> ValueRLLearner:
     """Prepares TensorFlow for this learner, and builds it."""
     run, settings = context.run, context.run.config.policy_config
     ensembles = [settings.bayesian] if settings.bayesian else []
-    if settings.value_expansion and run.config.world_model_config.bayesian:
-        sizes = run.config.world_model_config.bayesian
+    if settings.value_expansion and (sizes := run.config.model_section.bayesian):
         ensembles += [sizes.transition, sizes.reward]
     members = max((size.eval_sample_count for size in ensembles), default=1)
     if settings.value_expansion is None:

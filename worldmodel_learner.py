@@ -10,6 +10,7 @@ from .compute import prepare_tensorflow
 from .learner import Learner
 from .running.child import Context
 from .settings.roles import WORLDMODEL
+from .storage.checkpoint import Scalar
 from .util import Every
 from .worldmodel import build_world_model
 
@@ -20,7 +21,7 @@ class WorldmodelLearner(Learner):
     name = WORLDMODEL
 
     def __init__(self, context: Context) -> None:
-        settings = context.run.config.world_model_config
+        settings = context.run.config.model_section
         self.model = build_world_model(
             settings,
             context.run.obs_dim,
@@ -29,6 +30,7 @@ class WorldmodelLearner(Learner):
         )
         super().__init__(context, settings, self.model.metric_names)
         self.pretrained = 0
+        self._pretraining = settings.pretrain_n or 0  # false: none
         self._seed = nn.seed_of(context.seed)
         self.optimizer = nn.Adam(self.model.variables, settings.learning_rate)
 
@@ -45,12 +47,11 @@ class WorldmodelLearner(Learner):
         return self.model.update(batch, assignment, self.optimizer)
 
     def start(self) -> bool:
-        """Pretrains on the first frames and publishes; goes on where it stopped."""
+        """Pretrains on the first frames and publishes; resumes where it stopped."""
         if not self.wait_for_frames():
             return False
         self.start_clock()
-        # False: the initial weights are published at once.
-        target = self.settings.pretrain_n or 0
+        target = self._pretraining  # 0: the initial weights are published at once
         log = Every(self.settings.log_every_n, self.pretrained)
         save = Every(self.settings.epoch_every_n, self.pretrained)
         while self.pretrained < target:
@@ -74,14 +75,14 @@ class WorldmodelLearner(Learner):
     def counters(self) -> dict[str, int]:
         return {"pretrained": self.pretrained}
 
-    def restore_counters(self, metadata: Mapping[str, object]) -> None:
+    def restore_counters(self, metadata: Mapping[str, Scalar]) -> None:
         self.pretrained = int(metadata["pretrained"])
         self.row["pretrained"] = self.pretrained
 
 
 def build(context: Context) -> WorldmodelLearner:
     """Prepares TensorFlow for this learner, and builds it."""
-    run, settings = context.run, context.run.config.world_model_config
+    run, settings = context.run, context.run.config.model_section
     sizes = settings.bayesian
     ensembles = (sizes.transition, sizes.reward) if sizes else ()
     members = max((size.train_sample_count for size in ensembles), default=1)

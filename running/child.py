@@ -188,6 +188,7 @@ def end_with_parent() -> None:
     for systems on which the kernel refuses.
     """
     parent = multiprocessing.parent_process()
+    assert parent is not None, "only a child process calls this"
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if wait([parent.sentinel], 0):
         os._exit(FAILED)

@@ -47,10 +47,10 @@ def opened(request: Request, note: Callable[[str], None]) -> Iterator[Run | None
     assignment = devices.assign(
         request.device, devices.visible_gpus(os.environ), config.has_model
     )
-    gpus = {VALUERL: assignment.valuerl, WORLDMODEL: assignment.worldmodel}
-    with opening.opened(
-        request, measure_environment, {} if request.device == "cpu" else gpus, note
-    ) as run:
+    gpus: dict[str, str] = {}
+    if request.device != "cpu":
+        gpus = {VALUERL: assignment.valuerl, WORLDMODEL: assignment.worldmodel}
+    with opening.opened(request, measure_environment, gpus, note) as run:
         if run is not None and assignment.note:
             note(assignment.note)
         yield run

@@ -18,7 +18,7 @@ RATE_WINDOW = 30.0  # seconds over which the speed for "time left" is taken
 # Sums and regularisers, which say little; the other metrics of a log are shown.
 NOT_SHOWN = {"total_loss", "reg_loss", "policy_reg_loss"}
 # Shown with no value until the first line of a log is there.
-EXPECTED = {
+EXPECTED: dict[str, tuple[str, ...]] = {
     VALUERL: ("q_loss", "policy_loss", "model_usage"),
     WORLDMODEL: ("transition_loss", "termination_loss", "reward_loss"),
 }
@@ -126,7 +126,7 @@ class Progress:
             name=name,
             updates=int(row["updates"]),
             pretrained=int(row["pretrained"]),
-            pretraining=config.world_model_config.pretrain_n if learns_model else 0,
+            pretraining=config.model_section.pretrain_n if learns_model else 0,
             updates_per_s=logged.get("updates_per_s", 0.0),
             epoch=int(row["epoch"]),
             metrics=metrics,

@@ -57,6 +57,19 @@ class Child:
         return self.kind in (VALUERL, WORLDMODEL)
 
     @property
+    def started(self) -> BaseProcess:
+        """The process of its last start."""
+        assert self.process is not None, f"{self.name} has not been started"
+        return self.process
+
+    @property
+    def exit_code(self) -> int:
+        """With which its last start ended."""
+        code = self.started.exitcode
+        assert code is not None, f"{self.name} has not ended"
+        return code
+
+    @property
     def alive(self) -> bool:
         return self.process is not None and self.process.is_alive()
 
@@ -190,7 +203,7 @@ class Supervisor:
             ),
         )
         with environment(child.environ), _without_terminal_signals():
-            child.process.start()
+            child.started.start()
         child.starts += 1
 
     # -- while it runs -----------------------------------------------------------
@@ -222,7 +235,7 @@ class Supervisor:
 
     def _wait_for_exit(self, alive: list[Child]) -> None:
         """Returns when one of these children ends, or after a TICK."""
-        self._wait([child.process.sentinel for child in alive], TICK)
+        self._wait([child.started.sentinel for child in alive], TICK)
 
     def _advance(self) -> bool:
         """Moves from learning to the final episodes; True when those are done."""
@@ -233,7 +246,7 @@ class Supervisor:
             for child in self._children:
                 if child.kind == Kind.INTERACTOR:
                     child.done = True
-                    child.process.terminate()
+                    child.started.terminate()
             launcher["phase"] = FINAL_EPISODES
         return all(child.done for child in self._children)
 
@@ -255,8 +268,8 @@ class Supervisor:
                 self._display.note(
                     f"{child.name} shows no life for {patience:g} s and is killed"
                 )
-                child.process.kill()
-                child.process.join()
+                child.started.kill()
+                child.started.join()
 
     def _patience(self, child: Child) -> float:
         """For how many seconds a child may show no life."""
@@ -279,7 +292,7 @@ class Supervisor:
 
     def _handle_exit(self, child: Child) -> Outcome | None:
         """Decides about a child that ended: done, restarted, or the end of the run."""
-        code = child.process.exitcode
+        code = child.exit_code
         final = self._board[LAUNCHER]["phase"] == FINAL_EPISODES
         expected = self._limit_reached() if child.is_learner else final
         if code == STOPPED and expected:
@@ -310,7 +323,7 @@ class Supervisor:
     def _last_line(self, child: Child) -> str:
         """The line with which a child gave up; names the child."""
         output = self._output(child)
-        if child.process.exitcode == FULL_DISK and not output:
+        if child.exit_code == FULL_DISK and not output:
             # There was no space for its line either.
             return full_disk_advice(_no_space(), self._run)
         line = (output.splitlines() or ["stopped without a message"])[-1]
@@ -334,15 +347,15 @@ class Supervisor:
         if not outcome.finished:
             self._display.note("stopping: saving what was learned")
         for child in self._alive():
-            child.process.terminate()
+            child.started.terminate()
         deadline = self._clock() + STOP_PATIENCE
         while alive := self._alive():
             if self._at_once or self._clock() > deadline:
                 break
             self._wait_for_exit(alive)
         for child in alive:
-            child.process.kill()
-            child.process.join()
+            child.started.kill()
+            child.started.join()
         killed = [child.name for child in alive if child.is_learner]
         if killed:
             self._display.note(
@@ -354,7 +367,7 @@ class Supervisor:
             for child in self._children
             # By SIGTERM: it was asked to end before it had begun.
             if not (child.done or child in alive or child.process is None)
-            and child.process.exitcode not in (STOPPED, -signal.SIGTERM)
+            and child.exit_code not in (STOPPED, -signal.SIGTERM)
         ]
         self._events.close()
         self._display.show(self.progress, last=True)
@@ -365,7 +378,7 @@ class Supervisor:
 
     def _failure_at_the_end(self, child: Child) -> str:
         """Why a child that was asked to save and end did not."""
-        code = child.process.exitcode
+        code = child.exit_code
         if code in GIVEN_UP:
             return self._last_line(child)
         return f"{self._output(child)}\n{child.name} {_how(code)} when asked to end"

@@ -514,6 +514,12 @@ class Config(Section):
         return limit_reached(self.total_frames, self.total_hours, frames, hours)
 
     @property
+    def model_section(self) -> WorldModelConfig:
+        """`world_model_config` of a run that has one."""
+        assert self.world_model_config is not None, "this run has no world model"
+        return self.world_model_config
+
+    @property
     def logs_usage(self) -> bool:
         """Whether model usage is a measurement: not where the weights are fixed."""
         expansion = self.policy_config.value_expansion
