@@ -79,14 +79,7 @@ def parse_arguments(
         metavar="DIR",
         help="a folder that is not there yet",
     )
-    parser.add_argument(
-        "--set",
-        action="extend",
-        nargs="+",
-        default=[],
-        metavar="KEY=VALUE",
-        help="replace values of the configuration, as for main.py",
-    )
+    parser.add_settings()
     return parser.parse_args(arguments)
 
 

@@ -92,14 +92,7 @@ def parse_arguments(
         help="continue from the numbered checkpoint of N updates; the present state of "
         "the output is kept under another name",
     )
-    parser.add_argument(
-        "--set",
-        action="extend",
-        nargs="+",
-        default=[],
-        metavar="KEY=VALUE",
-        help="replace values, such as policy_config.batch_size=128",
-    )
+    parser.add_settings("replace values, such as policy_config.batch_size=128")
     parser.add_argument("--name", help="the experiment's name; by default the file's")
     parser.add_argument(
         "--frames", type=int, metavar="N", help="stop after N environment frames"

@@ -45,7 +45,7 @@ import numpy as np
 import portalocker
 
 from .batch import Batch
-from .util import RunError, UserError, fsync_folder, named
+from .util import RunError, UserError, first_free, fsync_folder, named
 
 DATA_NAME = "replay.bin"
 LOCK_NAME = "replay.lock"
@@ -273,9 +273,7 @@ class ReplayBuffer:
                     _write_all(descriptor, row, offset)
                 header = layout.header(max(end, start + capacity if start else 0), end)
                 _write_all(descriptor, header, 0)
-        number = 1
-        while (aside := folder / f"{DATA_NAME}.damaged{number}").exists():
-            number += 1
+        aside = first_free(path, ".damaged")
         os.link(path, aside)
         os.replace(workplace / DATA_NAME, path)
         workplace.rmdir()

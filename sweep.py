@@ -85,13 +85,8 @@ def _submit_parser(program: str) -> argparse.ArgumentParser:
         help="experiment files, or folders of them",
     )
     option("--engine", choices=(SLURM, LOCAL), default=SLURM, help="default: slurm")
-    option(
-        "--set",
-        action="extend",
-        nargs="+",
-        default=[],
-        metavar="KEY=V1,V2",
-        help="replace values as main.py does; several values make a grid",
+    parser.add_settings(
+        "replace values as main.py does; several values make a grid", "KEY=V1,V2"
     )
     option("--seeds", type=seeds, default=[], metavar="0-3", help="a run for each seed")
     option("--frames", type=int, metavar="N", help="each run stops after N frames")

@@ -4,6 +4,7 @@ if not __package__:
     raise ModuleNotFoundError("util is steve.util", name="util")
 
 import argparse
+import itertools
 import math
 import os
 import shutil
@@ -48,6 +49,23 @@ class OneLineParser(argparse.ArgumentParser):
     """Says what is wrong with the command line in one line; exit code 2."""
 
     PLAIN = argparse.RawDescriptionHelpFormatter  # keeps the lines of its texts
+
+    def add_settings(
+        self,
+        help_text: str = "replace values of the configuration, as for main.py",
+        metavar: str = "KEY=VALUE",
+        dest: str = "set",
+    ) -> None:
+        """Adds `--set`, which may be given several times with several values."""
+        self.add_argument(
+            "--set",
+            action="extend",
+            nargs="+",
+            default=[],
+            metavar=metavar,
+            help=help_text,
+            dest=dest,
+        )
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message} (--help explains)\n")
@@ -214,11 +232,13 @@ def number(lowest: float, highest: float) -> Callable[[str], float]:
 
 def unused(path: Path) -> Path:
     """The path, or where that is taken the first free one of path-2, path-3, .."""
-    free, count = path, 1
-    while os.path.lexists(free):
-        count += 1
-        free = path.with_name(f"{path.name}-{count}")
-    return free
+    return first_free(path, "-", 2) if os.path.lexists(path) else path
+
+
+def first_free(path: Path, ending: str, first: int = 1) -> Path:
+    """The first path that is not taken, of those with `ending` and a number behind."""
+    names = (f"{path.name}{ending}{number}" for number in itertools.count(first))
+    return next(p for name in names if not os.path.lexists(p := path.with_name(name)))
 
 
 @contextmanager

@@ -139,14 +139,7 @@ def parse_arguments(
         metavar="S",
         help="of the environment's resets",
     )
-    option(
-        "--set",
-        action="extend",
-        nargs="+",
-        default=[],
-        metavar="KEY=VALUE",
-        help="replace values of the configuration, as for main.py",
-    )
+    parser.add_settings()
     return parser.parse_args(arguments)
 
 

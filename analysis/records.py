@@ -1,7 +1,6 @@
 """What experiments left: their scores, logs and configurations, read and grouped."""
 
 import gzip
-import json
 import re
 import zlib
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from pydantic import ValidationError
 from ..settings.loading import changed_keys
 from ..settings.roles import VALUERL, WORLDMODEL
 from ..settings.schema import Config
+from ..storage.record import read_json
 from ..util import UserError
 
 SUFFIX = ".greedy.csv"
@@ -131,17 +131,11 @@ def read_config(path: Path) -> Config:
         UserError: there is none, or it is not one.
     """
     try:
-        return Config.model_validate(json.loads(path.read_bytes()))
-    except FileNotFoundError:
-        raise UserError(
-            f"there is no {path}: how the run beside it was configured is not known"
-        ) from None
+        return Config.model_validate(read_json(path))
     except ValidationError as error:
         fault = error.errors()[0]
         key = ".".join(map(str, fault["loc"]))
         raise UserError(f"{path} is no configuration: {key}: {fault['msg']}") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from None
 
 
 def read_table(path: Path, required: Sequence[str]) -> pd.DataFrame:

@@ -11,6 +11,7 @@ from ..settings.roles import VALUERL, WORLDMODEL
 from ..settings.schema import PAPER_HORIZON, Config, PolicyConfig, ValueExpansion
 from ..storage import checkpoint
 from ..storage.checkpoint import Checkpoint
+from ..storage.record import read_json
 from ..util import UserError
 
 if TYPE_CHECKING:
@@ -161,10 +162,8 @@ def differing_keys(folder: Path, loaded: "LoadedConfig") -> str | None:
     """
     path = folder.parent / loaded.config.log_path / "hps.json"
     try:
-        earlier = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None
-    if not isinstance(earlier, dict):
+        earlier = read_json(path)
+    except UserError:
         return None
     keys = loading.changed_keys(earlier, loaded.merged)
     if not keys:

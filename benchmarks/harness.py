@@ -32,14 +32,7 @@ def parser(description: str, config: bool = True) -> argparse.ArgumentParser:
     result = OneLineParser(description=description)
     if config:
         result.add_argument("config", metavar="CONFIG.json")
-        result.add_argument(
-            "--set",
-            nargs="+",
-            action="extend",
-            default=[],
-            metavar="KEY=VALUE",
-            dest="overrides",
-        )
+        result.add_settings(dest="overrides")
     result.add_argument(
         "--json", action="store_true", help="print one JSON object and nothing else"
     )

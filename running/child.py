@@ -180,6 +180,11 @@ def _say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
 
+def signal_at_parents_death(number: signal.Signals) -> None:
+    """Asks the kernel to signal this process when its parent dies."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
+
+
 def end_with_parent() -> None:
     """Ends this process when its parent dies, however it died: no orphans.
 
@@ -189,7 +194,7 @@ def end_with_parent() -> None:
     """
     parent = multiprocessing.parent_process()
     assert parent is not None, "only a child process calls this"
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    signal_at_parents_death(signal.SIGKILL)
     if wait([parent.sentinel], 0):
         os._exit(FAILED)
 

@@ -109,9 +109,10 @@ class _Values:
     """All values: with dotted keys where there is room for them, else by sections."""
 
     def __init__(self, loaded: LoadedConfig) -> None:
+        values = {".".join(p): value for p, value in loading.leaves(loaded.merged)}
         self._rows = [
             (key, json.dumps(value), loaded.sources.get(key, "default"))
-            for key, value in _leaves(loaded.merged)
+            for key, value in values.items()
         ]
 
     def __rich_console__(
@@ -141,12 +142,3 @@ def _value_table(
         style = "dim" if cells[-1] == "default" else ""
         table.add_row(*map(Text, cells), style=style)
     return table
-
-
-def _leaves(content: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
-    """Each dotted key that holds no further keys, with its value."""
-    for key, value in content.items():
-        if isinstance(value, dict) and value:
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

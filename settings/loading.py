@@ -245,7 +245,7 @@ class _Settings:
 
     def sources(self) -> dict[str, str]:
         """What set each value that is no object or an empty one, by its dotted key."""
-        return {".".join(path): self.source(path) for path in _leaves(self.values)}
+        return {".".join(path): self.source(path) for path, _ in leaves(self.values)}
 
     def _origin(self, path: KeyPath) -> int:
         while path not in self._origins:
@@ -253,12 +253,15 @@ class _Settings:
         return self._origins[path]
 
 
-def _leaves(values: dict[str, Any], path: KeyPath = ()) -> Iterator[KeyPath]:
+def leaves(
+    values: dict[str, Any], above: KeyPath = ()
+) -> Iterator[tuple[KeyPath, Any]]:
+    """Each key that holds no further keys, by its path, with its value."""
     for name, value in values.items():
         if isinstance(value, dict) and value:
-            yield from _leaves(value, (*path, name))
+            yield from leaves(value, (*above, name))
         else:
-            yield (*path, name)
+            yield (*above, name), value
 
 
 def _apply_override(settings: _Settings, text: str) -> None:

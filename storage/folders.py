@@ -22,10 +22,16 @@ class Folders:
 
     @classmethod
     def of(cls, config: Config, experiment: str) -> "Folders":
+        """Those of an experiment of this name and configuration."""
         root = Path(config.output_root) / config.environment_folder / experiment
-        return cls(
-            root, root / config.log_path, root / config.save_model_path, experiment
-        )
+        return cls.at(root, config.log_path, config.save_model_path, experiment)
+
+    @classmethod
+    def at(
+        cls, root: Path, log_path: str, save_model_path: str, experiment: str
+    ) -> "Folders":
+        """Those of an experiment whose folder is `root`."""
+        return cls(root, root / log_path, root / save_model_path, experiment)
 
     @property
     def hyperparameters(self) -> Path:

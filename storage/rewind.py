@@ -6,7 +6,7 @@ from pathlib import Path
 from ..replay import DATA_NAME, ReplayBuffer
 from ..settings.roles import VALUERL, learners
 from ..settings.schema import Config
-from ..util import UserError, fsync_folder
+from ..util import UserError, first_free, fsync_folder
 from . import checkpoint
 from .folders import Folders
 from .locks import claimed
@@ -16,11 +16,8 @@ from .tables import copy_rows
 
 def put_aside(folders: Folders) -> Path:
     """Renames the experiment's folder, so that nothing in it is lost."""
-    number = 1
-    root = folders.root
-    while (aside := root.with_name(f"{root.name}.old{number}")).exists():
-        number += 1
-    root.rename(aside)
+    aside = first_free(folders.root, ".old")
+    folders.root.rename(aside)
     return aside
 
 
@@ -42,11 +39,9 @@ def rewind(folders: Folders, config: Config, updates: int) -> Path:
             f"{folders.checkpoints} has no checkpoint of {updates} updates of all "
             f"learners; there are: {listed}"
         )
-    staging = Folders(
-        root := folders.root.with_name(f".{folders.root.name}.rewound"),
-        root / config.log_path,
-        root / config.save_model_path,
-        folders.experiment,
+    root = folders.root.with_name(f".{folders.root.name}.rewound")
+    staging = Folders.at(
+        root, config.log_path, config.save_model_path, folders.experiment
     )
     if root.exists():
         shutil.rmtree(root)  # of a rewind that was interrupted

@@ -1,6 +1,5 @@
 """The local engine: runs of main.py side by side on this machine."""
 
-import ctypes
 import os
 import shlex
 import signal
@@ -15,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from types import FrameType
 
-from ..running.child import FAILED, PR_SET_PDEATHSIG
+from ..running.child import FAILED, signal_at_parents_death
 from ..running.devices import VARIABLE, Gpu
 from ..storage import locks, record
 from ..util import UserError, on_stop_signals
@@ -172,7 +171,7 @@ class Pool:
 def _begin(parent: int) -> None:
     """In the child, before main.py: out of Ctrl-C's reach, ended with its parent."""
     os.setpgid(0, 0)
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    signal_at_parents_death(signal.SIGTERM)
     if os.getppid() != parent:  # it died before the kernel was asked
         os._exit(FAILED)
 

@@ -53,9 +53,7 @@ class PlannedRun:
 
     def folders(self, output_root: Path) -> Folders:
         root = output_root / self.environment / self.experiment
-        return Folders(
-            root, root / self.log_path, root / self.save_model_path, self.experiment
-        )
+        return Folders.at(root, self.log_path, self.save_model_path, self.experiment)
 
 
 # ---- the record ---------------------------------------------------------------------

@@ -125,7 +125,7 @@ def test_a_run_without_a_readable_configuration_is_one_line(tmp_path):
     path = write_experiment(tmp_path / "run0", ROWS).with_name("hps.json")
     for content, said in (
         ("{", "cannot be read"),
-        ("[]", "no configuration"),
+        ("[]", "is not a JSON object"),
         ('{"env": {"name": "A", "nmae": 1}}', r"env\.nmae"),
     ):
         path.write_text(content)
