@@ -119,9 +119,10 @@ class AgentActions(gymnasium.ActionWrapper):
 
     def __init__(self, env: gymnasium.Env, rescale: bool) -> None:
         super().__init__(env)
+        assert isinstance(env.action_space, spaces.Box)  # `adapt` has checked it
         self.box = env.action_space
         self.rescale = rescale
-        size = int(np.prod(self.box.shape, dtype=int))
+        size = spaces.flatdim(self.box)
         self.action_space = spaces.Box(-1.0, 1.0, (size,), np.float32)
 
     def action(self, action: np.ndarray) -> np.ndarray:
@@ -157,10 +158,10 @@ def _raw_env(env_config: "Environment") -> gymnasium.Env:
     name = env_config.name
     if env_config.module is not None:
         import_module(env_config.module, "env.module")
-    if env_config.entry_point is not None:
+    if (entry_point := env_config.entry_point) is not None:
         return _made(
             env_config,
-            lambda: _from_entry_point(env_config.entry_point, env_config.make_kwargs),
+            lambda: _from_entry_point(entry_point, env_config.make_kwargs),
         )
     if env_config.inertia == "2.1" and name not in mujoco.MUJOCO:
         raise UserError(
@@ -179,13 +180,9 @@ def _raw_env(env_config: "Environment") -> gymnasium.Env:
         return _made(env_config, lambda: make(env_config.make_kwargs))
     if MUJOCO_PY_ID.fullmatch(name):
         return _made(env_config, lambda: make_with_gym(name, env_config.make_kwargs))
-    return _made(
-        env_config,
-        # The passive checker repeats on every step what is checked once here.
-        lambda: gymnasium.make(
-            name, **{"disable_env_checker": True, **env_config.make_kwargs}
-        ),
-    )
+    # The passive checker repeats on every step what is checked once here.
+    keys: dict[str, Any] = {"disable_env_checker": True, **env_config.make_kwargs}
+    return _made(env_config, lambda: gymnasium.make(name, **keys))
 
 
 def _from_entry_point(entry_point: str, make_kwargs: dict[str, Any]) -> gymnasium.Env:
@@ -291,13 +288,15 @@ def _check_action_space(space: spaces.Space, env_config: "Environment") -> None:
 
 def sizes_of(env: gymnasium.Env) -> EnvSpec:
     """The sizes of an environment that `make_env` made."""
-    return EnvSpec(env.observation_space.shape[0], env.action_space.shape[0])
+    return EnvSpec(
+        spaces.flatdim(env.observation_space), spaces.flatdim(env.action_space)
+    )
 
 
 def interface_of(env: gymnasium.Env, explore_chance: float) -> Interface:
     """What lies between an environment that `make_env` made and the nets."""
     box = env.get_wrapper_attr("box")
-    inner = env
+    inner: Any = env
     while not isinstance(inner, FlattenObservation):
         inner = inner.env
     return Interface(
@@ -313,12 +312,14 @@ def interface_of(env: gymnasium.Env, explore_chance: float) -> Interface:
 
 def _leaves(space: spaces.Space, path: tuple[str | int, ...] = ()) -> Iterator[Leaf]:
     """The boxes of an observation space, in the order of gymnasium's `flatten`."""
-    if isinstance(space, spaces.Dict | spaces.Tuple):
-        is_dict = isinstance(space, spaces.Dict)
-        for name, inner in space.items() if is_dict else enumerate(space):
-            yield from _leaves(inner, (*path, name))
+    if isinstance(space, spaces.Dict):
+        for key, inner in space.items():
+            yield from _leaves(inner, (*path, key))
+    elif isinstance(space, spaces.Tuple):
+        for position, inner in enumerate(space):
+            yield from _leaves(inner, (*path, position))
     else:
-        yield Leaf(path, int(np.prod(space.shape, dtype=int)))
+        yield Leaf(path, spaces.flatdim(space))
 
 
 def _check_sizes(sizes: EnvSpec, env_config: "Environment") -> None:
@@ -328,9 +329,9 @@ def _check_sizes(sizes: EnvSpec, env_config: "Environment") -> None:
             f"env.obs_dims is {list(stated)} but {env_config.name} observes "
             f"[{sizes.obs_dim}]; correct the key or remove it"
         )
-    stated = env_config.action_dim
-    if stated is not None and stated != sizes.action_dim:
+    taken = env_config.action_dim
+    if taken is not None and taken != sizes.action_dim:
         raise UserError(
-            f"env.action_dim is {stated} but {env_config.name} takes "
+            f"env.action_dim is {taken} but {env_config.name} takes "
             f"{sizes.action_dim}; correct the key or remove it"
         )

@@ -242,7 +242,7 @@ class Learner(abc.ABC):
         count = self._updater.reset_metrics()
         rate = count / max(now - self._logged_at, 1e-9)
         self._logged_at = now
-        values = {
+        values: dict[str, str | float] = {
             "hours": f"{self.seconds / 3600:.6f}",
             "epoch": self.epoch,
             "updates": self.updates,

@@ -45,8 +45,8 @@ DEFAULT_FOLDER = Path("output/plots")
 
 def printed_scores(table: pd.DataFrame) -> str:
     """The table of scores, for the terminal."""
-    rows = [("environment", "algorithm", "frames", "runs", "mean", "95% interval")]
-    rows[0] += ("IQM", "hours")
+    header = "environment,algorithm,frames,runs,mean,95% interval,IQM,hours"
+    rows = [tuple(header.split(","))]
     for row in table.itertuples():
         interval = f"{row.low:,.1f} .. {row.high:,.1f}"
         rows.append(

@@ -28,6 +28,7 @@ own object, opened after any fork. The folder must be on a local filesystem: rea
 rely on a memory map that shows what other processes wrote, in their order.
 """
 
+import io
 import math
 import mmap
 import os
@@ -66,6 +67,7 @@ MAX_CAPACITY = 1 << 32
 TRAILER_WORDS = 3  # the frame number is two words, the checksum one
 CHUNK_BYTES = 16 << 20  # disk space reserved, and rows verified or copied, at once
 MAX_DRAWS = 1000
+NO_ROWS = np.empty((0, 0), np.uint32)
 
 
 @dataclass(frozen=True)
@@ -181,7 +183,7 @@ class ReplayBuffer:
         self._writable = writable
         # Unbuffered: only its descriptor is used, with pread and pwrite.
         self._file = open(path, "rb+" if writable else "rb", buffering=0)  # noqa: SIM115
-        self._lock_file = None
+        self._lock_file: io.FileIO | None = None
         self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
         self._rows = np.frombuffer(self._map, "<u4", offset=HEADER_BYTES)
         self._rows = self._rows.reshape(layout.capacity, layout.row_words)
@@ -595,7 +597,7 @@ class ReplayBuffer:
         """Closes the files; a second call does nothing."""
         self._counters.release()
         self._header_map.close()
-        self._rows = None  # or the map could not be closed
+        self._rows = NO_ROWS  # or the map could not be closed
         self._map.close()
         self._file.close()
         if self._lock_file is not None:

@@ -135,7 +135,8 @@ def _submit_parser(program: str) -> argparse.ArgumentParser:
 
 def seeds(text: str) -> list[int]:
     """An argparse type: seeds as in "0-3" or "0,2,5-7"."""
-    seed, found = whole_number(0, MAX_SEED), []
+    seed = whole_number(0, MAX_SEED)
+    found: list[int] = []
     for part in text.split(","):
         first, _, last = part.partition("-")
         low, high = seed(first), seed(last or first)

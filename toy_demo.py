@@ -148,9 +148,11 @@ def value_error_figure(histories: dict[str, History]) -> "Figure":
 def target_error_figure(histories: dict[str, History]) -> "Figure":
     """Figure 2: the error of the targets that the STEVE learners met, by window."""
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    figure = Figure(figsize=(9.0, 4.0), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.12)  # inches: keeps tick labels apart
+    figure = Figure(figsize=(9.0, 4.0))
+    layout = ConstrainedLayoutEngine(w_pad=0.12)  # inches: keeps tick labels apart
+    figure.set_layout_engine(layout)
     panels = figure.subplots(1, len(histories), sharey=True)
     for axes, (title, history) in zip(panels, histories.items(), strict=True):
         steps = len(history.target_error)

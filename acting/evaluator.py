@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -73,7 +74,7 @@ class Evaluator:
             if missing == 0 and final:
                 self._row["random_score"] = self._random_score()
                 return
-            if missing:
+            if missing and policy is not None:
                 self._run_episodes(policy, missing, final)
             else:
                 wait_until(lambda: self._stopping() or self._has_work())
@@ -161,9 +162,7 @@ class Evaluator:
                 if step.over:
                     running.remove(i)
                     self._context.store(
-                        lambda score=scores[i]: self._scores.record(
-                            policy, score, final
-                        )
+                        partial(self._scores.record, policy, scores[i], final)
                     )
 
 

@@ -6,6 +6,7 @@ process half a gigabyte.
 
 import time
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
@@ -13,6 +14,8 @@ from ..batch import Batch
 from ..replay import ReplayBuffer
 from ..running.child import Context
 from ..running.pace import frame_limit
+from ..settings.schema import Config
+from ..storage.board import Board
 from ..util import wait_until
 from .policy import PolicyReader, random_actions
 from .safe_env import SafeEnv
@@ -35,12 +38,12 @@ def interact(context: Context) -> None:
     def lose() -> None:
         row["dropped"] += 1
 
-    envs, obs = [], []
+    envs, first_obs = [], []
     for _ in range(agent.batch_size):
         envs.append(SafeEnv(config.env, rng, context.name, lose))
-        obs.append(envs[-1].reset())
+        first_obs.append(envs[-1].reset())
         beat()
-    obs = np.stack(obs)
+    obs = np.stack(first_obs)  # [B, O]
     steps = 0
 
     def room() -> bool:
@@ -64,12 +67,18 @@ def interact(context: Context) -> None:
         transitions, obs = step_all(envs, obs, action, beat)
         # Another interactor may have used the room up: the limit is checked again
         # under the lock.
-        while not context.store(
-            lambda batch=transitions: replay.append(batch, frame_limit(config, board))
-        ):
+        append = partial(_append, replay, transitions, config, board)
+        while not context.store(append):
             wait_until(room)
             if context.stop():
                 return
+
+
+def _append(
+    replay: ReplayBuffer, batch: Batch[np.ndarray], config: Config, board: Board
+) -> bool:
+    """Stores transitions where the pace has room for them; whether it had."""
+    return replay.append(batch, frame_limit(config, board))
 
 
 def step_all(
@@ -87,26 +96,30 @@ def step_all(
         beat: called after each step and reset of an environment, to show life.
 
     Returns:
-        (the transitions, B less those that were lost; the observations to go on from,
-        [B, O]).
+        (the transitions, B less those that were lost; the next
+        observations, [B, O]).
     """
     taken = []
     for env, one_action in zip(envs, action, strict=True):
         taken.append(env.step(one_action))
         beat()
     kept = [i for i, step in enumerate(taken) if step is not None]
-    next_obs = np.empty((len(kept), obs.shape[1]), np.float32)
-    for row, i in enumerate(kept):
-        next_obs[row] = taken[i].obs
+    steps = [step for step in taken if step is not None]
+    next_obs = np.empty((len(steps), obs.shape[1]), np.float32)
+    for row, step in enumerate(steps):
+        next_obs[row] = step.obs
     batch = Batch(
         obs=obs[kept].astype(np.float32),
         action=action[kept],
-        reward=np.array([taken[i].reward for i in kept], np.float32),
+        reward=np.array([step.reward for step in steps], np.float32),
         next_obs=next_obs,
-        terminated=np.array([taken[i].terminated for i in kept], np.float32),
+        terminated=np.array([step.terminated for step in steps], np.float32),
     )
-    going_on = []
-    for env, step in zip(envs, taken, strict=True):
-        going_on.append(env.reset() if step is None or step.over else step.obs)
+    following = []
+    for env, result in zip(envs, taken, strict=True):
+        if result is None or result.over:
+            following.append(env.reset())
+        else:
+            following.append(result.obs)
         beat()
-    return batch, np.stack(going_on)
+    return batch, np.stack(following)

@@ -104,7 +104,7 @@ def aggregated_curves(
     for (environment, name), group in grouped(known, group_by).items():
         end = _longest(known, environment, x, quantity)
         at = np.linspace(0, end, points)
-        values = [curve(run.series(quantity, x), at, smooth * end) for run in group]
+        values = [curve(run.known(quantity, x), at, smooth * end) for run in group]
         part = aggregate(np.stack(values)).assign(
             environment=environment, algorithm=name, **{x: at}
         )
@@ -186,7 +186,7 @@ def score_table(
     for (environment, name), group in grouped(known, group_by).items():
         frames = np.array(at or default_frames(known, environment), float)
         window = smooth * _longest(known, environment, "frames")
-        values = [curve(run.series(SCORE, "frames"), frames, window) for run in group]
+        values = [curve(run.known(SCORE, "frames"), frames, window) for run in group]
         clocks = [_hours_at(run, frames) for run in group]
         known_clocks = np.where(np.isnan(values), np.nan, clocks)
         part = aggregate(np.stack(values)).assign(
@@ -211,7 +211,7 @@ def frames_to_reach(run: Record, score: float, window: float) -> float:
     Returns:
         inf where it never came to it.
     """
-    line = run.series(SCORE, "frames")
+    line = run.known(SCORE, "frames")
     places = np.unique(line[0])
     return float(min(places[curve(line, places, window) >= score], default=np.inf))
 
@@ -239,7 +239,7 @@ def reach_table(
         for run in group:
             first = frames_to_reach(run, score, window)
             hours = first if np.isinf(first) else _hours_at(run, first)
-            firsts.append([first, hours])
+            firsts.append([first, float(hours)])
         reached = int(np.isfinite(firsts).all(axis=1).sum())
         rows.append(
             (environment, name, len(group), reached, *np.median(firsts, axis=0))
@@ -250,5 +250,5 @@ def reach_table(
 
 def _hours_at(run: Record, frames: np.ndarray | float) -> np.ndarray:
     """Hours of learning at frame counts."""
-    known, hours = run.series("hours", "frames")
+    known, hours = run.known("hours", "frames")
     return np.interp(frames, known, hours)

@@ -5,7 +5,7 @@ Matplotlib is imported only to draw, and never pyplot: there is no global state.
 
 import io
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -49,7 +49,7 @@ def rendered(figure: "Figure", kind: str) -> bytes:
     buffer = io.BytesIO()
     metadata = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(kind)
     # 42: fonts as TrueType. Many a conference refuses matplotlib's default, Type 3.
-    settings = {"pdf.fonttype": 42, "svg.hashsalt": "steve"}
+    settings: dict[Any, Any] = {"pdf.fonttype": 42, "svg.hashsalt": "steve"}
     with matplotlib.rc_context(settings):
         figure.savefig(buffer, format=kind, dpi=200, metadata=metadata)
     return buffer.getvalue()

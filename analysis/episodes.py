@@ -221,19 +221,21 @@ def run_episode(
         EpisodeError: an observation or a reward is not finite.
     """
     obs, _ = env.reset(seed=seed)
-    steps, score, over = [], 0.0, False
+    steps: list[tuple[np.ndarray, np.ndarray, float, np.ndarray]] = []
+    score, over = 0.0, False
     if look:
         look(env, 0, score, False)
     while not over:
         action = policy.greedy(obs[None])[0]
-        next_obs, reward, terminated, truncated, _ = env.step(action)
+        next_obs, given, terminated, truncated, _ = env.step(action)
+        reward = float(given)
         if not (np.isfinite(reward) and np.isfinite(next_obs).all()):
             raise EpisodeError(
                 f"step {len(steps) + 1} of the episode with seed {seed} gave an "
                 "observation or a reward that is not finite"
             )
         steps.append((obs, action, reward, next_obs))
-        score += float(reward)
+        score += reward
         over = terminated or truncated
         obs = next_obs
         if look:

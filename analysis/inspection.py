@@ -53,7 +53,8 @@ def episode_values(valuerl: "ValueRL", episode: Episode) -> EpisodeValues:
     last = tf.constant(episode.next_obs[-1:])
     final = valuerl.q(tf.concat([last, valuerl.action(last)], -1)[None])
     targets, weights = [], []
-    for rows in _chunks(episode.length) if valuerl.world_model else ():
+    model = valuerl.world_model
+    for rows in _chunks(episode.length) if model else ():
         batch = Batch(
             obs=tf.constant(episode.obs[rows]),
             action=tf.constant(episode.action[rows]),
@@ -61,7 +62,7 @@ def episode_values(valuerl: "ValueRL", episode: Episode) -> EpisodeValues:
             next_obs=tf.constant(episode.next_obs[rows]),
             terminated=tf.constant(_terminated(episode)[rows]),
         )
-        members = valuerl.world_model.all_members()
+        members = model.all_members() if model else None
         every = SampledMembers(None, nn.interleaved_assignment(1, 1), members)
         candidates = valuerl.candidates(valuerl.imagine(batch, every))
         weights.append(valuerl.weights(candidates))
@@ -229,8 +230,11 @@ def predict(
         models, rows = next_obs.shape[:2]
         before = tf.broadcast_to(obs, next_obs.shape)
         action = tf.broadcast_to(action, [models, *action.shape[1:]])  # [M, B, A]
-        flat = [tf.reshape(x, [models * rows, -1]) for x in (next_obs, before, action)]
-        reward = tf.reshape(model.rewards(*flat, every), [-1, rows])  # [N*M, B]
+        after, here, taken = (
+            tf.reshape(x, [models * rows, -1]) for x in (next_obs, before, action)
+        )
+        reward = model.rewards(after, here, taken, every)  # [N, M*B]
+        reward = tf.reshape(reward, [-1, rows])  # [N*M, B]
         rewards.append(tf.transpose(reward))
         probability = model.termination_prob(next_obs, before, action, every)  # [M, B]
         terminations.append(tf.transpose(probability))
@@ -286,7 +290,7 @@ class ModelError(NamedTuple):
     observation: Errors
     reward: Errors
     termination: Errors
-    count: np.ndarray
+    rollouts: np.ndarray
 
 
 def model_error(
@@ -318,4 +322,5 @@ def model_error(
             wide = predicted.astype(np.float64)
             sums[i] += squares(wide, truth, trivial, real.is_real)
     count = rollouts.is_real.sum(axis=0)
-    return ModelError(*(Errors(*root) for root in np.sqrt(sums / count)), count)
+    obs, reward, termination = (Errors(*root) for root in np.sqrt(sums / count))
+    return ModelError(obs, reward, termination, count)

@@ -84,10 +84,14 @@ def weights_figure(histogram: Histogram, weighting: str) -> "Figure":
 def model_error_figure(errors: ModelError, horizon: int | None) -> "Figure":
     """Three panels: errors of observation, reward and termination against k."""
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    figure = Figure(figsize=(9.0, 3.8), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.08)  # inches: keeps tick labels apart
-    steps = np.arange(1, len(errors.count) + 1)
+    figure = Figure(
+        figsize=(9.0, 3.8),
+    )
+    layout = ConstrainedLayoutEngine(w_pad=0.08)  # inches: keeps tick labels apart
+    figure.set_layout_engine(layout)
+    steps = np.arange(1, len(errors.rollouts) + 1)
     panels = figure.subplots(1, 3)
     named = {
         "observation\n(without a model: as at the start)": errors.observation,
@@ -133,7 +137,8 @@ def model_error_figure(errors: ModelError, horizon: int | None) -> "Figure":
         handlelength=3,
     )
     figure.suptitle(
-        f"The model's error along real actions, {errors.count[0]:,} starts", fontsize=11
+        f"The model's error along real actions, {errors.rollouts[0]:,} starts",
+        fontsize=11,
     )
     return figure
 
@@ -178,7 +183,7 @@ def episode_figure(
         height_ratios=[2, 3] if has_weights else None,
     )[:, 0]
     steps = np.arange(len(returns))
-    if has_weights:
+    if judged.weights is not None:
         _plot_weights(panels[0], judged.weights)
     axes = panels[-1]
     low, high = judged.value - judged.value_std, judged.value + judged.value_std
@@ -310,7 +315,7 @@ def model_error_columns(errors: ModelError) -> tuple[list[str], list[tuple]]:
     columns = [
         getattr(getattr(errors, q), f) for q in quantities for f in Errors._fields
     ]
-    counts = errors.count.tolist()
+    counts = errors.rollouts.tolist()
     rows = list(zip(range(1, len(counts) + 1), counts, *columns, strict=True))
     return ["steps", "rollouts", *names], rows
 
@@ -339,7 +344,7 @@ def episode_csv(
         "return": returns,
         "return_with_value": with_value,
     }
-    if judged.weights is not None:
+    if judged.weights is not None and judged.target is not None:
         columns["target"] = judged.target
         for h in range(judged.weights.shape[1]):
             columns[f"w_{h}"] = judged.weights[:, h]

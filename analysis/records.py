@@ -66,6 +66,17 @@ class Record:
                 return table[[x, quantity]].sort_values(x, kind="stable").to_numpy().T
         return None
 
+    def known(self, quantity: str, x: str) -> np.ndarray:
+        """`series` of what is there.
+
+        Raises:
+            UserError: there is nothing.
+        """
+        series = self.series(quantity, x)
+        if series is None:
+            raise UserError(f"{self.path} has no {quantity}")
+        return series
+
     def end(self, x: str, quantity: str = SCORE) -> float:
         """The last x of a quantity; 0 where there is nothing."""
         series = self.series(quantity, x)
@@ -194,8 +205,8 @@ def remarks(runs: Sequence[Record], group_by: str = "algorithm") -> list[str]:
                     f"{environment} at {longest:,.0f}"
                 )
         configs = [run.config.model_dump(mode="json", by_alias=True) for run in group]
-        changed = {key for each in configs for key in changed_keys(configs[0], each)}
-        if changed := sorted(changed - NOT_A_SETTING):
+        keys = {key for each in configs for key in changed_keys(configs[0], each)}
+        if changed := sorted(keys - NOT_A_SETTING):
             lines.append(f"{environment}, {name}: runs differ in {', '.join(changed)}")
         seeds = sorted(run.config.seed for run in group)
         if len(set(seeds)) < len(seeds):

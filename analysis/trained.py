@@ -243,7 +243,7 @@ def build_nets(config: Config, sizes: "EnvSpec", trained: LoadedCheckpoint) -> N
     expansion, other = weighting(config)
     if trained.model:
         world_model = build_world_model(
-            config.world_model_config, sizes.obs_dim, sizes.action_dim, generator
+            config.model_section, sizes.obs_dim, sizes.action_dim, generator
         )
         assign(*trained.model, world_model.named_variables())
     if trained.critic:

@@ -3,6 +3,7 @@
 from typing import Any
 
 import gymnasium
+import numpy as np
 
 from .rendering import check_rendering_only
 
@@ -17,7 +18,9 @@ def make_hardcore(make_kwargs: dict[str, Any]) -> gymnasium.Env:
     class FirstReported(Box2D.b2.rayCastCallback):
         """A ray that ends at the first piece of ground reported, in any order."""
 
-        def ReportFixture(self, fixture, point, normal, fraction):
+        def ReportFixture(
+            self, fixture: Any, point: Any, normal: Any, fraction: float
+        ) -> float:
             if (fixture.filterData.categoryBits & 1) == 0:
                 return 1  # no ground: the ray goes on, unclipped; v3 returns -1
             self.p2 = point
@@ -25,7 +28,7 @@ def make_hardcore(make_kwargs: dict[str, Any]) -> gymnasium.Env:
             return 0  # ends the ray; v3 returns the fraction and finds the closest
 
     class OldBipedalWalker(BipedalWalker):
-        def step(self, action):
+        def step(self, action: np.ndarray) -> tuple[Any, Any, bool, bool, dict]:
             # The reset makes today's rays and then takes the first step itself.
             if not isinstance(self.lidar[0], FirstReported):
                 self.lidar = [FirstReported() for _ in self.lidar]

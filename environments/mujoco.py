@@ -52,7 +52,7 @@ def make_mujoco(
         contact_cost: False leaves Humanoid's contact cost out of the reward.
     """
     check_rendering_only(name, make_kwargs or {})
-    env = gymnasium.make(
+    env: gymnasium.Env[Any, Any] = gymnasium.make(
         name.replace("-v1", "-v5"),
         max_episode_steps=-1,
         disable_env_checker=True,
@@ -60,12 +60,17 @@ def make_mujoco(
         **(make_kwargs or {}),
     )
     if name == "Humanoid-v1":
-        env.unwrapped.model.joint("left_hip_y").range[:] = np.deg2rad(left_hip)
+        simulation_of(env).model.joint("left_hip_y").range[:] = np.deg2rad(left_hip)
     if inertia == "2.1":
-        _set_old_inertia(env.unwrapped, name)
+        _set_old_inertia(simulation_of(env), name)
     if name == "Humanoid-v1":
         return OldHumanoid(env, contact_cost)
     return OldMujoco(env, ALIVE_BONUS.get(name))
+
+
+def simulation_of(env: gymnasium.Env) -> Any:
+    """The simulation inside all wrappers: its class is the simulator's affair."""
+    return env.unwrapped
 
 
 class OldMujoco(gymnasium.Wrapper):
@@ -79,8 +84,9 @@ class OldMujoco(gymnasium.Wrapper):
         super().__init__(env)
         self._alive_bonus = alive_bonus
         # In float64: gymnasium's box rounds Humanoid's bound 0.4 to float32.
-        low, high = env.unwrapped.model.actuator_ctrlrange.T
-        self.action_space = spaces.Box(low.copy(), high.copy(), dtype=np.float64)
+        low, high = simulation_of(env).model.actuator_ctrlrange.T
+        self._box = spaces.Box(low.copy(), high.copy(), dtype=np.float64)
+        self.action_space = self._box
 
     def observation(self, obs: np.ndarray) -> np.ndarray:
         """The old observation from today's."""
@@ -96,8 +102,9 @@ class OldMujoco(gymnasium.Wrapper):
         self, action: np.ndarray
     ) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         # The old engine clamped the action in place, before the control cost.
-        action = np.clip(action, self.action_space.low, self.action_space.high)
-        obs, reward, terminated, truncated, info = self.env.step(action)
+        action = np.clip(action, self._box.low, self._box.high)
+        obs, given, terminated, truncated, info = self.env.step(action)
+        reward = float(given)
         if self._alive_bonus is not None:
             reward += self._alive_bonus - info["reward_survive"]
         return self.observation(obs), reward, terminated, truncated, info
@@ -106,7 +113,7 @@ class OldMujoco(gymnasium.Wrapper):
         """Starts from a state as an episode does; returns its observation."""
         import mujoco
 
-        simulation = self.unwrapped
+        simulation = simulation_of(self)
         # Forgets the forces that the solver would start its iterations from.
         mujoco.mj_resetData(simulation.model, simulation.data)
         simulation.set_state(qpos, qvel)
@@ -120,7 +127,7 @@ class OldHumanoid(OldMujoco):
         super().__init__(env, ALIVE_BONUS["Humanoid-v1"])
         self._contact_cost = contact_cost
         self._zeros = np.repeat(*np.transpose(HUMANOID_ZEROS))
-        size = env.observation_space.shape[0] + len(self._zeros)
+        size = spaces.flatdim(env.observation_space) + len(self._zeros)
         self.observation_space = spaces.Box(-np.inf, np.inf, (size,), np.float64)
 
     def observation(self, obs: np.ndarray) -> np.ndarray:

@@ -37,25 +37,31 @@ def _roboschool_classes() -> dict[str, Callable[..., gymnasium.Env]]:
     import pybullet
     from pybullet_envs_gymnasium import gym_locomotion_envs, robot_locomotors
 
-    class StartYaw:
+    humanoid: Any = robot_locomotors.Humanoid
+    flagrunner: Any = robot_locomotors.HumanoidFlagrun
+    humanoid_env: Any = gym_locomotion_envs.HumanoidBulletEnv
+
+    def turn(robot: Any, bullet_client: Any) -> None:
         """Turns a robot at the start of an episode."""
+        position, _ = bullet_client.getBasePositionAndOrientation(robot.objects[0])
+        yaw = robot.np_random.uniform(-START_YAW, START_YAW)
+        bullet_client.resetBasePositionAndOrientation(
+            robot.objects[0], position, pybullet.getQuaternionFromEuler([0, 0, yaw])
+        )
 
-        def robot_specific_reset(self, bullet_client):
-            super().robot_specific_reset(bullet_client)
-            position, _ = bullet_client.getBasePositionAndOrientation(self.objects[0])
-            yaw = self.np_random.uniform(-START_YAW, START_YAW)
-            bullet_client.resetBasePositionAndOrientation(
-                self.objects[0], position, pybullet.getQuaternionFromEuler([0, 0, yaw])
-            )
-
-    class Runner(StartYaw, robot_locomotors.Humanoid):
+    class Runner(humanoid):
         """Runs straight ahead."""
 
-    class Flagrunner(StartYaw, robot_locomotors.HumanoidFlagrun):
+        def robot_specific_reset(self, bullet_client: Any) -> None:
+            super().robot_specific_reset(bullet_client)
+            turn(self, bullet_client)
+
+    class Flagrunner(flagrunner):
         """Runs to a target; the first one is straight ahead half the time."""
 
-        def robot_specific_reset(self, bullet_client):
+        def robot_specific_reset(self, bullet_client: Any) -> None:
             super().robot_specific_reset(bullet_client)
+            turn(self, bullet_client)
             if self.np_random.uniform() < 0.5:
                 return  # the random target that was just drawn
             farthest = self.scene.stadium_halflen
@@ -67,21 +73,21 @@ def _roboschool_classes() -> dict[str, Callable[..., gymnasium.Env]]:
                 [0, 0, 0, 1],
             )
 
-    class RoboschoolHumanoid(gym_locomotion_envs.HumanoidBulletEnv):
+    class RoboschoolHumanoid(humanoid_env):
         joints_at_limit_cost = -0.2
 
-        def __init__(self, robot=None, render_mode=None):
+        def __init__(self, robot: Any = None, render_mode: str | None = None) -> None:
             super().__init__(robot or Runner(), render_mode)
 
-        def step(self, a):
+        def step(self, a: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
             state, _, terminated, truncated, info = super().step(a)
             self.rewards[-1] = self.foot_collision_cost * self._feet_on_something_else()
             return state, sum(self.rewards), terminated, truncated, info
 
-        def _feet_on_something_else(self):
+        def _feet_on_something_else(self) -> int:
             """How many feet touch anything but the floor, the robot itself included."""
             robot = self.robot.objects[0]
-            touched = set()
+            touched: set[tuple] = set()
             # A contact of the robot with itself names its two parts in any order.
             for contact in self._p.getContactPoints(robot):
                 first, second = (contact[1], contact[3]), (contact[2], contact[4])
@@ -95,7 +101,7 @@ def _roboschool_classes() -> dict[str, Callable[..., gymnasium.Env]]:
             )
 
     class RoboschoolHumanoidFlagrun(RoboschoolHumanoid):
-        def __init__(self, render_mode=None):
+        def __init__(self, render_mode: str | None = None) -> None:
             super().__init__(Flagrunner(), render_mode)
             self.electricity_cost /= 2  # -4.25; the stall torque's stays at -0.425
 

@@ -20,7 +20,7 @@ REFRESH = 0.5  # seconds, in place
 LINE_EVERY = 10.0  # seconds, as plain lines
 SCORES_IN_A_ROW = 5
 BAR, NAME_WIDTH, NUMBER_WIDTH = 48, 18, 10  # columns; all fits into 80
-CALLED = {VALUERL: "value learner", WORLDMODEL: "world model"}
+CALLED: dict[str, str] = {VALUERL: "value learner", WORLDMODEL: "world model"}
 
 
 def frames_text(progress: Progress) -> str:
@@ -76,8 +76,13 @@ def _whole_run(progress: Progress) -> Table:
     ahead = "" if left is None else f", about {clock(left)} left"
     table.add_row("time", f"{clock(progress.elapsed)} elapsed{ahead} (h:mm:ss)")
     if progress.share is not None:
-        green = dict.fromkeys(("complete_style", "finished_style"), "green")
-        bar = ProgressBar(1.0, progress.share, width=BAR, **green)
+        bar = ProgressBar(
+            1.0,
+            progress.share,
+            width=BAR,
+            complete_style="green",
+            finished_style="green",
+        )
         table.add_row("done", Columns([Text(f"{progress.share:4.0%}"), bar]))
     return table
 
@@ -85,14 +90,17 @@ def _whole_run(progress: Progress) -> Table:
 def _learners(learners: list[LearnerProgress]) -> Table:
     """The learners side by side, their metrics as means since the last line logged."""
     table = Table.grid(padding=(0, 2))
-    blocks = []
+    blocks: list[list[tuple[Text | str, str]]] = []
     for learner in learners:
         table.add_column(min_width=NAME_WIDTH)
         table.add_column(min_width=NUMBER_WIDTH, justify="right")
         table.add_column()  # room between the blocks
         blocks.append([(Text(CALLED[learner.name], "bold"), ""), *_numbers(learner)])
     for cells in zip_longest(*blocks, fillvalue=("", "")):
-        table.add_row(*(part for name, number in cells for part in (name, number, "")))
+        row: list[Text | str] = []
+        for name, number in cells:
+            row += [name, number, ""]
+        table.add_row(*row)
     return table
 
 

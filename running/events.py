@@ -73,6 +73,7 @@ class EventFile:
 
     def _append(self, event: Event) -> None:
         event.wall_time = time.time()
+        assert self._file is not None  # `write` has opened it
         RecordWriter(self._file).write(event.SerializeToString())
         self._file.flush()
 
@@ -92,7 +93,7 @@ class LearnerEvents:
         first_step = _step(counters) + 1
         self._file = EventFile(run.folders.events(name), first_step, _say)
 
-    def add(self, line: Mapping[str, object]) -> None:
+    def add(self, line: Mapping[str, str | float]) -> None:
         """Writes what was appended to the log."""
         if self._is_on:
             values = {
@@ -109,7 +110,7 @@ def _say(line: str) -> None:
         print(line, file=sys.stderr)
 
 
-def _step(counters: Mapping[str, object]) -> int:
+def _step(counters: Mapping[str, str | float]) -> int:
     return int(counters["updates"]) + int(counters.get("pretrained", 0))
 
 

@@ -1,7 +1,6 @@
 """What there is to run (`--list`), and what a configuration says (`--describe`)."""
 
 import json
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -58,7 +57,8 @@ def _grouped(root: Path) -> dict[str, dict[str, Path]]:
     files: dict[Path, Path] = {}
     found = (path for pattern in EXPERIMENTS for path in (root / CONFIG).glob(pattern))
     for path in sorted(found):
-        name, number = re.fullmatch(r"(.*?)(\d*)", path.stem).groups()
+        name = path.stem.rstrip("0123456789")
+        number = path.stem.removeprefix(name)
         base = path.relative_to(root / CONFIG).with_name(name)
         repeats.setdefault(base, []).extend([int(number)] if number else [])
         files.setdefault(base, path.relative_to(root))

@@ -12,7 +12,7 @@ import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from ..util import UserError, error_text
 
@@ -85,14 +85,17 @@ class WorldModelKind(Entry):
     """
 
 
-class Table(dict[str, Entry]):
+Kind = TypeVar("Kind", bound=Entry)
+
+
+class Table(dict[str, Kind], Generic[Kind]):
     """Entries by name; `what` is what messages call one."""
 
-    def __init__(self, what: str, *entries: Entry) -> None:
+    def __init__(self, what: str, *entries: Kind) -> None:
         super().__init__({entry.name: entry for entry in entries})
         self.what = what
 
-    def add(self, entry: Entry) -> None:
+    def add(self, entry: Kind) -> None:
         """Adds an entry; the same one again, as in a notebook, replaces itself.
 
         Raises:
@@ -106,7 +109,7 @@ class Table(dict[str, Entry]):
             )
         self[entry.name] = entry
 
-    def find(self, name: str) -> Any:
+    def find(self, name: str) -> Kind:
         """The entry of that name.
 
         Raises:
@@ -267,7 +270,7 @@ def check(config: "Config") -> None:
         _check(WORLD_MODELS, model.kind, model.kind_settings, "model_config.kind")
 
 
-def _check(table: Table, name: str, settings: Mapping[str, Any], key: str) -> None:
+def _check(table: Table[Any], name: str, settings: Mapping[str, Any], key: str) -> None:
     try:
         fault = table.find(name).settings_fault(settings)
     except UserError as error:

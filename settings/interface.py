@@ -100,7 +100,7 @@ class Interface:
         """
         if isinstance(obs, np.ndarray | list) and np.shape(obs)[-1:] == (self.obs_dim,):
             return np.asarray(obs, np.float32)
-        parts = []
+        parts: list[np.ndarray] = []
         for leaf in self.leaves:
             part = obs
             for step in leaf.path:

@@ -340,13 +340,18 @@ def _validate(settings: _Settings) -> Config:
     except ValidationError as error:
         details = error.errors(include_url=False, include_input=False)
     # A union reports once per member; by key, each fault counts once.
-    faults = {}
+    faults: dict[tuple[KeyPath, bool], ErrorDetails] = {}
     for detail in details:
         path = _schema_path(detail["loc"])
         faults.setdefault((path, detail["type"] == "broken_rule"), detail)
     # A misspelt key first: it may be why another one is missing.
     order = sorted(faults, key=lambda key: faults[key]["type"] != "extra_forbidden")
-    raise _user_error([_fault(settings, *key, faults[key]) for key in order])
+    raise _user_error(
+        [
+            _fault(settings, path, is_rule, faults[path, is_rule])
+            for path, is_rule in order
+        ]
+    )
 
 
 def _schema_path(location: tuple[str | int, ...]) -> KeyPath:
@@ -372,10 +377,9 @@ def _fault(
     elif detail["type"] == "extra_forbidden":
         text = _unknown_key(path)
     else:
-        text = (
-            f"{dotted(path)} must be {field_at(path).description}, "
-            f"not {quoted(settings.get(path))}"
-        )
+        field = field_at(path)
+        allowed = field.description if field else "known"
+        text = f"{dotted(path)} must be {allowed}, not {quoted(settings.get(path))}"
     return f"{settings.source(path)}: {text}"
 
 

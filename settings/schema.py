@@ -7,7 +7,7 @@ models are frozen. A field's `description` finishes the sentence "KEY must be ..
 
 import keyword
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
 from pydantic import (
@@ -22,7 +22,7 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
-from .extensions import WEIGHTINGS, WORLD_MODELS, Weighting
+from .extensions import WEIGHTINGS, WORLD_MODELS, Entry, Weighting
 
 SAFE_NAME = r"^[A-Za-z0-9_+=,-][A-Za-z0-9._+=,-]{0,199}$"
 # What gymnasium accepts as an id, but for "module:" in front: only env.module is ever
@@ -446,7 +446,9 @@ class Config(Section):
     def _extensions_are_known(self) -> Self:
         """Where no module could register it, a name must be known already."""
         expansion, model = self.policy_config.value_expansion, self.world_model_config
-        chosen = [("model_config.kind", WORLD_MODELS, model.kind)] if model else []
+        chosen: list[tuple[str, Mapping[str, Entry], str]] = []
+        if model is not None:
+            chosen.append(("model_config.kind", WORLD_MODELS, model.kind))
         if expansion is not None:
             key = "policy_config.value_expansion.weighting"
             chosen.append((key, WEIGHTINGS, expansion.choice[0]))

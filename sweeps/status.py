@@ -69,7 +69,7 @@ def states(
         pool_is_alive: whether a local pool of this output root is at work.
     """
     found = [_state(sweep, index, queue, pool_is_alive) for sweep, index in runs]
-    lost = {state.lost_job for state in found} - {None}
+    lost = {state.lost_job for state in found if state.lost_job is not None}
     past = slurm.past_states(sorted(lost))
     return [
         replace(state, why=f"{state.why}; Slurm says {past[state.lost_job]}")

@@ -89,7 +89,7 @@ def identifiable(start_obs: np.ndarray, actions: np.ndarray) -> Predicted:
 def test_model_error_of_an_identifiable_model():
     every = [make_episode(4), make_episode(6, terminated=False)]
     errors = inspection.model_error(identifiable, every, steps=3)
-    assert errors.count.tolist() == [10, 8, 6]
+    assert errors.rollouts.tolist() == [10, 8, 6]
     # At step k the members are off by 0 and 2k in x and by 0 in the clock: the mean
     # by k in one of two entries, hence k / sqrt(2); their deviation is the same.
     expected = np.array([1, 2, 3]) / np.sqrt(2)
@@ -104,7 +104,7 @@ def test_model_error_of_an_identifiable_model():
 
 def test_error_without_a_model():
     errors = inspection.model_error(identifiable, [make_episode(3)], steps=10)
-    assert errors.count.tolist() == [3, 2, 1]  # no longer than the episode
+    assert errors.rollouts.tolist() == [3, 2, 1]  # no longer than the episode
     # x moves by 0.1, 0.2, 0.3, the clock by 0.1; squares over 2 entries.
     moved = np.sqrt((0.01 + 0.04 + 0.09 + 3 * 0.01) / 6)
     np.testing.assert_allclose(errors.observation.trivial[0], moved, rtol=1e-5)

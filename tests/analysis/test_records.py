@@ -133,7 +133,7 @@ def test_a_run_without_a_readable_configuration_is_one_line(tmp_path):
             read_config(path)
         assert "\n" not in str(error.value)
     path.unlink()
-    with pytest.raises(UserError, match=r"there is no .*hps\.json"):
+    with pytest.raises(UserError, match=r"hps\.json is missing"):
         find_runs([tmp_path])
 
 
