@@ -154,7 +154,7 @@ def run(arguments: argparse.Namespace) -> None:
     loaded, asked = named_checkpoint(
         arguments.config, arguments.checkpoint, arguments.set
     )
-    import_modules(loaded.config)
+    import_modules(loaded.config.module)
     path, state, warning = load_state(asked, loaded.config)
     difference = differing_keys(Path(os.path.abspath(path)).parent, loaded)
     for note in (*loaded.notes, warning, difference):

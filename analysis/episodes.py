@@ -170,7 +170,7 @@ def _serve(pipe: Connection, config: Config, video: Video | None) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process
     code = 0
     try:
-        import_modules(config)
+        import_modules(config.module)
         _serve_episodes(pipe, config.env, video)
     except UserError as error:
         pipe.send(("mistake", str(error)))

@@ -139,7 +139,7 @@ def child_main(
             seed = derive_seed(run.config, name, run.launch, restart)
             board = Board.open(run.folders.board)
             board[name]["pid"] = os.getpid()
-            import_modules(run.config)
+            import_modules(run.config.module)
             main_function(Context(run, name, seed, board, stop))
         except UserError as error:
             _say(str(error))

@@ -81,9 +81,24 @@ def _measure(config: Config) -> EnvSpec:
 
     # Libraries such as TensorFlow print notes that obey no log level.
     with open(os.devnull, "w") as nowhere, redirected(nowhere.fileno()):
-        extensions.import_modules(config)
-    extensions.check(config)
+        extensions.import_modules(config.module)
+    _check_extensions(config)
     return envwrap.measure(config.env, config.policy_config.explore_chance)
+
+
+def _check_extensions(config: Config) -> None:
+    """Checks that what a configuration chooses has been registered by now.
+
+    Raises:
+        UserError: an unknown name or setting.
+    """
+    expansion, model = config.policy_config.value_expansion, config.world_model_config
+    if expansion is not None:
+        key = "policy_config.value_expansion.weighting"
+        extensions.check(extensions.WEIGHTINGS, *expansion.choice, key)
+    if model is not None:
+        chosen = model.kind, model.kind_settings
+        extensions.check(extensions.WORLD_MODELS, *chosen, "model_config.kind")
 
 
 def measure_environment(config: Config) -> EnvSpec:

@@ -10,14 +10,11 @@ process of a run imports it first. The launcher does not: it asks a child proces
 
 import importlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from ..util import UserError, error_text
-
-if TYPE_CHECKING:
-    from .schema import Config
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -226,13 +223,13 @@ def _keywords(function: Callable[..., Any], skip: int) -> dict[str, Any]:
     }
 
 
-def import_modules(config: "Config") -> None:
-    """Imports what the configuration's `module` names.
+def import_modules(names: Sequence[str]) -> None:
+    """Imports what a configuration's `module` names.
 
     Raises:
         UserError: one cannot be imported.
     """
-    for name in config.module:
+    for name in names:
         import_module(name, "module")
 
 
@@ -256,21 +253,12 @@ def import_module(name: str, key: str) -> None:
         ) from error
 
 
-def check(config: "Config") -> None:
-    """Checks that what a configuration chooses is there, once `module` is imported.
+def check(table: Table[Any], name: str, settings: Mapping[str, Any], key: str) -> None:
+    """Checks that an entry is there and has these settings.
 
     Raises:
-        UserError: an unknown name or setting.
+        UserError: an unknown name or setting, of what the configuration has at `key`.
     """
-    expansion, model = config.policy_config.value_expansion, config.world_model_config
-    if expansion is not None:
-        name, settings = expansion.choice
-        _check(WEIGHTINGS, name, settings, "policy_config.value_expansion.weighting")
-    if model is not None:
-        _check(WORLD_MODELS, model.kind, model.kind_settings, "model_config.kind")
-
-
-def _check(table: Table[Any], name: str, settings: Mapping[str, Any], key: str) -> None:
     try:
         fault = table.find(name).settings_fault(settings)
     except UserError as error:
