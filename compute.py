@@ -22,7 +22,7 @@ from .util import UserError
 
 # Updates in a call on a GPU, where the pace allows so many (`updates_per_call` null).
 GPU_UPDATES_PER_CALL = 16
-CALLS_IN_FLIGHT = 2  # one that a GPU works on, and one that it can go on with at once
+CALLS_IN_FLIGHT = 2  # one that a GPU works on, and one that it can start at once
 
 
 def prepare_tensorflow(

@@ -96,13 +96,13 @@ class Learner(abc.ABC):
         """What precedes the first epoch of a fresh run; False: it is over before."""
 
     def begin_epoch(self) -> None:  # noqa: B027
-        """What happens at an epoch beside saving and publishing."""
+        """What happens at an epoch in addition to saving and publishing."""
 
     def publish(self) -> None:  # noqa: B027
-        """Publishes what others need beside the state itself."""
+        """Publishes what others need in addition to the state itself."""
 
     def after_restore(self) -> None:  # noqa: B027
-        """What a resumed learner does before it goes on."""
+        """What a resumed learner does before it continues."""
 
     def counters(self) -> dict[str, int]:
         """Further counters, for the state and as columns of the log."""
@@ -276,7 +276,7 @@ class Learner(abc.ABC):
         self.publish()
 
     def save_state(self) -> None:
-        """Publishes the full state; the one before it stays beside it.
+        """Publishes the full state; the one before it stays next to it.
 
         Raises:
             RunError: losses or state are not finite; the last good one stays.

@@ -134,8 +134,8 @@ def parse_arguments(
         "--out",
         type=Path,
         metavar="FILE",
-        help="the figure of the scores, .png, .pdf or .svg; the rest goes beside it as "
-        f"FILE_NAME; by default all goes to {DEFAULT_FOLDER}, with a number if that "
+        help="the figure of the scores, .png, .pdf or .svg; the rest goes next to it "
+        f"as FILE_NAME; by default all goes to {DEFAULT_FOLDER}, with a number if that "
         "is taken, as PNG and PDF",
     )
     option("--overwrite", action="store_true", help="replace the files of --out")

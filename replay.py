@@ -18,9 +18,9 @@ which show a damaged one. `frames` counts the transitions that are completely st
     live:    frames f with  max(0, intent - capacity) <= f < frames
 
 So the rows of a writer that dies on the way do not count, the rows that it may have
-overwritten do not count either, and whoever comes next simply goes on at `frames`.
+overwritten do not count either, and whoever comes next simply continues at `frames`.
 Readers take no lock. They copy rows out of a memory map and read `intent` again: a
-row that is still live then was whole when it was copied, any other is drawn anew.
+row that is still live then was whole when it was copied, any other is drawn again.
 
 Appends exclude each other by a portalocker lock on `replay.lock`, which the kernel
 releases when its holder dies. Several processes may hold the buffer, each with its

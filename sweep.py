@@ -72,7 +72,7 @@ def _submit_parser(program: str) -> argparse.ArgumentParser:
         prog=program,
         description="Runs many experiments, through Slurm or on this machine. "
         "A run that is finished or running is left alone, one that was interrupted "
-        f"goes on. Afterwards: {program} status|cancel|retry OUTPUT_ROOT.",
+        f"is resumed. Afterwards: {program} status|cancel|retry OUTPUT_ROOT.",
         epilog=f"example: {example(program, 'sweep.py')} config/quickstart.json "
         "--engine local --gpus-per-run 0 --seeds 0-3 "
         "--set policy_config.learning_rate=1e-3,3e-4",
@@ -106,7 +106,7 @@ def _submit_parser(program: str) -> argparse.ArgumentParser:
         help="runs at a time; default: as Slurm or the GPUs allow, on CPUs 1",
     )
     option("--partition", metavar="P", help="Slurm's partition")
-    option("--time", metavar="T", help="Slurm's time limit; runs go on after it")
+    option("--time", metavar="T", help="Slurm's time limit; runs are resumed after it")
     option(
         "--cpus",
         type=whole_number(1, 10_000),

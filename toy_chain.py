@@ -119,7 +119,7 @@ def sample_rollouts(
     """Goes from each start one real step and then `horizon` imagined ones.
 
     An imagined step goes to a state drawn uniformly from 0..100 with probability
-    `noise`, drawn anew at every step and for every model, and otherwise where the
+    `noise`, drawn again at every step and for every model, and otherwise where the
     chain goes. Its reward is that of leaving the state, also when it jumps. The
     terminal state is never left.
 

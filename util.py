@@ -42,7 +42,7 @@ class UserError(Exception):
 
 
 class RunError(UserError):
-    """A run that cannot go on, through nobody's bug: one line, and no restart."""
+    """A run that cannot continue, through nobody's bug: one line, and no restart."""
 
 
 class OneLineParser(argparse.ArgumentParser):

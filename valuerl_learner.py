@@ -143,7 +143,7 @@ class ValueRLLearner(Learner):
         if self.world_model is not None and not self._load_model():
             raise CheckpointError(
                 f"{self.folders.state(WORLDMODEL)}: there is no published world model "
-                "to go on with"
+                "to resume with"
             )
         if self._published_epoch() < self.epoch:
             self.publish()  # ended between the state and the policy of an epoch

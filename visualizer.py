@@ -8,7 +8,7 @@ was then earned; with a world model it also shows the weights w_0 .. w_H that ST
 gives along the episodes, and how the model's error grows with the rollout (SPEC
 section 11).
 
-Nothing is drawn at random beside the environment's resets: targets and predictions use
+Nothing but the environment's resets is random: targets and predictions use
 all members of the ensembles.
 
 Dimension letters: T visited transitions, H horizon (H + 1 weights), K steps of the
@@ -144,7 +144,7 @@ def parse_arguments(
 
 
 class Shown(NamedTuple):
-    """What comes out beside the episodes: files by name, and lines to print."""
+    """What comes out in addition to the episodes: files by name, and lines to print."""
 
     files: dict[str, bytes]
     lines: list[str]

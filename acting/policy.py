@@ -94,7 +94,7 @@ class PolicyReader:
         """Takes up a newly published policy; returns the newest, None before any.
 
         A damaged file is named in the process's output and passed over: the value
-        learner publishes the policy anew when the run is resumed.
+        learner publishes the policy again when the run is resumed.
         """
         stamp = checkpoint.stamp(self._path)
         if stamp is not None and stamp != self._stamp:

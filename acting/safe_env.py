@@ -1,7 +1,7 @@
-"""An environment that may fail: what it did wrong is never stored, and it goes on.
+"""An environment that may fail: what it did wrong is not stored, the run continues.
 
 Simulators diverge, and users' environments raise. A transition that is not finite is
-dropped; an environment that raises is built anew, so many times in a while.
+dropped; an environment that raises is built again, so many times in a while.
 """
 
 import time
@@ -101,7 +101,7 @@ class SafeEnv:
         return None
 
     def _rebuild(self, error: Exception) -> None:
-        """Makes the environment anew after an error.
+        """Makes the environment again after an error.
 
         Raises:
             RunError: it was the last of too many errors.

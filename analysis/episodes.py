@@ -141,7 +141,7 @@ class EpisodeRunner:
             kind, content = self._pipe.recv()
         except (EOFError, ConnectionResetError):
             self._process.join()
-            raise EpisodeError(self._epitaph()) from None
+            raise EpisodeError(self._how_it_ended()) from None
         if kind == "mistake":
             raise UserError(content)
         if kind == "failure":
@@ -149,7 +149,7 @@ class EpisodeRunner:
         assert kind == expected, kind
         return content
 
-    def _epitaph(self) -> str:
+    def _how_it_ended(self) -> str:
         code = self._process.exitcode or 0
         how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         self._output.seek(0)

@@ -198,7 +198,7 @@ def _interface(text: object) -> Interface | None:
 
 
 def _published_beside(file: Path) -> Interface | None:
-    """That of the policy beside a value learner's state."""
+    """That of the policy next to a value learner's state."""
     beside = file.with_name("policy.safetensors")
     if not beside.exists():
         return None

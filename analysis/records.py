@@ -21,7 +21,7 @@ SUFFIX = ".greedy.csv"
 X_AXES = ("frames", "hours", "updates")
 GROUPINGS = ("algorithm", "experiment")
 SCORE, USAGE = "score", "model_usage"
-# Keys that make no difference to what is learned, beside those that `changed_keys`
+# Keys that make no difference to what is learned, besides those that `changed_keys`
 # leaves out.
 NOT_A_SETTING = {"seed", "log_path", "save_model_path"}
 # Folders that main.py put aside or has not finished.
@@ -86,7 +86,7 @@ class Record:
 def find_runs(folders: Sequence[str | Path]) -> list[Record]:
     """Reads every experiment in or below the folders, each once.
 
-    hps.json and the logs lie beside the csv; it and they may be gzipped. What
+    hps.json and the logs lie next to the csv; it and they may be gzipped. What
     `--overwrite` put aside is passed over, unless its own folder is named.
 
     Raises:

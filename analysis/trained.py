@@ -94,10 +94,10 @@ def _groups(state: Checkpoint) -> set[str]:
 
 
 def load_checkpoint(path: Path, config: Config) -> LoadedCheckpoint:
-    """Reads a checkpoint and what lies beside it.
+    """Reads a checkpoint and what lies next to it.
 
-    Beside a numbered state, the world model of the same number; beside the newest or a
-    policy, the newest. A policy's Q-functions are the newest beside it.
+    Next to a numbered state, the world model of the same number; next to the newest
+    or a policy, the newest. A policy's Q-functions are the newest next to it.
 
     Raises:
         UserError: one cannot be read, or is a world model.

@@ -1,4 +1,4 @@
-"""What an interactor costs beside its environments.
+"""What an interactor costs in addition to its environments.
 
     python benchmarks/acting.py config/experiments/goodruns/humanoid/steve0.json
 

@@ -2,7 +2,7 @@
 
 A product of [R, I] and [I, F] counts 2 R I F. A net on R rows costs `forward` in one
 direction; the gradients of its weights cost as much again, and so do those of its
-inputs, except in the first layer, where nobody asks for them. Everything beside the
+inputs, except in the first layer, where nobody asks for them. Everything but the
 products (activations, Adam, the regulariser) is left out, so that a share of the
 machine's limit is never flattered by work that is no product.
 

@@ -22,7 +22,7 @@ def make_hardcore(make_kwargs: dict[str, Any]) -> gymnasium.Env:
             self, fixture: Any, point: Any, normal: Any, fraction: float
         ) -> float:
             if (fixture.filterData.categoryBits & 1) == 0:
-                return 1  # no ground: the ray goes on, unclipped; v3 returns -1
+                return 1  # no ground: the ray continues, unclipped; v3 returns -1
             self.p2 = point
             self.fraction = fraction
             return 0  # ends the ray; v3 returns the fraction and finds the closest

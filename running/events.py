@@ -1,4 +1,4 @@
-"""TensorBoard: logs and scores as event files beside them; the csv stays the data.
+"""TensorBoard: logs and scores as event files next to them; the csv stays the data.
 
 Each learner writes the lines of its own log, the launcher the scores. A launch's file
 begins with the step from which on it writes: what an earlier launch wrote from there
@@ -127,7 +127,7 @@ class ScoreEvents:
         self._lines = Follower(run.folders.scores)
         self._frames = -1  # of the newest policy so far
         self._scores: list[float] = []  # since the last point
-        # The newest points are written anew: a launcher that was killed wrote the very
+        # The newest points are written again: a launcher that was killed wrote the very
         # last ones without all of their scores, or not at all.
         self._due: deque[tuple[int, list[float]]] = deque(maxlen=WRITTEN_ANEW)
         for line in self._lines():  # of earlier launches

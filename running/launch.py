@@ -22,7 +22,7 @@ from .devices import NO_GPU, VARIABLE
 from .display import Display, closing_lines
 from .supervisor import Child, Outcome, Supervisor
 
-IMPORT_PATIENCE = 60.0  # seconds, beside step_timeout, to import the simulator
+IMPORT_PATIENCE = 60.0  # seconds, in addition to step_timeout, to import the simulator
 ONE_THREAD = dict.fromkeys(
     ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"
 )

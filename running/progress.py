@@ -1,4 +1,4 @@
-"""How far a run is, read from its files: for the terminal and the last words."""
+"""How far a run is, read from its files: for the terminal and the closing lines."""
 
 import math
 import time

@@ -124,7 +124,7 @@ def _received(output: IO[str], events: IO[str]) -> Iterator[tuple[str, Any]]:
 
 
 def _ended(launcher: subprocess.Popen[str]) -> None:
-    """Waits for the launcher's end; a run that still goes on saves first."""
+    """Waits for the launcher's end; a run that is not over saves first."""
     assert launcher.stdin is not None
     with contextlib.suppress(BrokenPipeError):
         launcher.stdin.close()  # which asks it to end
@@ -162,7 +162,7 @@ def serve() -> None:
             events.flush()
 
     class Reporter(Display):
-        """Reports each epoch, beside showing the progress."""
+        """Reports each epoch, in addition to showing the progress."""
 
         epoch = 0
 

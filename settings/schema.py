@@ -121,7 +121,7 @@ def broken_rule(keys: tuple[str, ...], text: str) -> PydanticCustomError:
     Args:
         keys: the dotted keys that take part, relative to the model that complains;
             whichever was set last gets the blame.
-        text: a sentence that goes on after the name of the first key.
+        text: a sentence that continues the name of the first key.
     """
     return PydanticCustomError("broken_rule", "{text}", {"keys": keys, "text": text})
 

@@ -46,7 +46,7 @@ ROW = np.dtype(
 )
 
 
-# What an evaluator of a later launch goes on from.
+# What an evaluator of a later launch continues from.
 EVALUATOR_FIELDS = (
     "epoch",
     "phase",
@@ -67,7 +67,7 @@ class Board:
 
     @classmethod
     def create(cls, path: Path, config: Config) -> "Board":
-        """A fresh board; evaluators' counts go on from an earlier board at `path`."""
+        """A fresh board; evaluators' counts continue from an earlier one at `path`."""
         earlier = {}
         size = path.stat().st_size if path.exists() else 0
         if size <= MAX_BYTES and size % ROW.itemsize == 0 and size:

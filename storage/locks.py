@@ -1,4 +1,4 @@
-"""Who may use an experiment's folder: the locks beside it."""
+"""Who may use an experiment's folder: the locks next to it."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager

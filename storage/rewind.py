@@ -24,7 +24,7 @@ def put_aside(folders: Folders) -> Path:
 def rewind(folders: Folders, config: Config, updates: int) -> Path:
     """Goes back to a numbered checkpoint; returns where the present state now is.
 
-    A new folder is built beside the present one and takes its place when it is
+    A new folder is built next to the present one and takes its place when it is
     complete: the learners' states, the replay as far as it went then, the scores and
     logs up to that point.
 
@@ -58,12 +58,12 @@ def rewind(folders: Folders, config: Config, updates: int) -> Path:
             folders.learner_log(name), staging.learner_log(name), "updates", updates
         )
         if name == VALUERL:
-            # Its own policy is published, and evaluated, anew.
+            # Its own policy is published, and evaluated, again.
             last = int(state.metadata["epoch"]) - 1
             copy_rows(folders.scores, staging.scores, "epochs", last)
     _copy_replay(folders, staging, updates, frames)
     if (events := folders.log / "events").exists():
-        # Whole: readers drop what a learner that starts at `updates` writes anew.
+        # Whole: readers drop what a learner that starts at `updates` writes again.
         shutil.copytree(events, staging.log / "events")
     write_json(staging.run, {**read_run(folders), "finished": None})
     shutil.copy2(folders.hyperparameters, staging.log)

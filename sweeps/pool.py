@@ -36,7 +36,7 @@ class _Running:
 def slots(
     gpus_per_run: int, max_parallel: int | None, gpus: Sequence[Gpu]
 ) -> list[dict[str, str]]:
-    """The environment variables of runs that may go on at a time.
+    """The environment variables of runs that may run at a time.
 
     Without GPUs, `max_parallel` runs (by default one); else a run for each group of
     `gpus_per_run` GPUs, at most `max_parallel`.

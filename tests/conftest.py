@@ -10,7 +10,7 @@ import pytest
 
 from steve.running import devices
 
-# Set before any test module imports TensorFlow: its start-up notes bury the results.
+# Set before any test module imports TensorFlow: its start-up notes hide the results.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # Programs leave a SIGHUP alone that nohup has ignored: the tests must not be under it.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)

@@ -41,7 +41,7 @@ from steve.util import UserError
 
 RESUME_PATIENCE = 60.0  # seconds in which a resumed run must learn again
 ORPHAN_PATIENCE = 5.0  # seconds after which no process of a killed run is left
-NOTICE_PATIENCE = 5.0  # seconds in which the launcher notices a dead child
+NOTICE_PATIENCE = 5.0  # seconds in which the launcher notices that a child ended
 STOP_PATIENCE = 15.0  # seconds in which a run that is asked to end has ended
 STEP_TIMEOUT = 5.0  # seconds after which a process that shows no life is killed
 TAG = "STEVE_CRASH_TEST"  # a variable by which a run's processes are known
