@@ -7,20 +7,15 @@ renderer.
 
 import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
-import portalocker
 
 from ..running.child import Context
 from ..settings.roles import LAUNCHER
 from ..storage.board import FINAL_EPISODES
-from ..storage.tables import CSV_HEADER, cut_torn_line, write_whole
-from ..util import named, wait_until
+from ..storage.scores import ScoreFile, counter
+from ..util import wait_until
 from .policy import Policy, PolicyReader, random_actions
 from .safe_env import SafeEnv
 
@@ -108,7 +103,7 @@ class Evaluator:
         if not final and self._settings.episodes_per_policy == 0:
             return len(self._envs)
         wanted = self._final_episodes if final else self._settings.episodes_per_policy
-        counted = int(self._row[_counter(final)])
+        counted = int(self._row[counter(final)])
         done = counted if self._row["epoch"] == policy.epoch else 0
         return max(0, wanted - done)
 
@@ -164,64 +159,3 @@ class Evaluator:
                     self._context.store(
                         partial(self._scores.record, policy, scores[i], final)
                     )
-
-
-def _counter(final: bool) -> str:
-    """The field of the status board that counts such episodes."""
-    return "final_episodes" if final else "episodes"
-
-
-class ScoreFile:
-    """The scores' csv, written by all evaluators, each row once (SPEC section 9).
-
-    Before it appends, an evaluator notes on the status board which row it is about to
-    write and where. If it is killed on the way, its successor sees by that whether
-    the row is there, so that no episode is recorded twice.
-    """
-
-    def __init__(self, path: Path, row: np.void) -> None:
-        self._path = path
-        self._row = row
-
-    def record(self, policy: Policy, score: float, final: bool) -> None:
-        """Appends one finished episode and counts it."""
-        line = f"{policy.hours:.6f},{policy.epoch},{policy.frames},{score!r}\n".encode()
-        row = self._row
-        with self._opened() as file:
-            # Under the lock, the writer of a torn line is dead.
-            if cut_torn_line(file) == 0:
-                write_whole(file, CSV_HEADER)
-            if row["epoch"] != policy.epoch:
-                # In this order: a kill on the way must not leave old counts behind.
-                row["episodes"] = row["final_episodes"] = 0
-                row["epoch"] = policy.epoch
-            row["pending"], row["phase"] = line, final
-            row["pending_count"] = row[_counter(final)] + 1
-            row["offset"] = file.tell()
-            write_whole(file, line)
-            self._count()
-
-    def settle(self) -> None:
-        """Counts the row that a predecessor was killed over, if it is there."""
-        row = self._row
-        if int(row["offset"]) < 0:
-            return
-        with self._opened() as file:
-            cut_torn_line(file)
-            line = bytes(row["pending"])
-            file.seek(int(row["offset"]))
-            if file.read(len(line)) == line:
-                self._count()
-            row["offset"] = -1
-
-    def _count(self) -> None:
-        """Counts the pending row; doing it twice changes nothing."""
-        self._row[_counter(bool(self._row["phase"]))] = self._row["pending_count"]
-        self._row["offset"] = -1
-
-    @contextmanager
-    def _opened(self) -> Iterator[BinaryIO]:
-        """The file, locked against the other evaluators until it is closed."""
-        with named(self._path), open(self._path, "ab+", buffering=0) as file:
-            portalocker.lock(file, portalocker.LockFlags.EXCLUSIVE)
-            yield file

@@ -20,7 +20,8 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from ..storage.folders import Run
-from ..storage.tables import Follower, score_row
+from ..storage.scores import score_row
+from ..storage.tables import Follower
 
 EVALUATION = "evaluation"
 WRITTEN_ANEW = 20  # points of policies, many more than a launcher's tick sees

@@ -11,7 +11,8 @@ from ..replay import ReplayBuffer
 from ..settings.roles import LAUNCHER, VALUERL, WORLDMODEL, learners, process_names
 from ..storage.board import FINAL_EPISODES, Board
 from ..storage.folders import Run
-from ..storage.tables import NO_METRICS, LogFollower, Scores
+from ..storage.scores import Scores
+from ..storage.tables import NO_METRICS, LogFollower
 
 RATE_WINDOW = 30.0  # seconds over which the speed for "time left" is taken
 

@@ -3,18 +3,12 @@
 import csv
 import errno
 import os
-from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
 from ..util import atomic_write, file_stamp, named
-from .folders import Run
-
-CSV_HEADER = b"hours,epochs,frames,score\n"
-
-LAST_SCORES = 10
 
 TAIL_BYTES = 16384  # of a csv: some hundred rows
 
@@ -40,37 +34,6 @@ def _whole_lines(path: Path) -> list[str]:
     """The lines of a file, without a torn one at its end."""
     lines = path.read_text().splitlines(keepends=True)
     return [line for line in lines if line.endswith("\n")]
-
-
-class ScoreRow(NamedTuple):
-    """One row of the scores' csv (SPEC section 9)."""
-
-    hours: float
-    epoch: int
-    frames: int
-    score: float
-
-
-def score_row(line: str) -> ScoreRow | None:
-    """A complete line of the scores' csv; None for its header."""
-    hours, epoch, frames, score = line.split(",")
-    if epoch == "epochs":
-        return None
-    return ScoreRow(float(hours), int(epoch), int(frames), float(score))
-
-
-class Scores:
-    """Follows the scores' csv as it grows."""
-
-    def __init__(self, run: Run) -> None:
-        self._lines = Follower(run.folders.scores)
-        self.rows: deque[tuple[int, float]] = deque(maxlen=LAST_SCORES)  # epoch, score
-
-    def refresh(self) -> None:
-        """Reads the complete rows that were added since the last time."""
-        for line in self._lines():
-            if row := score_row(line):
-                self.rows.append((row.epoch, row.score))
 
 
 def last_rows(path: Path) -> list[dict[str, float]]:

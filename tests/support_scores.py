@@ -5,9 +5,8 @@ The tests start the latter as a process, which imports this module.
 
 from types import SimpleNamespace
 
-from steve.acting.evaluator import ScoreFile
 from steve.storage.board import Board
-from steve.storage.tables import CSV_HEADER
+from steve.storage.scores import CSV_HEADER, ScoreFile
 
 
 def policy_of(epoch=1, hours=0.25, frames=1000):

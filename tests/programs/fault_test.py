@@ -31,14 +31,14 @@ from support_faults import ERRORS, KILLS, VARIABLE, armed
 from support_storage import former_run, rewards_in, rows_of
 
 from steve import replay as replay_module
-from steve.acting.evaluator import ScoreFile
 from steve.replay import ReplayBuffer
 from steve.running import child
 from steve.storage import checkpoint, locks, opening, rewind
 from steve.storage.board import Board
 from steve.storage.folders import Folders, Run
 from steve.storage.record import read_json, read_run, start_record, write_json
-from steve.storage.tables import CSV_HEADER, append_row
+from steve.storage.scores import CSV_HEADER, ScoreFile
+from steve.storage.tables import append_row
 from steve.util import UserError
 
 SIZES = (support_env.OBS_DIM, support_env.ACTION_DIM)

@@ -4,7 +4,7 @@ import pytest
 from support import make_config, make_run
 
 from steve.storage import tables
-from steve.storage.tables import Scores
+from steve.storage.scores import Scores
 
 HEADER = "hours,epochs,frames,score\n"
 

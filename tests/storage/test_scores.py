@@ -9,10 +9,10 @@ import pytest
 from support import PATIENCE, make_config
 from support_scores import BEFORE, killed_over, line_of, policy_of, record_many
 
-from steve.acting import evaluator
-from steve.acting.evaluator import ScoreFile
+from steve.storage import scores as scores_module
 from steve.storage.board import Board
-from steve.storage.tables import CSV_HEADER, MAX_LINE
+from steve.storage.scores import CSV_HEADER, ScoreFile
+from steve.storage.tables import MAX_LINE
 
 SPAWN = multiprocessing.get_context("spawn")
 
@@ -185,7 +185,7 @@ def test_a_row_that_the_disk_has_no_room_for_is_an_error(csv, row, monkeypatch):
             return self._file.write(content[:10])
 
     with monkeypatch.context() as patch:
-        patch.setattr(evaluator, "open", Full, raising=False)
+        patch.setattr(scores_module, "open", Full, raising=False)
         with pytest.raises(OSError, match="No space left"):
             ScoreFile(csv, row).record(policy_of(), 2.0, False)
     ScoreFile(csv, row).settle()
