@@ -1,5 +1,8 @@
 """The transitions of a batch."""
 
+if not __package__:
+    raise ModuleNotFoundError("batch is steve.batch", name="batch")
+
 from typing import Generic, NamedTuple, TypeVar
 
 Array = TypeVar("Array")

@@ -131,7 +131,7 @@ def request_of(arguments: argparse.Namespace) -> Request:
     )
 
 
-def show(arguments: argparse.Namespace) -> None:
+def show(arguments: argparse.Namespace, program: str) -> None:
     """Prints what `--list` or `--describe` asks for.
 
     Raises:
@@ -140,7 +140,8 @@ def show(arguments: argparse.Namespace) -> None:
     from steve.settings import catalogue  # here: a run has no use for it
 
     if arguments.list:
-        print_once(catalogue.list_experiments())
+        command = example(program, "main.py")
+        print_once(catalogue.list_experiments(command=command))
     else:
         loaded = request_of(arguments).loaded
         print_once(catalogue.describe(arguments.config, loaded))
@@ -204,7 +205,7 @@ def main(arguments: Sequence[str] | None = None, program: str = "main.py") -> in
     """The command; returns the exit code (SPEC section 12)."""
     parsed = parse_arguments(arguments, program)
     if parsed.list or parsed.describe:
-        return exit_code(program, lambda: show(parsed))
+        return exit_code(program, lambda: show(parsed, program))
     try:
         with stop_as_by_ctrl_c():  # until the supervisor takes over
             return train(request_of(parsed), program)

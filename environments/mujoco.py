@@ -152,7 +152,7 @@ def _set_old_inertia(simulation: Any, name: str) -> None:
     if bodies != weights["body"]:
         raise UserError(
             f"env.inertia 2.1: the installed model of {name} has the bodies {bodies}; "
-            'install gymnasium>=1.4,<1.5 or set it to "native"'
+            'install gymnasium>=1.0,<2 or set it to "native"'
         )
     model.body_mass[:] = weights["mass"]
     model.body_inertia[:] = weights["inertia"]

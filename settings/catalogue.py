@@ -30,7 +30,9 @@ SHOWS = {
 # ---- --list -------------------------------------------------------------------------
 
 
-def list_experiments(root: Path = PACKAGE) -> RenderableType:
+def list_experiments(
+    root: Path = PACKAGE, command: str = "python main.py"
+) -> RenderableType:
     """The experiments under config/, grouped; repeats of one experiment are one row."""
     parts: list[RenderableType] = []
     for folder, files in _grouped(root).items():
@@ -45,8 +47,8 @@ def list_experiments(root: Path = PACKAGE) -> RenderableType:
         _experiments_table(root, {QUICKSTART.name: QUICKSTART}),
         "",
         "[0-3]: one file for each seed",
-        "to run one:        python main.py CONFIG.json GPU_ID    (or cpu)",
-        "to look into one:  python main.py --describe CONFIG.json",
+        f"to run one:        {command} CONFIG.json GPU_ID    (or cpu)",
+        f"to look into one:  {command} --describe CONFIG.json",
     ]
     return Group(*parts)
 

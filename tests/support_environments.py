@@ -1,5 +1,7 @@
 """The environments under test: how they are made, and recordings of some of them."""
 
+import sys
+
 import gymnasium
 import pytest
 from support import PROJECT
@@ -9,6 +11,13 @@ from steve.settings.schema import Environment
 from steve.util import UserError
 
 RECORDINGS = PROJECT / "tests" / "data" / "environments"
+# Wheels of pybullet end with Python 3.11, those of labmaze (dm_control) with 3.12.
+needs_pybullet = pytest.mark.skipif(
+    sys.version_info >= (3, 12), reason="pybullet has no wheel for this Python"
+)
+needs_dm_control = pytest.mark.skipif(
+    sys.version_info >= (3, 13), reason="labmaze has no wheel for this Python"
+)
 PAPER_SIZES = {
     "Hopper-v1": (11, 3),
     "Walker2d-v1": (17, 6),

@@ -9,7 +9,13 @@ import gymnasium
 import numpy as np
 import pytest
 from gymnasium import spaces
-from support_environments import PAPER_SIZES, error_of, made
+from support_environments import (
+    PAPER_SIZES,
+    error_of,
+    made,
+    needs_dm_control,
+    needs_pybullet,
+)
 
 from steve import envwrap
 from steve.envwrap import EnvSpec
@@ -72,7 +78,13 @@ def adapted(recorder: Recorder, **keys) -> gymnasium.Env:
 # Sizes and spaces
 
 
-@pytest.mark.parametrize("name", PAPER_SIZES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=needs_pybullet if "Roboschool" in name else ())
+        for name in PAPER_SIZES
+    ],
+)
 def test_papers_environments_have_the_papers_sizes_and_step(name):
     obs_dim, action_dim = PAPER_SIZES[name]
     config = Environment(name=name, obs_dims=[obs_dim], action_dim=action_dim)
@@ -125,6 +137,7 @@ def test_dm_control_without_its_module_names_module_and_extra():
     assert "pip install -e .[dm_control]" in message
 
 
+@needs_dm_control
 def test_dm_control_tasks_run():
     name = "dm_control/cartpole-balance-v0"
     # position [3] and velocity [2], a dict of boxes

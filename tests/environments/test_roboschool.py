@@ -3,7 +3,9 @@
 import gymnasium
 import numpy as np
 import pytest
-from support_environments import made
+from support_environments import made, needs_pybullet
+
+pytestmark = needs_pybullet
 
 
 @pytest.fixture
