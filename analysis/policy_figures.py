@@ -86,9 +86,7 @@ def model_error_figure(errors: ModelError, horizon: int | None) -> "Figure":
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    figure = Figure(
-        figsize=(9.0, 3.8),
-    )
+    figure = Figure(figsize=(9.0, 3.8))
     layout = ConstrainedLayoutEngine(w_pad=0.08)  # inches: keeps tick labels apart
     figure.set_layout_engine(layout)
     steps = np.arange(1, len(errors.rollouts) + 1)
