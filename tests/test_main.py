@@ -427,7 +427,7 @@ def test_interrupted_refused_resumed_and_restarted(tmp_path):
 
     fresh = run(tmp_path, settings=endless)
     assert fresh.returncode == 2
-    assert "--resume goes on" in fresh.stderr
+    assert "--resume continues it" in fresh.stderr
     other = run(
         tmp_path, "--resume", settings=(*endless, "policy_config.learning_rate=0.1")
     )
