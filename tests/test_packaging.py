@@ -1,5 +1,6 @@
 """The distribution: what it holds, and the names under which it is imported."""
 
+import runpy
 import subprocess
 import sys
 from importlib import metadata
@@ -40,8 +41,7 @@ def declared() -> SimpleNamespace:
     handed = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(setuptools, "setup", lambda **keys: handed.update(keys))
-        code = compile((PROJECT / "setup.py").read_text(), "setup.py", "exec")
-        exec(code, {"__name__": "__main__"})
+        runpy.run_path(str(PROJECT / "setup.py"))
     return SimpleNamespace(**handed)
 
 
