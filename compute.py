@@ -12,6 +12,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -61,6 +62,18 @@ def prepare_tensorflow(
         )
 
 
+class Draw(NamedTuple):
+    """How one update's batch is drawn.
+
+    Attributes:
+        rng: its generator.
+        end: it comes from the frames before this one; None: from all.
+    """
+
+    rng: np.random.Generator
+    end: int | None
+
+
 class BatchSource:
     """Batches from the replay buffer, drawn in a thread while the last are in use.
 
@@ -68,7 +81,7 @@ class BatchSource:
         replay: read by this object alone.
         batch_size: B.
         newest: draws come from the newest so many transitions.
-        rng: used by this object alone.
+        draw: says how the batch of an update is drawn, by the update's number.
     """
 
     def __init__(
@@ -76,42 +89,57 @@ class BatchSource:
         replay: ReplayBuffer,
         batch_size: int,
         newest: int,
-        rng: np.random.Generator,
+        draw: Callable[[int], Draw],
     ) -> None:
         self._replay = replay
         self._batch_size = batch_size
         self._newest = newest
-        self._rng = rng
+        self._draw_of = draw
         gpu = tf.config.list_logical_devices("GPU")
         self._device = "GPU:0" if gpu else "CPU:0"
         self._thread = ThreadPoolExecutor(1, "batches")
-        self._next: tuple[int, Future[Batch[tf.Tensor]]] | None = None
+        self._next: tuple[int, int, Future[Batch[tf.Tensor]]] | None = None
 
-    def take(self, count: int) -> Batch[tf.Tensor]:
-        """Returns `count` batches, each field [K, B, ...], and starts on as many.
+    @property
+    def fell_short(self) -> bool:
+        """Whether a batch was to come from rows that the buffer has no more."""
+        return self._replay.fell_short
 
-        A batch is therefore drawn when the one before it is taken.
+    def take(self, first: int, count: int) -> Batch[tf.Tensor]:
+        """Returns the batches of updates `first` .. `first + count - 1`.
+
+        Those of as many further updates are drawn meanwhile, if their frames are
+        there already: when they are drawn changes nothing.
+
+        Returns:
+            each field [K, B, ...].
 
         Raises:
             RunError: rows of the buffer are damaged.
         """
-        if self._next is None or self._next[0] != count:
-            self._next = self._start(count)
-        batches = self._next[1].result()
-        self._next = self._start(count)
+        batches = None
+        if self._next is not None:
+            drawn = self._next[2].result()
+            batches = drawn if self._next[:2] == (first, count) else None
+            self._next = None
+        if batches is None:
+            batches = self._draw(first, count)
+        following, end = first + count, self._draw_of(first + 2 * count - 1).end
+        if end is None or end <= self._replay.frames:
+            future = self._thread.submit(self._draw, following, count)
+            self._next = following, count, future
         return batches
 
-    def _start(self, count: int) -> tuple[int, "Future[Batch[tf.Tensor]]"]:
-        return count, self._thread.submit(self._draw, count)
-
-    def _draw(self, count: int) -> Batch[tf.Tensor]:
-        drawn = self._replay.sample(count * self._batch_size, self._newest, self._rng)
-        shape = (count, self._batch_size)
+    def _draw(self, first: int, count: int) -> Batch[tf.Tensor]:
+        drawn = []
+        for update in range(first, first + count):
+            rng, end = self._draw_of(update)
+            drawn.append(self._replay.sample(self._batch_size, self._newest, rng, end))
         with tf.device(self._device):
             return Batch(
                 *(
-                    tf.convert_to_tensor(part.reshape(*shape, *part.shape[1:]))
-                    for part in drawn
+                    tf.convert_to_tensor(np.stack(parts))
+                    for parts in zip(*drawn, strict=True)
                 )
             )
 

@@ -7,19 +7,21 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import ClassVar
 
-import numpy as np
 import tensorflow as tf
 
 from .batch import Batch
-from .compute import GPU_UPDATES_PER_CALL, BatchSource, Updater
+from .compute import GPU_UPDATES_PER_CALL, BatchSource, Draw, Updater
 from .replay import ReplayBuffer
+from .running import pace
 from .running.child import Context
 from .running.events import LearnerEvents
 from .running.pace import is_done, may_update
 from .settings.roles import VALUERL
 from .settings.schema import Config, LearnerConfig
+from .settings.seeds import Stream, generator
 from .storage import checkpoint
 from .storage.checkpoint import Checkpoint, NonFiniteError, Scalar
+from .storage.record import record_chance
 from .storage.tables import append_row, trim_log
 from .util import Every, RunError, wait_until
 
@@ -44,6 +46,7 @@ class Learner(abc.ABC):
     """
 
     name: ClassVar[str]
+    batch_stream: ClassVar[Stream]  # of the draws of its batches
 
     def __init__(
         self,
@@ -62,6 +65,7 @@ class Learner(abc.ABC):
         self.epoch = 0
         self.seconds = 0.0
         self._published_updates = 0  # `updates` at the last epoch
+        self._fell_short = False  # a batch came from fewer rows than it was to
         self._clock: float | None = None  # when `seconds` was last brought up to date
         self._logged_at = time.monotonic()
         self._updater = Updater(
@@ -74,7 +78,7 @@ class Learner(abc.ABC):
             ReplayBuffer.open(self.folders.replay),
             settings.batch_size,
             settings.replay_size,
-            np.random.default_rng(context.seed),
+            self._draw,
         )
 
     # -- what a subclass provides ----------------------------------------------
@@ -95,8 +99,9 @@ class Learner(abc.ABC):
     def start(self) -> bool:
         """What precedes the first epoch of a fresh run; False: it is over before."""
 
-    def begin_epoch(self) -> None:  # noqa: B027
-        """What happens at an epoch in addition to saving and publishing."""
+    def begin_epoch(self) -> bool:
+        """What precedes the publication of an epoch; False: the run was stopped."""
+        return True
 
     def publish(self) -> None:  # noqa: B027
         """Publishes what others need in addition to the state itself."""
@@ -129,24 +134,32 @@ class Learner(abc.ABC):
         new_epoch = Every(self.settings.epoch_every_n, self.updates)
         due_backup = Every(self.settings.backup_every_n, self.updates)
         self._logged_at = time.monotonic()
-        while self._wait_for_turn():
+        while self._end_epoch() and self._wait_for_turn():
             room = min(e.until(self.updates) for e in (log, new_epoch, due_backup))
             block = self.updates_per_call
             whole = block <= room and self._may_update(block)
             self.updates += self.learn(block if whole else 1)
+            new_epoch(self.updates)
             self.tick()
             if log(self.updates):
                 self.log()
-            if new_epoch(self.updates):
-                self.begin_epoch()
-                self.publish_epoch()
-            if due_backup(self.updates):
+            if due_backup(self.updates) and self._end_epoch():
                 self.backup()
         if self.context.stop() or self.updates == self._published_updates:
             self.save_state()
         else:
             # The limit is reached: what was learned last is what gets evaluated.
             self.publish_epoch()
+
+    def _end_epoch(self) -> bool:
+        """Ends an epoch where one is complete; False: the run was stopped before."""
+        due = pace.published_by(self.settings, self.updates)
+        if due <= self._published_updates:
+            return True
+        if not self.begin_epoch():
+            return False
+        self.publish_epoch()
+        return True
 
     def warm_up(self) -> None:
         """Builds the graph of an update now, so that learning starts at speed."""
@@ -162,8 +175,32 @@ class Learner(abc.ABC):
 
     def learn(self, count: int) -> int:
         """So many updates, 1 or a block, on batches of the newest transitions."""
-        self._updater.run(self._batches.take(count))
+        self._updater.run(self._batches.take(self.steps, count))
+        if self._batches.fell_short and not self._fell_short:
+            self._fell_short = True
+            self.note_chance("a batch was to come from rows that are lost")
         return count
+
+    @property
+    def steps(self) -> int:
+        """Updates done, with pretraining."""
+        return self.updates
+
+    def _draw(self, step: int) -> Draw:
+        """How the batch of an update is drawn, by the `steps` before it."""
+        rng = generator(self.config.seed, self.batch_stream, step)
+        return Draw(rng, self._frames_for(step) if self.config.is_paced else None)
+
+    def _frames_for(self, step: int) -> int:
+        return pace.frames_for_update(self.settings, step)
+
+    def note_chance(self, why: str) -> None:
+        """Says that the run cannot be repeated from here on."""
+        line = f"{self.name}: {why}"
+        print(f"{line}; this run cannot be repeated to the bit", flush=True)
+        self.context.store(
+            lambda: record_chance(self.folders, self.replay.frames, line)
+        )
 
     def wait(self, condition: Callable[[], bool]) -> bool:
         """Waits for a condition; False: the run was stopped, or its limit reached."""
@@ -263,10 +300,16 @@ class Learner(abc.ABC):
             "updates": self.updates,
             "published_updates": self._published_updates,
             "epoch": self.epoch,
-            "frames": self.replay.frames,
+            "frames": self.frames_used(),
             "hours": self.seconds / 3600,
             **self.counters(),
         }
+
+    def frames_used(self) -> int:
+        """The frames that were learned from; unpaced, all that are there."""
+        if self.config.is_paced:
+            return pace.frames_used(self.settings, self.updates)
+        return self.replay.frames
 
     def publish_epoch(self) -> None:
         """Ends an epoch: the state first, then what others take up from it."""

@@ -40,6 +40,17 @@ def seed_of(seed: int) -> tf.Tensor:
     return tf.constant([0, np.uint32(seed).astype(np.int32)], tf.int32)
 
 
+def generator_of(seed: int) -> tf.random.Generator:
+    """Draws initial weights; each seed of 32 bits has a stream of its own.
+
+    `Generator.from_seed` takes a seed as the counter of one and the same stream: there,
+    neighbouring seeds draw the same numbers a few places apart.
+    """
+    key = tf.constant(np.uint64(seed))
+    counter = tf.zeros([2], tf.uint64)
+    return tf.random.Generator.from_key_counter(key, counter, RANDOM_ALGORITHM)
+
+
 def fold_in(seed: tf.Tensor, number: tf.Tensor) -> tf.Tensor:
     """A seed of its own for a number, an update's for instance: [2] -> [2] int32."""
     return tf.random.fold_in(seed, tf.cast(number, tf.int32), alg=RANDOM_ALGORITHM)

@@ -7,8 +7,14 @@ connects them. Storage only: no TensorFlow, no pacing rule, no process.
 transition ever appended, lies in row f mod capacity:
 
     obs [O], next_obs [O], action [A], reward, terminated     float32
+    environment, episode, step within it, cut                 uint32
+    vector step                                               uint64
     f                                                         uint64
     CRC-32 of everything before it in the row                 uint32
+
+The second and third line say where a row comes from (`Origin`): by them a resume
+finds the episodes that were running. Files of format 1, which has them not, are read
+and appended to as they are.
 
 The header holds two counters that say what is in the ring, and their complements,
 which show a damaged one. `frames` counts the transitions that are completely stored;
@@ -22,12 +28,16 @@ overwritten do not count either, and whoever comes next simply continues at `fra
 Readers take no lock. They copy rows out of a memory map and read `intent` again: a
 row that is still live then was whole when it was copied, any other is drawn again.
 
+A third counter, `turn`, is the number of the next vector step, where the run keeps an
+order: it is raised after `frames`, and the rows themselves say where it has to be.
+
 Appends exclude each other by a portalocker lock on `replay.lock`, which the kernel
 releases when its holder dies. Several processes may hold the buffer, each with its
 own object, opened after any fork. The folder must be on a local filesystem: readers
 rely on a memory map that shows what other processes wrote, in their order.
 """
 
+import hashlib
 import io
 import math
 import mmap
@@ -37,10 +47,10 @@ import struct
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
 import numpy as np
 import portalocker
@@ -51,23 +61,44 @@ from .util import RunError, UserError, first_free, fsync_folder, named
 DATA_NAME = "replay.bin"
 LOCK_NAME = "replay.lock"
 MAGIC = b"STEVERPL"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+READABLE = (1, FORMAT_VERSION)
 
 HEADER_BYTES = 4096
 # magic, version, obs_dim, action_dim, row words, capacity; their CRC-32 follows
 FIXED_FIELDS = struct.Struct("<8sIIIIQ")
 CHECKSUM = struct.Struct("<I")
-COUNTERS = slice(64, 112)  # six uint64: 8-byte aligned, so each is stored at once
+COUNTERS = slice(64, 128)  # eight uint64: 8-byte aligned, so each is stored at once
 INTENT, FRAMES, RESERVED = range(3)
 COPIES = 3  # behind each counter by so many: its complement, by which damage is seen
+TURN = 6  # has no complement: the rows say what it must be at least
 ALL_ONES = (1 << 64) - 1
 
 MAX_DIM = 1 << 20
 MAX_CAPACITY = 1 << 32
 TRAILER_WORDS = 3  # the frame number is two words, the checksum one
+ORIGIN_WORDS = 6  # the vector step is two words
 CHUNK_BYTES = 16 << 20  # disk space reserved, and rows verified or copied, at once
 MAX_DRAWS = 1000
 NO_ROWS = np.empty((0, 0), np.uint32)
+
+
+class Origin(NamedTuple):
+    """Where B transitions come from, whole numbers [B] each.
+
+    Attributes:
+        env: the environment's number among those of all interactors.
+        episode: of that environment, from 0 on.
+        step: of that episode, from 0 on.
+        cut: 1 where the episode was cut after it (truncation), else 0.
+        turn: the vector step, which counts over all interactors.
+    """
+
+    env: np.ndarray
+    episode: np.ndarray
+    step: np.ndarray
+    cut: np.ndarray
+    turn: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -77,6 +108,7 @@ class _Layout:
     obs_dim: int
     action_dim: int
     capacity: int
+    version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
         for name, largest in (
@@ -90,7 +122,12 @@ class _Layout:
 
     @property
     def row_words(self) -> int:
-        return 2 * self.obs_dim + self.action_dim + 2 + TRAILER_WORDS
+        origin = ORIGIN_WORDS if self.has_origins else 0
+        return 2 * self.obs_dim + self.action_dim + 2 + origin + TRAILER_WORDS
+
+    @property
+    def has_origins(self) -> bool:
+        return self.version > 1
 
     @property
     def row_bytes(self) -> int:
@@ -119,11 +156,11 @@ class _Layout:
             start += width
         return columns
 
-    def header(self, intent: int, frames: int) -> bytes:
+    def header(self, intent: int, frames: int, turn: int = 0) -> bytes:
         """Returns the header page; no disk space counts as reserved yet."""
         fixed = FIXED_FIELDS.pack(
             MAGIC,
-            FORMAT_VERSION,
+            self.version,
             self.obs_dim,
             self.action_dim,
             self.row_words,
@@ -134,7 +171,7 @@ class _Layout:
         CHECKSUM.pack_into(page, len(fixed), zlib.crc32(fixed))
         counters = (intent, frames, 0)
         copies = (value ^ ALL_ONES for value in counters)
-        page[COUNTERS] = struct.pack("<6Q", *counters, *copies)
+        page[COUNTERS] = struct.pack("<8Q", *counters, *copies, turn, 0)
         return bytes(page)
 
     @classmethod
@@ -151,15 +188,15 @@ class _Layout:
         _, version, obs_dim, action_dim, row_words, capacity = FIXED_FIELDS.unpack_from(
             page
         )
-        if version != FORMAT_VERSION:
+        if version not in READABLE:
             raise ValueError(
-                f"has replay format version {version}; this program reads and "
-                f"writes version {FORMAT_VERSION}"
+                f"has replay format version {version}; this program reads versions "
+                f"{READABLE[0]} to {FORMAT_VERSION}"
             )
         (checksum,) = CHECKSUM.unpack_from(page, FIXED_FIELDS.size)
         if checksum != zlib.crc32(page[: FIXED_FIELDS.size]):
             raise ValueError("is damaged: the checksum of its header does not match")
-        layout = cls(obs_dim, action_dim, capacity)
+        layout = cls(obs_dim, action_dim, capacity, version)
         if row_words != layout.row_words:
             raise ValueError(
                 f"is damaged: rows of {row_words} words, not {layout.row_words}"
@@ -183,6 +220,7 @@ class ReplayBuffer:
         self._writable = writable
         # Unbuffered: only its descriptor is used, with pread and pwrite.
         self._file = open(path, "rb+" if writable else "rb", buffering=0)  # noqa: SIM115
+        self.fell_short = False  # a draw was to come from rows that are gone
         self._lock_file: io.FileIO | None = None
         self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
         self._rows = np.frombuffer(self._map, "<u4", offset=HEADER_BYTES)
@@ -260,12 +298,15 @@ class ReplayBuffer:
             (rows taken over, where the damaged file is now), or None if there is no
             good row; then nothing is changed.
         """
-        layout, path = _Layout(obs_dim, action_dim, capacity), folder / DATA_NAME
+        path = folder / DATA_NAME
         workplace = folder / "salvaged"
         if workplace.exists():
             shutil.rmtree(workplace)  # of an attempt that was killed
         with open(path, "rb") as file:
-            start, end = _good_frames(file.fileno(), layout)
+            layout, (start, end) = _best_layout(
+                file.fileno(), _Layout(obs_dim, action_dim, capacity)
+            )
+            capacity = layout.capacity
             if start == end:
                 return None
             with _new_file(workplace, layout) as descriptor:
@@ -336,6 +377,16 @@ class ReplayBuffer:
         return self._counters[FRAMES]
 
     @property
+    def turn(self) -> int:
+        """The number of the next vector step, where the run keeps their order."""
+        return self._counters[TURN]
+
+    @property
+    def has_origins(self) -> bool:
+        """Whether the rows say where they come from; not in files of format 1."""
+        return self._layout.has_origins
+
+    @property
     def oldest(self) -> int:
         """The lowest frame number that can still be read."""
         return self._window()[0]
@@ -374,7 +425,12 @@ class ReplayBuffer:
             raise ValueError(f"{self._path}: was opened for reading only")
 
     def append(
-        self, transitions: Batch[np.ndarray], frame_limit: float = math.inf
+        self,
+        transitions: Batch[np.ndarray],
+        frame_limit: float = math.inf,
+        *,
+        origin: Origin | None = None,
+        turn: int | None = None,
     ) -> bool:
         """Stores B transitions, all or none.
 
@@ -382,10 +438,13 @@ class ReplayBuffer:
             transitions: B rows, 0 <= B <= capacity; converted to float32.
             frame_limit: nothing is stored if `frames` would exceed it. The check is
                 made under the lock, so it holds for all writers together.
+            origin: where they come from; its `turn` is not used. None: all zero.
+            turn: the number of this vector step. Nothing is stored unless it is the
+                next one. None: it takes the next number.
 
         Returns:
             True if the rows are stored; they then survive the death of any process.
-            False if `frame_limit` forbids it.
+            False if `frame_limit` or `turn` forbids it.
 
         Raises:
             ValueError: a field has a wrong shape or type or a value that is not
@@ -397,9 +456,11 @@ class ReplayBuffer:
         count = len(rows)
         with named(self._path), self._locked():
             frames = self.frames
-            if frames + count > frame_limit:
+            if frames + count > frame_limit or turn not in (None, self.turn):
                 return False
             self._reserve(min(frames + count, self.capacity))
+            if self.has_origins:
+                _write_origin(rows, origin, self.turn)
             _seal(rows, frames)
             # `intent` may be ahead already, by a writer that was killed: the rows
             # that one overwrote do not come back.
@@ -408,7 +469,73 @@ class ReplayBuffer:
                 start = first - frames
                 self._write(self._file.fileno(), first, rows[start : start + part])
             self._count(FRAMES, frames + count)
+            self._counters[TURN] = self.turn + 1
         return True
+
+    def settle_turn(self) -> None:
+        """Counts the vector step of a writer that was killed before it counted it."""
+        self._require_writable()
+        with self._locked():
+            self._counters[TURN] = max(self.turn, self._turn_after(self.frames))
+
+    def _turn_after(self, frames: int) -> int:
+        """The vector step that follows the row before frame `frames`; 0: unknown."""
+        if not self.has_origins or frames <= self.oldest:
+            return 0
+        return int(self.origins(frames - 1, 1).turn[0]) + 1
+
+    def origins(self, first_frame: int, count: int) -> Origin:
+        """Where the frames from `first_frame` come from, in order.
+
+        Raises:
+            ValueError: the file is of format 1.
+        """
+        if not self.has_origins:
+            raise ValueError(f"{self._path}: rows of format 1 do not say it")
+        wanted = np.arange(first_frame, first_frame + count)
+        return _origin_of(self._rows[wanted % self.capacity])
+
+    def step_boundary(self, frames: int) -> int:
+        """The end of the last whole vector step within the first `frames` frames.
+
+        It is `frames` itself where the file does not say otherwise.
+        """
+        oldest, committed = self._window()
+        if not self.has_origins or not oldest < frames < committed:
+            return frames
+        turn = self.origins(frames - 1, 2).turn
+        if turn[0] != turn[1]:
+            return frames
+        return self._begin_of_step(frames)
+
+    def _begin_of_step(self, frames: int) -> int:
+        """The first frame of the vector step that the row before `frames` is of."""
+        oldest, last = self.oldest, self.origins(frames - 1, 1).turn[0]
+        while frames > oldest and self.origins(frames - 1, 1).turn[0] == last:
+            frames -= 1
+        return frames
+
+    def digest(self, first_frame: int, end: int) -> str:
+        """The SHA-256 of the rows from `first_frame` to before `end`, in hexadecimal.
+
+        Raises:
+            IndexError: some are not there yet, or no longer.
+        """
+        self._check_there(first_frame, end - first_frame)
+        digest = hashlib.sha256()
+        for first, count in self._stretches(first_frame, end):
+            start = first % self.capacity
+            digest.update(_bytes_of(self._rows[start : start + count]))
+        self._check_there(first_frame, end - first_frame)  # none overwritten meanwhile
+        return digest.hexdigest()
+
+    def _check_there(self, first_frame: int, count: int) -> None:
+        oldest, frames = self._window()
+        if count < 0 or not oldest <= first_frame <= first_frame + count <= frames:
+            raise IndexError(
+                f"{self._path}: has frames {oldest} to {frames - 1}, "
+                f"not {first_frame} to {first_frame + count - 1}"
+            )
 
     def _reserve(self, rows: int) -> None:
         """Gets disk space for the first `rows` rows, a chunk ahead of the need.
@@ -444,7 +571,11 @@ class ReplayBuffer:
         _write_all(descriptor, _bytes_of(rows), self._offset(first))
 
     def sample(
-        self, batch_size: int, newest: int, rng: np.random.Generator
+        self,
+        batch_size: int,
+        newest: int,
+        rng: np.random.Generator,
+        end: int | None = None,
     ) -> Batch[np.ndarray]:
         """Draws transitions uniformly, with replacement; never a torn one.
 
@@ -452,27 +583,38 @@ class ReplayBuffer:
             batch_size: B, > 0.
             newest: draws come from the newest min(newest, size) rows; > 0.
             rng: the caller's generator.
+            end: draws come from the frames before this one, as if there were no
+                others yet; None: from all.
 
         Raises:
             ValueError: the buffer has no rows.
             RunError: rows in the file are damaged.
         """
-        rows, whole = self._draw(batch_size, newest, rng)
+        rows, whole = self._draw(batch_size, newest, rng, end)
         for _ in range(MAX_DRAWS):
             if whole.all():
                 return _unpack(rows, self._layout)
             missing = np.flatnonzero(~whole)
-            rows[missing], whole[missing] = self._draw(missing.size, newest, rng)
+            rows[missing], whole[missing] = self._draw(missing.size, newest, rng, end)
         raise RunError(f"{self._path}: is damaged: rows have wrong frame numbers")
 
     def _draw(
-        self, batch_size: int, newest: int, rng: np.random.Generator
+        self,
+        batch_size: int,
+        newest: int,
+        rng: np.random.Generator,
+        end: int | None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Copies random rows [B, words] and says which of them are whole [B]."""
         oldest, frames = self._window()
-        if oldest == frames:
+        limit = frames if end is None else min(end, frames)
+        first = max(0, limit - newest)
+        if oldest > first:
+            self.fell_short |= end is not None
+            first = oldest
+        if first >= limit:
             raise ValueError(f"{self._path}: has no rows to sample")
-        picked = rng.integers(max(oldest, frames - newest), frames, size=batch_size)
+        picked = rng.integers(first, limit, size=batch_size)
         rows = self._rows[picked % self.capacity]
         # Only now: what is live after the copy was not being overwritten during it.
         still_live = picked >= self._counters[INTENT] - self.capacity
@@ -487,12 +629,7 @@ class ReplayBuffer:
         """
         wanted = np.arange(first_frame, first_frame + count)
         rows = self._rows[wanted % self.capacity]
-        oldest, frames = self._window()  # after the copy, as in _draw
-        if count < 0 or not oldest <= first_frame <= first_frame + count <= frames:
-            raise IndexError(
-                f"{self._path}: has frames {oldest} to {frames - 1}, "
-                f"not {first_frame} to {first_frame + count - 1}"
-            )
+        self._check_there(first_frame, count)  # after the copy, as in _draw
         bad = np.flatnonzero(~_sound(rows, first_frame))
         if bad.size:
             raise UserError(
@@ -531,11 +668,17 @@ class ReplayBuffer:
                 bad.extend((first + np.flatnonzero(~sound)).tolist())
             bad.append(frames)
             start, end = _longest_run(bad)
+            if start < end < frames and self.has_origins:
+                # Perhaps in the midst of a vector step: it is done again as a whole.
+                end = max(start, self._begin_of_step(end))
             if start == end:  # nothing is left: count from the oldest again
                 start = end = oldest
             self._count(FRAMES, end)
             if start > oldest:
                 self._count(INTENT, start + self.capacity)
+            if end < frames:
+                self._counters[TURN] = self._turn_after(end)
+            self._counters[TURN] = max(self.turn, self._turn_after(end))
         return (frames - oldest) - (end - start)
 
     def _read_rows(self, first: int, count: int) -> np.ndarray:
@@ -560,6 +703,7 @@ class ReplayBuffer:
         with self._locked():
             self._check_end(frames)
             self._count(FRAMES, frames)
+            self._counters[TURN] = self._turn_after(frames)
             self.sync()
 
     def _check_end(self, frames: int) -> None:
@@ -590,7 +734,8 @@ class ReplayBuffer:
             self._check_end(end)
             for first, count in self._stretches(oldest, end):
                 self._write(descriptor, first, self._read_rows(first, count))
-            header = self._layout.header(self._counters[INTENT], end)
+            turn = self.turn if end == committed else self._turn_after(end)
+            header = self._layout.header(self._counters[INTENT], end, turn)
             _write_all(descriptor, header, 0)
 
     def close(self) -> None:
@@ -649,6 +794,23 @@ def _longest_run(bad: list[int]) -> tuple[int, int]:
         ((left + 1, right) for left, right in pairwise(bad)),
         key=lambda run: (run[1] - run[0], run[1]),
     )
+
+
+def _best_layout(descriptor: int, expected: _Layout) -> tuple[_Layout, tuple[int, int]]:
+    """The layout under which a file has most good rows, and their frames.
+
+    Tried are the expected one and those whose length fits the file: a file of format
+    1, or of another capacity.
+    """
+    layouts = [expected]
+    content = os.fstat(descriptor).st_size - HEADER_BYTES
+    for version in reversed(READABLE):
+        layout = replace(expected, version=version)
+        capacity, rest = divmod(content, layout.row_bytes)
+        if rest == 0 and 1 <= capacity <= MAX_CAPACITY:
+            layouts.append(replace(layout, capacity=capacity))
+    found = [(layout, _good_frames(descriptor, layout)) for layout in layouts]
+    return max(found, key=lambda each: each[1][1] - each[1][0])
 
 
 def _good_frames(descriptor: int, layout: _Layout) -> tuple[int, int]:
@@ -716,6 +878,23 @@ def _unpack(rows: np.ndarray, layout: _Layout) -> Batch[np.ndarray]:
     for name in ("reward", "terminated"):
         fields[name] = fields[name][:, 0]  # [B, 1] -> [B]
     return Batch(**fields)
+
+
+def _write_origin(rows: np.ndarray, origin: Origin | None, turn: int) -> None:
+    """Writes where packed rows come from; the vector step is the buffer's to say."""
+    words = rows[:, -TRAILER_WORDS - ORIGIN_WORDS : -TRAILER_WORDS]
+    words[:] = 0
+    if origin is not None:
+        for column, values in enumerate(origin[:4]):
+            words[:, column] = values
+    words[:, 4:].view("<u8")[:, 0] = turn
+
+
+def _origin_of(rows: np.ndarray) -> Origin:
+    words = rows[:, -TRAILER_WORDS - ORIGIN_WORDS : -TRAILER_WORDS]
+    turn = np.ascontiguousarray(words[:, 4:]).view("<u8")[:, 0].astype(np.int64)
+    env, episode, step, cut = words[:, :4].T.astype(np.int64)
+    return Origin(env, episode, step, cut, turn)
 
 
 def _bytes_of(rows: np.ndarray) -> memoryview:

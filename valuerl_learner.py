@@ -1,6 +1,7 @@
 """The value learner: policy and Q-functions, with the newest world model (SPEC 2)."""
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Callable, Mapping
 
 import tensorflow as tf
 
@@ -9,13 +10,20 @@ from .batch import Batch
 from .compute import prepare_tensorflow
 from .learner import Learner, assign
 from .replay import DATA_NAME
+from .running import pace
 from .running.child import Context
-from .settings.roles import VALUERL, WORLDMODEL
+from .settings.roles import EVALUATOR, VALUERL, roles
+from .settings.seeds import Stream
 from .storage import checkpoint
 from .storage.checkpoint import CheckpointError, Scalar
+from .storage.digests import NONE, Digest, append_digest, read_digests
+from .storage.tables import trim_log
+from .util import wait_until
 from .valuerl import Task, ValueRL
 from .worldmodel import build_world_model
 
+MOST_UNEVALUATED = 10  # policies that evaluators may be behind
+SPARE = 3  # policies that are kept although they have been evaluated
 METRIC_NAMES = ("q_loss", "policy_loss", "policy_reg_loss", "model_usage")
 
 
@@ -23,13 +31,14 @@ class ValueRLLearner(Learner):
     """Learns policy and Q; at each epoch takes up the newest world model."""
 
     name = VALUERL
+    batch_stream = Stream.VALUERL_BATCH
 
     def __init__(self, context: Context) -> None:
         run = context.run
         settings = run.config.policy_config
         super().__init__(context, settings, METRIC_NAMES)
         self._seed = nn.seed_of(context.seed)
-        generator = tf.random.Generator.from_seed(context.seed)
+        generator = nn.generator_of(context.seed)
         self.world_model = None
         if settings.value_expansion is not None:
             self.world_model = build_world_model(
@@ -50,7 +59,9 @@ class ValueRLLearner(Learner):
         self.policy_optimizer = nn.Adam(self.valuerl.policy.variables, rate)
         self.q_optimizer = nn.Adam(self.valuerl.q.variables, rate)
         self.models = 0  # published world models taken up
-        self._seen_stamp: object = None  # of the world model's file
+        self.model_updates = -1  # of the one in use
+        self._rows_from = 0  # the first frame that no line of digests.csv covers
+        self._earlier_model = 0  # updates of the one before
 
     def variables(self) -> Mapping[str, tf.Variable]:
         """Nets as "policy/w0", "q/w0", "target_q/w0", optimisers as "q_adam/m0"."""
@@ -74,16 +85,17 @@ class ValueRLLearner(Learner):
         if not self.wait_for_frames():
             return False
         self.start_clock()
-        if self.world_model is not None and not self.wait(self._load_model):
+        if not self.begin_epoch():
             return False
-        self.valuerl.update_target_network()
         self.publish_epoch()
         return True
 
-    def begin_epoch(self) -> None:
-        """The target Q becomes a copy of Q; the newest world model is loaded."""
+    def begin_epoch(self) -> bool:
+        """The target Q becomes a copy of Q; the epoch's world model is taken up."""
+        if not (self._wait_for_evaluators() and self._load_model()):
+            return False
         self.valuerl.update_target_network()
-        self._load_model()
+        return True
 
     def publish(self) -> None:
         """Publishes the small policy file that interactors and evaluators read."""
@@ -95,6 +107,11 @@ class ValueRLLearner(Learner):
         self.context.store(
             lambda: checkpoint.publish(self.folders.policy, tensors, metadata)
         )
+        policies = self.folders.policies
+        self.context.store(lambda: policies.add(self.updates, self.folders.policy))
+        if self.config.is_paced:
+            self._add_digest()
+        self._drop_unneeded()
 
     def backup(self, only_missing: bool = False) -> None:
         """Where it is asked for, also copies the replay buffer."""
@@ -104,25 +121,110 @@ class ValueRLLearner(Learner):
         if self.config.keep_all_replay_buffers and not there:
             self.context.store(lambda: self.replay.copy_to(folder))
 
-    def _load_model(self) -> bool:
-        """Takes up the newest world model; whether there was a new one.
+    def _add_digest(self) -> None:
+        """Appends this epoch's line to digests.csv."""
+        model, frames, rows = NONE, self.frames_used(), NONE
+        if self.world_model is not None:
+            model = checkpoint.digest(self.folders.models.path(self.model_updates))
+        with contextlib.suppress(IndexError):  # rows that were lost
+            rows = self.replay.digest(self._rows_from, frames)
+        line = Digest(
+            self.epoch,
+            self.updates,
+            frames,
+            checkpoint.digest(self.folders.state(self.name)),
+            checkpoint.digest(self.folders.policy),
+            model,
+            rows,
+        )
+        self.context.store(lambda: append_digest(self.folders.digests, line))
+        self._rows_from = frames
 
-        A state saved during pretraining (epoch 0) is not a published one.
+    def _drop_unneeded(self) -> None:
+        """Removes published policies and models that no process can need any more.
+
+        Kept are also those for a resume from the states before the last ones.
         """
-        path = self.folders.state(WORLDMODEL)
-        stamp = checkpoint.stamp(path)
-        if self.world_model is None or stamp in (None, self._seen_stamp):
+        agent, policies = self.config.agent_config, self.folders.policies
+        reload = agent.reload_every_n * agent.count * agent.batch_size
+        needed = pace.policy_for(self.config, self.replay.frames - reload) or 0
+        oldest = needed - 2 * self.settings.epoch_every_n
+        waiting = self.epoch - self._evaluated() + SPARE
+        policies.drop_before(min(oldest, *policies.numbers()[-waiting:]))
+        if self.world_model is not None:
+            spare = 2 * self.config.model_section.epoch_every_n
+            self.folders.models.drop_before(self._earlier_model - spare)
+            self._earlier_model = self.model_updates
+
+    def _evaluated(self) -> int:
+        """The epoch up to which all evaluators are done."""
+        board = self.context.board
+        names = [role.name for role in roles(self.config) if role.kind is EVALUATOR]
+        return min((int(board[name]["epoch"]) for name in names), default=self.epoch)
+
+    def _wait_for_evaluators(self) -> bool:
+        """Waits while evaluators are many policies behind; False: it was stopped."""
+        settings = self.config.evaluator_config
+        if not settings.in_order:
+            return True
+        most = MOST_UNEVALUATED * int(settings.every_n_epochs)
+        return self._wait_unless_stopped(lambda: self.epoch - self._evaluated() <= most)
+
+    def _wait_unless_stopped(self, condition: Callable[[], bool]) -> bool:
+        """Waits also where the run's frames are used up; False: it was stopped."""
+
+        def over() -> bool:
+            self.tick()
+            hours = self.seconds / 3600
+            return self.context.stop() or self.config.limit_reached(0, hours)
+
+        wait_until(lambda: condition() or over())
+        return condition()
+
+    def _load_model(self) -> bool:
+        """Takes up the world model of this epoch, and waits for it.
+
+        Unpaced, it is the newest, if there is a new one.
+
+        Returns:
+            False where the run was stopped meanwhile.
+        """
+        if self.world_model is None:
+            return True
+        if not self.config.is_paced:
+            return self._load_newest_model()
+        wanted = pace.model_for(self.config, self.updates)
+        path = self.folders.models.path(wanted)
+        if not self._wait_unless_stopped(path.exists):
             return False
-        self._seen_stamp = stamp
-        state, warning = checkpoint.load_newest(path)
-        if warning:
-            print(warning)
-        if int(state.metadata["epoch"]) == 0:
+        if wanted != self.model_updates:
+            self._use_model(wanted)
+            self._count_model()
+        return True
+
+    def _load_newest_model(self) -> bool:
+        """Takes up the newest world model; waits only for the first."""
+        models = self.folders.models
+        if not self._wait_unless_stopped(lambda: bool(models.numbers())):
             return False
-        assign(path, state, self.world_model.named_variables())
+        newest = models.numbers()[-1]
+        if newest != self.model_updates:
+            self._use_model(newest)
+            self._count_model()
+        return True
+
+    def _use_model(self, updates: int) -> None:
+        assert self.world_model is not None
+        path = self.folders.models.path(updates)
+        assign(path, checkpoint.load(path), self.world_model.named_variables())
+        self.model_updates = updates
+
+    def _count_model(self) -> None:
         self.models += 1
         self.row["models"] = self.models
-        return True
+
+    def metadata(self) -> dict[str, float]:
+        return {**super().metadata(), "model_updates": self.model_updates}
 
     def counters(self) -> dict[str, int]:
         return {"models": self.models}
@@ -130,30 +232,40 @@ class ValueRLLearner(Learner):
     def restore_counters(self, metadata: Mapping[str, Scalar]) -> None:
         self.models = int(metadata["models"])
         self.row["models"] = self.models
+        self.model_updates = int(metadata.get("model_updates", self._adopted()))
+
+    def _adopted(self) -> int:
+        """The world model of a run of version 1.0, as `storage.opening` named it."""
+        return next(iter(self.folders.models.numbers()), -1)
 
     def after_restore(self) -> None:
-        """Takes up the newest world model, and publishes a policy that is due.
+        """Takes up the world model that it had, and publishes a policy that is due.
 
         Raises:
             CheckpointError: there is no world model, but this learner has learned
                 with one.
         """
+        trim_log(self.folders.digests, {"updates": self.updates})
+        lines = read_digests(self.folders.digests)
+        self._rows_from = lines[-1].frames if lines else 0
         if self.epoch == 0:
             return
-        if self.world_model is not None and not self._load_model():
-            raise CheckpointError(
-                f"{self.folders.state(WORLDMODEL)}: there is no published world model "
-                "to resume with"
-            )
-        if self._published_epoch() < self.epoch:
+        if self.world_model is not None:
+            self._use_model(self.model_updates)
+        self._earlier_model = self.model_updates
+        is_published = self.updates == self._published_updates
+        if is_published and self._published_epoch(lines) < self.epoch:
             self.publish()  # ended between the state and the policy of an epoch
 
-    def _published_epoch(self) -> int:
-        """The epoch of the policy on disk; 0 where there is no good one."""
+    def _published_epoch(self, lines: list[Digest]) -> int:
+        """The last epoch of which all is published; 0 where there is no good policy."""
         try:
-            return int(checkpoint.load(self.folders.policy).metadata["epoch"])
+            epoch = int(checkpoint.load(self.folders.policy).metadata["epoch"])
         except CheckpointError:
             return 0
+        if not self.config.is_paced:
+            return epoch
+        return min(epoch, lines[-1].epoch if lines else 0)
 
 
 def build(context: Context) -> ValueRLLearner:

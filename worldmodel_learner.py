@@ -8,8 +8,10 @@ from . import nn
 from .batch import Batch
 from .compute import prepare_tensorflow
 from .learner import Learner
+from .running import pace
 from .running.child import Context
 from .settings.roles import WORLDMODEL
+from .settings.seeds import Stream
 from .storage.checkpoint import Scalar
 from .util import Every
 from .worldmodel import build_world_model
@@ -19,6 +21,7 @@ class WorldmodelLearner(Learner):
     """Fits transition, termination and reward ensembles to the replay buffer."""
 
     name = WORLDMODEL
+    batch_stream = Stream.WORLDMODEL_BATCH
 
     def __init__(self, context: Context) -> None:
         settings = context.run.config.model_section
@@ -26,7 +29,7 @@ class WorldmodelLearner(Learner):
             settings,
             context.run.obs_dim,
             context.run.action_dim,
-            tf.random.Generator.from_seed(context.seed),
+            nn.generator_of(context.seed),
         )
         super().__init__(context, settings, self.model.metric_names)
         self.pretrained = 0
@@ -45,6 +48,26 @@ class WorldmodelLearner(Learner):
         seed = nn.fold_in(self._seed, self.optimizer.steps)
         assignment = self.model.sample_assignment(seed, self.settings.batch_size)
         return self.model.update(batch, assignment, self.optimizer)
+
+    @property
+    def steps(self) -> int:
+        return self.pretrained + self.updates
+
+    def _frames_for(self, step: int) -> int:
+        if step < self._pretraining:
+            return pace.frames_for_pretraining(self.settings)
+        return super()._frames_for(step - self._pretraining)
+
+    def publish(self) -> None:
+        """Keeps the published state under its number, for the value learner."""
+        models, state = self.folders.models, self.folders.state(self.name)
+        self.context.store(lambda: models.add(self.updates, state))
+
+    def after_restore(self) -> None:
+        """Publishes a state that is due."""
+        is_published = self.epoch and self.updates == self._published_updates
+        if is_published and not self.folders.models.path(self.updates).exists():
+            self.publish()  # ended between the state and its publication
 
     def start(self) -> bool:
         """Pretrains on the first frames and publishes; resumes where it stopped."""

@@ -7,22 +7,19 @@ renderer.
 
 import math
 import time
-from functools import partial
 
 import numpy as np
 
 from ..running.child import Context
-from ..settings.roles import LAUNCHER
+from ..settings.roles import LAUNCHER, Kind
+from ..settings.seeds import Stream, generator, seed_of
 from ..storage.board import FINAL_EPISODES
-from ..storage.scores import ScoreFile, counter
+from ..storage.scores import Position, ScoreFile
 from ..util import wait_until
 from .policy import Policy, PolicyReader, random_actions
-from .safe_env import SafeEnv
+from .safe_env import SafeEnv, seed_globals
 
 LOST_AT_THE_END = 20  # episodes that an evaluator loses before it gives up on the rest
-
-
-# -- evaluators --------------------------------------------------------------------
 
 
 def evaluate(context: Context) -> None:
@@ -31,48 +28,286 @@ def evaluate(context: Context) -> None:
 
 
 class Evaluator:
-    """Runs episodes for each published policy and records their scores.
+    """Runs episodes of published policies and records their scores.
 
-    `episodes_per_policy` episodes of a policy, then it waits for a newer one (0:
-    without end); at the end of a run with a limit, `final_episodes` of the last one.
+    Of every `every_n_epochs`-th policy each evaluator runs `episodes_per_policy`
+    episodes; at the end of a run with a limit, `final_episodes` of the last one.
+    Episode k of a policy is evaluator k mod count's. Where no order is kept
+    (`every_n_epochs` false, or `episodes_per_policy` 0: without end), an evaluator
+    takes the newest policy each time.
     """
 
     def __init__(self, context: Context) -> None:
         self._context = context
-        config = context.run.config
+        self._config = config = context.run.config
         self._settings = config.evaluator_config
-        self._final_episodes = config.final_episodes
+        self._number = int(context.name.removeprefix(Kind.EVALUATOR))
         self._row = context.board[context.name]
         self._reader = PolicyReader(context)
-        self._rng = np.random.default_rng(context.seed)
+        self._epochs: dict[int, int] = {}  # of the policies seen, by their updates
+        seed_globals(context.seed)
         self._envs = []
         for _ in range(self._settings.batch_size):
-            self._envs.append(SafeEnv(config.env, self._rng, context.name, self._lose))
+            self._envs.append(SafeEnv(config.env, context.name, self._lose))
             self._beat()
-        self._scores = ScoreFile(context.run.folders.scores, self._row)
-        self._scores.settle()
+        folders, count = context.run.folders, self._settings.count
+        per_policy = self._settings.episodes_per_policy * count
+        self._scores = ScoreFile(folders.scores, per_policy)
+        self._final = ScoreFile(folders.final_scores, config.final_episodes * count)
         self._lost_at_the_end = 0  # episodes
 
     def run(self) -> None:
         """Evaluates until asked to stop, or until the final episodes are done."""
+        if self._settings.in_order:
+            self._evaluate_in_order()
+        else:
+            self._evaluate_newest()
+        if not self._stopping():
+            self._evaluate_last()
+
+    # -- policies in their order -------------------------------------------------------
+
+    def _evaluate_in_order(self) -> None:
+        """Returns at the end of the run, when all policies are scored, or stopped."""
+        self._row["epoch"] = self._scored_before()
         while not self._stopping():
-            final = self._is_final()
-            policy = self._reader.refresh()
-            missing = self._missing(policy, final)
-            if final and self._lost_at_the_end >= LOST_AT_THE_END:
-                print(
-                    f"{missing} of the final episodes are given up: transitions were "
-                    f"lost in each of {self._lost_at_the_end}",
-                    flush=True,
-                )
+            is_last = self._is_final()  # asked first: then no further policy comes
+            policy = self._next_policy()
+            if policy is None and is_last:
                 return
-            if missing == 0 and final:
-                self._row["random_score"] = self._random_score()
-                return
-            if missing and policy is not None:
-                self._run_episodes(policy, missing, final)
-            else:
+            if policy is None:
                 wait_until(lambda: self._stopping() or self._has_work())
+                continue
+            position = self._scores.position()
+            done = position.rows if position.epoch == policy.epoch else 0
+            episodes = self._own(done, self._settings.episodes_per_policy)
+            if not self._run_episodes(policy, episodes, Stream.EVALUATION):
+                return
+            self._row["epoch"] = policy.epoch
+
+    def _scored_before(self) -> int:
+        """The last epoch whose own episodes are all in the file."""
+        position = self._scores.position()
+        missing = self._own(position.rows, self._settings.episodes_per_policy)
+        return position.epoch - bool(missing)
+
+    def _own(self, done: int, episodes: int) -> list[int]:
+        """This evaluator's episodes of a policy, without the first `done`."""
+        count = self._settings.count
+        return [k for k in range(self._number, episodes * count, count) if k >= done]
+
+    def _has_work(self) -> bool:
+        return self._is_final() or self._next_policy() is not None
+
+    def _next_policy(self) -> Policy | None:
+        """The next policy to be scored; None where it is not there yet."""
+        every, scored = int(self._settings.every_n_epochs), int(self._row["epoch"])
+        for updates in self._context.run.folders.policies.numbers():
+            if self._epochs.get(updates, scored + 1) <= scored:
+                continue
+            policy = self._reader.load(updates)
+            if policy is None:
+                continue  # removed meanwhile: it has been scored
+            self._epochs[updates] = policy.epoch
+            if (policy.epoch - 1) % every == 0 and policy.epoch > scored:
+                return policy
+        return None
+
+    def _is_next(self, position: Position, policy: Policy, episode: int) -> bool:
+        """Whether a row comes next in the file of scores."""
+        if position.epoch == policy.epoch:
+            return position.rows == episode
+        wanted = self._settings.episodes_per_policy * self._settings.count
+        # Rows of a policy that is gone, in a run of version 1.0, stay as they are.
+        there = position.epoch in self._epochs.values()
+        complete = position.rows >= wanted or not there
+        return episode == 0 and position.epoch < policy.epoch and complete
+
+    # -- the newest policy, where no order is kept -------------------------------------
+
+    def _evaluate_newest(self) -> None:
+        """Returns at the end of the run, or when asked to stop."""
+        while not (self._stopping() or self._is_final()):
+            policy = self._reader.refresh()
+            episodes = self._missing(policy)
+            if policy is None or not episodes:
+                wait_until(lambda: self._stopping() or self._is_final() or self._news())
+                continue
+            if not self._run_episodes(policy, episodes, Stream.EVALUATION):
+                return
+
+    def _news(self) -> bool:
+        return bool(self._missing(self._reader.refresh()))
+
+    def _missing(self, policy: Policy | None) -> list[int]:
+        """This evaluator's next episodes of the newest policy."""
+        if policy is None:
+            return []
+        if self._row["epoch"] != policy.epoch:
+            self._row["episodes"] = 0
+            self._row["epoch"] = policy.epoch
+        done, count = int(self._row["episodes"]), self._settings.count
+        wanted = self._settings.episodes_per_policy or done + len(self._envs)
+        return [self._number + n * count for n in range(done, wanted)]
+
+    # -- the end of the run ------------------------------------------------------------
+
+    def _evaluate_last(self) -> None:
+        """The final episodes of the last policy, and the score of random actions."""
+        policy, episodes = self._reader.refresh(), self._config.final_episodes
+        if policy is not None:
+            position = self._final.position()
+            done = position.rows if position.epoch == policy.epoch else 0
+            own = self._own(done, episodes)
+            if not self._run_episodes(policy, own, Stream.FINAL_EPISODE):
+                return
+        self._row["random_score"] = self._random_score()
+
+    def _may_end_file(self, position: Position, policy: Policy, episode: int) -> bool:
+        """Whether a row comes next in the file of final scores."""
+        board = self._context.board
+        names = (f"{Kind.EVALUATOR}{i}" for i in range(self._settings.count))
+        if any(board[name]["gave_up"] for name in names):
+            return True
+        done = position.rows if position.epoch == policy.epoch else 0
+        return episode == done
+
+    def _random_score(self) -> float:
+        """Mean score of `final_episodes` episodes with uniformly random actions.
+
+        NaN where the run has no final episodes, or was stopped meanwhile. The mean is
+        of fewer where LOST_AT_THE_END episodes are lost.
+        """
+        seed, env = self._config.seed, self._envs[0]
+        scores: list[float] = []
+        for k in range(self._config.final_episodes + LOST_AT_THE_END):
+            if len(scores) == self._config.final_episodes:
+                break
+            stream = Stream.RANDOM_SCORE, self._number, k
+            env.reset(seed_of(seed, *stream))
+            rng = generator(seed, *stream)
+            score, step = 0.0, None
+            while step is None or not step.over:
+                if self._stopping():
+                    return math.nan
+                action = random_actions(1, self._context.run.action_dim, rng)
+                step = env.step(action[0])
+                if step is None:
+                    break
+                score += step.reward
+            else:
+                scores.append(score)
+        return float(np.mean(scores)) if scores else math.nan
+
+    # -- episodes ----------------------------------------------------------------------
+
+    def _run_episodes(
+        self, policy: Policy, episodes: list[int], stream: Stream
+    ) -> bool:
+        """Runs episodes, as many side by side as there are environments.
+
+        Returns:
+            False where the process was asked to stop, or where the final episodes are
+            given up.
+        """
+        size = len(self._envs)
+        for first in range(0, len(episodes), size):
+            part = episodes[first : first + size]
+            scores = self._scores_of(policy, part, stream)
+            if scores is None:
+                return False
+            for episode, score in zip(part, scores, strict=True):
+                if not self._record(policy, episode, score, stream):
+                    return False
+        return True
+
+    def _record(
+        self, policy: Policy, episode: int, score: float, stream: Stream
+    ) -> bool:
+        """Writes a row when it is its turn; False: stopped before that."""
+        if stream is Stream.FINAL_EPISODE:
+            file, is_next = self._final, self._may_end_file
+        else:
+            file, is_next = self._scores, self._is_next
+            if not self._settings.in_order:
+                # First: a kill in between loses a row, but never doubles one.
+                self._row["episodes"] += 1
+                is_next = lambda *_: True  # noqa: E731
+
+        def written() -> bool:
+            return self._context.store(
+                lambda: file.record(
+                    policy, score, lambda at: is_next(at, policy, episode)
+                )
+            )
+
+        done = False
+
+        def over() -> bool:
+            nonlocal done
+            done = written()
+            return done or self._stopping()
+
+        wait_until(over)
+        return done
+
+    def _scores_of(
+        self, policy: Policy, episodes: list[int], stream: Stream
+    ) -> list[float] | None:
+        """The scores of episodes that are run side by side; None: as above.
+
+        An episode with a lost transition has no score: it is run again, with another
+        seed.
+        """
+        attempts = dict.fromkeys(episodes, 0)
+        scores = dict.fromkeys(episodes, 0.0)
+        obs: dict[int, np.ndarray] = {}
+        env_of = dict(zip(episodes, self._envs, strict=False))
+
+        def begin(episode: int) -> None:
+            counters = policy.updates, episode, attempts[episode]
+            obs[episode] = env_of[episode].reset(
+                seed_of(self._config.seed, stream, *counters)
+            )
+            scores[episode] = 0.0
+            self._beat()
+
+        for episode in episodes:
+            begin(episode)
+        running = list(episodes)
+        while running:
+            if self._stopping():
+                return None
+            actions = policy.greedy(np.stack([obs[episode] for episode in running]))
+            for episode, action in zip(list(running), actions, strict=True):
+                step = env_of[episode].step(action)
+                self._beat()
+                if step is None:
+                    if stream is Stream.FINAL_EPISODE and self._gives_up():
+                        return None
+                    attempts[episode] += 1
+                    begin(episode)
+                    continue
+                obs[episode] = step.obs
+                scores[episode] += step.reward
+                if step.over:
+                    running.remove(episode)
+        return list(scores.values())
+
+    def _gives_up(self) -> bool:
+        """Counts a lost final episode; True where there were too many."""
+        self._lost_at_the_end += 1
+        if self._lost_at_the_end < LOST_AT_THE_END:
+            return False
+        self._row["gave_up"] = 1
+        print(
+            "final episodes are given up: transitions were lost in each of "
+            f"{self._lost_at_the_end}",
+            flush=True,
+        )
+        return True
+
+    # -- for others --------------------------------------------------------------------
 
     def _lose(self) -> None:
         self._row["dropped"] += 1
@@ -83,79 +318,6 @@ class Evaluator:
     def _beat(self) -> None:
         self._row["heartbeat"] = time.monotonic()
 
-    def _started(self, env: SafeEnv) -> np.ndarray:
-        """The first observation of a new episode, [O]."""
-        obs = env.reset()
-        self._beat()
-        return obs
-
     def _stopping(self) -> bool:
         self._beat()
         return self._context.stop()
-
-    def _has_work(self) -> bool:
-        return self._is_final() or self._missing(self._reader.refresh(), False) > 0
-
-    def _missing(self, policy: Policy | None, final: bool) -> int:
-        """How many episodes of this policy are still to be run."""
-        if policy is None:
-            return 0
-        if not final and self._settings.episodes_per_policy == 0:
-            return len(self._envs)
-        wanted = self._final_episodes if final else self._settings.episodes_per_policy
-        counted = int(self._row[counter(final)])
-        done = counted if self._row["epoch"] == policy.epoch else 0
-        return max(0, wanted - done)
-
-    def _random_score(self) -> float:
-        """Mean score of `final_episodes` episodes with uniformly random actions.
-
-        NaN where the run has no final episodes, or was stopped meanwhile. The mean is
-        of fewer where LOST_AT_THE_END episodes are lost.
-        """
-        env = self._envs[0]
-        scores: list[float] = []
-        for _ in range(self._final_episodes + LOST_AT_THE_END):
-            if len(scores) == self._final_episodes:
-                break
-            env.reset()
-            score, step = 0.0, None
-            while step is None or not step.over:
-                if self._stopping():
-                    return math.nan
-                action = random_actions(1, self._context.run.action_dim, self._rng)
-                step = env.step(action[0])
-                if step is None:
-                    break
-                score += step.reward
-            else:
-                scores.append(score)
-        return float(np.mean(scores)) if scores else math.nan
-
-    def _run_episodes(self, policy: Policy, count: int, final: bool) -> None:
-        """One episode in each of up to `count` environments, side by side.
-
-        An episode with a lost transition has no score: it is run again.
-        """
-        envs = self._envs[:count]
-        obs = [self._started(env) for env in envs]
-        scores = [0.0] * len(envs)
-        running = list(range(len(envs)))
-        while running:
-            if self._stopping():
-                return
-            actions = policy.greedy(np.stack([obs[i] for i in running]))
-            for i, action in zip(list(running), actions, strict=True):
-                step = envs[i].step(action)
-                self._beat()
-                if step is None:
-                    running.remove(i)
-                    self._lost_at_the_end += final
-                    continue
-                obs[i] = step.obs
-                scores[i] += step.reward
-                if step.over:
-                    running.remove(i)
-                    self._context.store(
-                        partial(self._scores.record, policy, scores[i], final)
-                    )

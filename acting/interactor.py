@@ -6,85 +6,336 @@ process half a gigabyte.
 
 import time
 from collections.abc import Callable
-from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 
 from ..batch import Batch
-from ..replay import ReplayBuffer
+from ..replay import Origin, ReplayBuffer
 from ..running.child import Context
-from ..running.pace import frame_limit
-from ..settings.schema import Config
-from ..storage.board import Board
+from ..running.pace import frame_limit, policy_for
+from ..settings.roles import Kind
+from ..settings.seeds import Stream, generator, seed_of
+from ..storage.record import record_chance
 from ..util import wait_until
-from .policy import PolicyReader, random_actions
-from .safe_env import SafeEnv
-
-# -- interactors -------------------------------------------------------------------
+from .policy import Policy, PolicyReader, random_actions
+from .safe_env import SafeEnv, Step, seed_globals
 
 
 def interact(context: Context) -> None:
     """An interactor's main function: steps environments, appends to the replay."""
-    config = context.run.config
-    agent = config.agent_config
-    board, row = context.board, context.board[context.name]
-    rng = np.random.default_rng(context.seed)
-    replay = ReplayBuffer.open(context.run.folders.replay, writable=True)
-    reader = PolicyReader(context)
+    Interactor(context).run()
 
-    def beat() -> None:
-        row["heartbeat"] = time.monotonic()
 
-    def lose() -> None:
-        row["dropped"] += 1
+class Interactor:
+    """Steps B environments; in a paced run each vector step at its turn.
 
-    envs, first_obs = [], []
-    for _ in range(agent.batch_size):
-        envs.append(SafeEnv(config.env, rng, context.name, lose))
-        first_obs.append(envs[-1].reset())
-        beat()
-    obs = np.stack(first_obs)  # [B, O]
-    steps = 0
+    Turn v is that of interactor v mod count. What a step does is a function of
+    counters: which policy acts, of the frames at which the step begins; what is drawn,
+    of the turn; how an episode begins, of the environment's and the episode's number.
+    """
 
-    def room() -> bool:
-        beat()
-        allowed = frame_limit(config, board)
-        return context.stop() or replay.frames + agent.batch_size <= allowed
-
-    while not context.stop():
-        wait_until(room)
-        if context.stop():
-            break
-        if steps % agent.reload_every_n == 0:
-            reader.refresh()
-        steps += 1
-        if reader.policy is None or replay.frames < agent.full_random_n:
-            action = random_actions(agent.batch_size, context.run.action_dim, rng)
-        else:
-            action = reader.policy.explore(
-                obs, config.policy_config.explore_chance, rng
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._config = config = context.run.config
+        self._agent = config.agent_config
+        self._number = int(context.name.removeprefix(Kind.INTERACTOR))
+        self._row = context.board[context.name]
+        self._replay = ReplayBuffer.open(context.run.folders.replay, writable=True)
+        self._reader = PolicyReader(context)
+        self._policy_turn = -1  # at which the policy was last looked up
+        seed_globals(context.seed)
+        size = self._agent.batch_size
+        self._envs = []
+        for _ in range(size):
+            self._envs.append(
+                SafeEnv(config.env, context.name, self._lose, self._note_failure)
             )
-        transitions, obs = step_all(envs, obs, action, beat)
-        # Another interactor may have used the room up: the limit is checked again
-        # under the lock.
-        append = partial(_append, replay, transitions, config, board)
-        while not context.store(append):
-            wait_until(room)
-            if context.stop():
+            self._beat()
+        self._numbers = self._number * size + np.arange(size)  # [B], of all
+        self._episodes = np.zeros(size, int)
+        self._steps = np.zeros(size, int)  # of the running episodes
+        self._obs = np.zeros((size, context.run.obs_dim))
+
+    # -- the loop ----------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Steps and appends until asked to stop."""
+        self._replay.settle_turn()
+        turn = self._next_turn(self._replay.turn)
+        self._resume_episodes(turn)
+        while (frames := self._wait_for_turn(turn)) is not None:
+            action = self._act(turn, frames)
+            if action is None or not self._step(turn, action):
                 return
+            turn += self._agent.count
+
+    def _next_turn(self, turn: int) -> int:
+        """The first of this interactor's turns that is not before `turn`."""
+        return turn + (self._number - turn) % self._agent.count
+
+    def _wait_for_turn(self, turn: int) -> int | None:
+        """Waits until a step may begin.
+
+        Other interactors may still be at the steps before, if these can change
+        nothing in what this one does.
+
+        Returns:
+            the frames at which it begins; None: the process was asked to stop.
+        """
+        found: list[int] = []
+
+        def may_begin() -> bool:
+            self._beat()
+            frames = self._frames_at(turn)
+            size = self._agent.batch_size
+            if frames is not None and frames + size <= self._frame_limit():
+                found.append(frames)
+            return bool(found) or self._context.stop()
+
+        wait_until(may_begin)
+        return found[0] if found and not self._context.stop() else None
+
+    def _frames_at(self, turn: int) -> int | None:
+        """The frames at which a step begins, as far as that matters; None: unknown."""
+        if not self._config.is_paced:
+            return self._replay.frames
+        earlier = turn - self._replay.turn
+        fewest = self._replay.frames
+        most = fewest + earlier * self._agent.batch_size
+        if earlier <= 0 or self._choice(turn, fewest) == self._choice(turn, most):
+            return most
+        return None
+
+    def _choice(self, turn: int, frames: int) -> object:
+        """What acts in a step: a policy by its updates, or None: chance."""
+        if frames < self._agent.full_random_n:
+            return None
+        return policy_for(self._config, frames)
+
+    def _frame_limit(self) -> float:
+        return frame_limit(self._config, self._context.board)
+
+    def _act(self, turn: int, frames: int) -> np.ndarray | None:
+        """The actions of a step, [B, A]; None: the process was asked to stop."""
+        rng = generator(self._config.seed, Stream.ACTION, turn)
+        if self._config.is_paced:
+            policy = self._policy_at(turn, frames)
+            if self._context.stop():
+                return None
+        else:
+            if turn // self._agent.count % self._agent.reload_every_n == 0:
+                self._reader.refresh()
+            policy = self._reader.policy
+        if policy is None or frames < self._agent.full_random_n:
+            action_dim = self._context.run.action_dim
+            return random_actions(self._agent.batch_size, action_dim, rng)
+        return policy.explore(self._obs, self._config.policy_config.explore_chance, rng)
+
+    def _policy_at(self, turn: int, frames: int) -> Policy | None:
+        """The policy of a step in a paced run; None: random actions, or stopped."""
+        own = turn // self._agent.count
+        since = own % self._agent.reload_every_n
+        if since == 0 or self._policy_turn < 0:
+            self._policy_turn = turn - since * self._agent.count
+            at = frames if since == 0 else self._frames_of(self._policy_turn, frames)
+            self._wanted = policy_for(self._config, at)
+        if self._wanted is None or frames < self._agent.full_random_n:
+            return None
+        wait_until(lambda: self._has_policy() or self._stopping())
+        return self._reader.policy
+
+    def _has_policy(self) -> bool:
+        """Whether the wanted policy is loaded; one that is gone is replaced."""
+        assert self._wanted is not None
+        if self._reader.load(self._wanted) is not None:
+            return True
+        there = self._context.run.folders.policies.numbers()
+        if not there or there[-1] < self._wanted or self._wanted in there:
+            return False
+        older = [number for number in there if number < self._wanted]
+        found = older[-1] if older else there[0]
+        self._note_chance(f"the policy of {self._wanted} updates is gone")
+        self._wanted = found
+        return self._reader.load(found) is not None
+
+    def _frames_of(self, turn: int, frames: int) -> int:
+        """The frames at which an earlier turn began, by the rows."""
+        replay = self._replay
+        if replay.has_origins and replay.oldest < frames:
+            turns = replay.origins(replay.oldest, frames - replay.oldest).turn
+            if turns[0] <= turn:
+                return replay.oldest + int(np.searchsorted(turns, turn))
+        return frames
+
+    def _stopping(self) -> bool:
+        self._beat()
+        return self._context.stop()
+
+    def _step(self, turn: int, action: np.ndarray) -> bool:
+        """One step of every environment, stored; False: stopped before that."""
+        taken = step_all(self._envs, self._obs, action, self._beat)
+        origin = Origin(
+            self._numbers[taken.kept],
+            self._episodes[taken.kept],
+            self._steps[taken.kept],
+            taken.cut,
+            np.zeros(len(taken.kept), int),  # the replay buffer's to say
+        )
+        self._steps += 1
+        self._obs = np.array(taken.next_obs)
+        for i in np.flatnonzero(taken.over):
+            self._begin_episode(int(i), int(self._episodes[i]) + 1)
+        expected = turn if self._config.is_paced else None
+        count = len(taken.kept)
+
+        def has_turn() -> bool:
+            if expected not in (None, self._replay.turn):
+                return False
+            return self._replay.frames + count <= self._frame_limit()
+
+        # The limit is checked again under the lock: unpaced, another interactor may
+        # have used the room up.
+        while not self._context.store(
+            lambda: self._replay.append(
+                taken.batch, self._frame_limit(), origin=origin, turn=expected
+            )
+        ):
+            wait_until(lambda: self._stopping() or has_turn())
+            if self._context.stop():
+                return False
+        return True
+
+    # -- episodes ----------------------------------------------------------------------
+
+    def _begin_episode(self, i: int, episode: int) -> None:
+        number = int(self._numbers[i])
+        seed = seed_of(self._config.seed, Stream.EPISODE, number, episode)
+        self._episodes[i], self._steps[i] = episode, 0
+        self._obs[i] = self._envs[i].reset(seed)
+        self._beat()
+
+    def _resume_episodes(self, turn: int) -> None:
+        """Brings each environment to where the stored rows left it.
+
+        The episode is begun again by its seed, and the stored actions are repeated.
+        """
+        begin = self._rows_of_episodes()
+        rows = self._replay.origins(begin, self._replay.frames - begin)
+        for i, number in enumerate(self._numbers):
+            mine = np.flatnonzero(rows.env == number)
+            if not self._replay.has_origins or mine.size == 0:
+                self._begin_episode(i, self._turns_between(-1, turn))
+                continue
+            last = mine[-1]
+            episode, turns = int(rows.episode[last]), int(rows.turn[last])
+            frame = begin + int(last)
+            over = rows.cut[last] or self._replay.read(frame, 1).terminated[0]
+            # Turns without a row are lost transitions, each the end of an episode.
+            following = int(bool(over)) + self._turns_between(turns, turn)
+            if not self._config.is_paced:
+                following = 1
+            if following or not self._repeat(i, begin + mine, rows, begin):
+                self._begin_episode(i, episode + max(1, following))
+
+    def _rows_of_episodes(self) -> int:
+        """The first frame that a running episode can have."""
+        replay, agent = self._replay, self._agent
+        if not replay.has_origins:
+            return replay.frames
+        longest = self._config.env.max_frames * agent.count * agent.batch_size
+        return max(replay.oldest, replay.frames - longest - agent.batch_size)
+
+    def _turns_between(self, turn: int, end: int) -> int:
+        """This interactor's turns after `turn` and before `end`, one of its own."""
+        return len(range(end - self._agent.count, turn, -self._agent.count))
+
+    def _repeat(self, i: int, frames: np.ndarray, rows: Origin, begin: int) -> bool:
+        """Repeats the stored steps of an environment's running episode.
+
+        Args:
+            i: the environment, of this interactor's.
+            frames: all its frames.
+            rows: where the frames from `begin` come from.
+            begin: as above.
+
+        Returns:
+            False where they are not all there, or give other observations: what is
+            stored then stays as it is, and the run cannot be repeated.
+        """
+        episode = rows.episode[frames[-1] - begin]
+        frames = frames[rows.episode[frames - begin] == episode]
+        steps = rows.step[frames - begin]
+        same = np.array_equal(steps, np.arange(len(steps)))
+        if same:
+            self._begin_episode(i, int(episode))
+        for frame in frames if same else ():
+            row = self._replay.read(int(frame), 1)
+            same = np.array_equal(row.obs[0], self._obs[i].astype(np.float32))
+            step = self._envs[i].step(row.action[0]) if same else None
+            self._beat()
+            if step is None or step.over or not _equals(step, row):
+                same = False
+                break
+            self._obs[i] = step.obs
+        if not same:
+            self._note_chance(
+                f"environment {self._numbers[i]} did not repeat its stored steps"
+            )
+            return False
+        self._steps[i] = len(steps)
+        return True
+
+    # -- for others --------------------------------------------------------------------
+
+    def _beat(self) -> None:
+        self._row["heartbeat"] = time.monotonic()
+
+    def _lose(self) -> None:
+        self._row["dropped"] += 1
+
+    def _note_failure(self) -> None:
+        self._note_chance("an environment failed and was made again")
+
+    def _note_chance(self, why: str) -> None:
+        """Says that the run cannot be repeated from here on."""
+        line = f"{self._context.name}: {why}"
+        print(f"{line}; this run cannot be repeated to the bit", flush=True)
+        folders, frames = self._context.run.folders, self._replay.frames
+        self._context.store(lambda: record_chance(folders, frames, line))
 
 
-def _append(
-    replay: ReplayBuffer, batch: Batch[np.ndarray], config: Config, board: Board
-) -> bool:
-    """Stores transitions where the pace has room for them; whether it had."""
-    return replay.append(batch, frame_limit(config, board))
+def _equals(step: Step, row: Batch[np.ndarray]) -> bool:
+    """Whether a step gave what was stored, bit by bit."""
+    return bool(
+        np.array_equal(row.next_obs[0], step.obs.astype(np.float32))
+        and row.reward[0] == np.float32(step.reward)
+        and row.terminated[0] == step.terminated
+    )
+
+
+class Taken(NamedTuple):
+    """What one step of B environments gave.
+
+    Attributes:
+        batch: the transitions, B less those that were lost.
+        kept: which environments they are of.
+        cut: 1 for each of them whose episode was cut, not terminated.
+        over: for each environment, whether its episode is over or lost, [B].
+        next_obs: the observations that follow; meaningless where it is over, [B, O].
+    """
+
+    batch: Batch[np.ndarray]
+    kept: np.ndarray
+    cut: np.ndarray
+    over: np.ndarray
+    next_obs: np.ndarray
 
 
 def step_all(
     envs: list[SafeEnv], obs: np.ndarray, action: np.ndarray, beat: Callable[[], None]
-) -> tuple[Batch[np.ndarray], np.ndarray]:
-    """One step of every environment; those whose episode ended start a new one.
+) -> Taken:
+    """One step of every environment.
 
     A cut episode is no termination: `terminated` is the environment's own. `next_obs`
     is the true last observation of an episode, never the first of the next one.
@@ -93,33 +344,28 @@ def step_all(
         envs: B environments.
         obs: their observations, [B, O].
         action: [B, A] in [-1, 1].
-        beat: called after each step and reset of an environment, to show life.
-
-    Returns:
-        (the transitions, B less those that were lost; the next
-        observations, [B, O]).
+        beat: called after each step of an environment, to show life.
     """
     taken = []
     for env, one_action in zip(envs, action, strict=True):
         taken.append(env.step(one_action))
         beat()
-    kept = [i for i, step in enumerate(taken) if step is not None]
+    kept = np.array([i for i, step in enumerate(taken) if step is not None], int)
     steps = [step for step in taken if step is not None]
-    next_obs = np.empty((len(steps), obs.shape[1]), np.float32)
-    for row, step in enumerate(steps):
-        next_obs[row] = step.obs
+    next_obs = np.array(obs)
+    for i, step in zip(kept, steps, strict=True):
+        next_obs[i] = step.obs
     batch = Batch(
         obs=obs[kept].astype(np.float32),
         action=action[kept],
         reward=np.array([step.reward for step in steps], np.float32),
-        next_obs=next_obs,
+        next_obs=next_obs[kept].astype(np.float32),
         terminated=np.array([step.terminated for step in steps], np.float32),
     )
-    following = []
-    for env, result in zip(envs, taken, strict=True):
-        if result is None or result.over:
-            following.append(env.reset())
-        else:
-            following.append(result.obs)
-        beat()
-    return batch, np.stack(following)
+    return Taken(
+        batch=batch,
+        kept=kept,
+        cut=np.array([step.truncated and not step.terminated for step in steps], int),
+        over=np.array([step is None or step.over for step in taken]),
+        next_obs=next_obs,
+    )

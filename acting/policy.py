@@ -17,6 +17,7 @@ class Policy:
         epoch: the value learner's epoch in which it was published.
         frames: frames in the replay buffer at that time.
         hours: hours of learning at that time.
+        updates: of the value learner at that time.
     """
 
     def __init__(self, checkpoint: Checkpoint, obs_dim: int, action_dim: int) -> None:
@@ -35,6 +36,7 @@ class Policy:
             self.epoch = int(metadata["epoch"])
             self.frames = int(metadata["frames"])
             self.hours = float(metadata["hours"])
+            self.updates = int(metadata.get("updates", 0))
         except KeyError as error:
             raise CheckpointError(f"the policy has no {error}") from None
         width = obs_dim
@@ -82,13 +84,36 @@ def random_actions(rows: int, action_dim: int, rng: np.random.Generator) -> np.n
 
 
 class PolicyReader:
-    """The newest published policy; the file is read only when it has changed."""
+    """Published policies: that of a number of updates, or the newest.
+
+    A file is read only when it is another one than that read last.
+    """
 
     def __init__(self, context: Context) -> None:
         self._path = context.run.folders.policy
+        self._published = context.run.folders.policies
         self._sizes = context.run.obs_dim, context.run.action_dim
         self._stamp: object = None
+        self._updates = -1  # of `policy`, where it was asked for by number
         self.policy: Policy | None = None
+
+    def load(self, updates: int) -> Policy | None:
+        """The policy of so many updates; None where it has not been published yet.
+
+        Raises:
+            CheckpointError: its file is damaged.
+        """
+        if updates != self._updates:
+            path = self._published.path(updates)
+            try:
+                state = checkpoint.load(path)
+            except CheckpointError:
+                if path.exists():
+                    raise
+                return None
+            self.policy = Policy(state, *self._sizes)
+            self._updates = updates
+        return self.policy
 
     def refresh(self) -> Policy | None:
         """Takes up a newly published policy; returns the newest, None before any.

@@ -4,6 +4,8 @@ Simulators diverge, and users' environments raise. A transition that is not fini
 dropped; an environment that raises is built again, so many times in a while.
 """
 
+import itertools
+import random
 import time
 import traceback
 from collections import deque
@@ -37,36 +39,40 @@ class SafeEnv:
 
     Args:
         config: the configuration's `env`.
-        rng: draws the seeds of the environment and of those that replace it.
         name: of the process, for messages.
         on_loss: called for each transition that is lost.
+        on_failure: called when the environment raised: by chance, perhaps.
     """
 
     def __init__(
         self,
         config: Environment,
-        rng: np.random.Generator,
         name: str,
         on_loss: Callable[[], None],
+        on_failure: Callable[[], None] = lambda: None,
     ) -> None:
         self._config = config
-        self._rng = rng
         self._name = name
         self._on_loss = on_loss
+        self._on_failure = on_failure
         self._failed: deque[float] = deque()  # when, monotonic seconds
         self._env = make_env(config)
-        self._seed: int | None = int(rng.integers(2**31))
 
-    def reset(self) -> np.ndarray:
+    def reset(self, seed: int) -> np.ndarray:
         """Starts an episode; the first observation, [O].
+
+        Args:
+            seed: of the episode, with 32 bits: of the environment, and of the
+                generators that `random` and `np.random` share with everybody. Where
+                the environment fails, it is made again and gets another one.
 
         Raises:
             RunError: the environment fails too often.
         """
-        while True:
+        for attempt in itertools.count():
             try:
-                obs, _ = self._env.reset(seed=self._seed)
-                self._seed = None
+                again = seed_globals(seed, attempt)
+                obs, _ = self._env.reset(seed=again)
                 obs = np.array(obs)
                 if _is_finite(obs):
                     return obs
@@ -75,6 +81,7 @@ class SafeEnv:
                 raise
             except Exception as error:
                 self._rebuild(error)
+        raise AssertionError("not reached")
 
     def step(self, action: np.ndarray) -> Step | None:
         """One step; None where it is lost, and with it the rest of the episode.
@@ -107,6 +114,7 @@ class SafeEnv:
             RunError: it was the last of too many errors.
         """
         traceback.print_exception(error)
+        self._on_failure()
         now = time.monotonic()
         self._failed.append(now)
         while now - self._failed[0] > WINDOW:
@@ -122,7 +130,22 @@ class SafeEnv:
         except Exception:
             traceback.print_exc()  # it is given up anyway
         self._env = make_env(self._config)
-        self._seed = int(self._rng.integers(2**31))
+
+
+def seed_globals(seed: int, attempt: int = 0) -> int:
+    """Seeds `random` and `np.random`, which users' environments draw from.
+
+    Args:
+        seed: 32 bits.
+        attempt: one more for each time that the seed has led to a failure.
+
+    Returns:
+        a seed for the environment, of 31 bits.
+    """
+    first, second = np.random.SeedSequence((seed, attempt)).generate_state(2)
+    random.seed(int(first))
+    np.random.seed(int(first))
+    return int(second >> np.uint32(1))
 
 
 def _is_finite(value: np.ndarray | float) -> bool:

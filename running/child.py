@@ -18,10 +18,11 @@ from types import FrameType
 from typing import TypeVar
 
 from ..settings.extensions import import_modules
+from ..settings.roles import process_seed
 from ..storage.board import Board
 from ..storage.checkpoint import CheckpointError
 from ..storage.disk import full_disk_line, is_full
-from ..storage.folders import Run, derive_seed
+from ..storage.folders import Run
 from ..storage.locks import present
 from ..util import RunError, UserError, wait_until
 
@@ -115,7 +116,6 @@ def child_main(
     main: str,
     run: Run,
     name: str,
-    restart: int,
     nice: int,
 ) -> None:
     """Runs a main function as a child of the launcher; the target of its Process.
@@ -136,7 +136,7 @@ def child_main(
         try:
             module, function = main.split(":")
             main_function = getattr(importlib.import_module(module), function)
-            seed = derive_seed(run.config, name, run.launch, restart)
+            seed = process_seed(run.config, name)
             board = Board.open(run.folders.board)
             board[name]["pid"] = os.getpid()
             import_modules(run.config.module)

@@ -6,10 +6,15 @@ Pure functions of the configuration and of counters; who waits calls them again.
 import math
 
 from ..settings.roles import VALUERL, learners
-from ..settings.schema import Config, LearnerConfig, limit_reached
+from ..settings.schema import (
+    VECTOR_STEPS_AHEAD,
+    Config,
+    LearnerConfig,
+    limit_reached,
+)
 from ..storage.board import Board
 
-VECTOR_STEPS_AHEAD = 2
+ROUNDING = 1e-9  # of a quotient of numbers such as 0.1
 
 
 def frame_limit(config: Config, board: Board) -> float:
@@ -48,8 +53,7 @@ def may_update(
 
     Update u needs more than frames_before_learning + frames_per_update u.
     """
-    needed = (settings.frames_per_update or 0) * (updates + count - 1)
-    return frames > settings.frames_before_learning + needed
+    return frames > _needed(settings, updates + count - 1)
 
 
 def is_done(
@@ -73,3 +77,68 @@ def is_done(
         return False
     unpaced = settings.frames_per_update is False
     return unpaced or not may_update(settings, frames, updates)
+
+
+# -- what a paced run does at which counters (SPEC section 2) ------------------------
+
+
+def frames_for_update(settings: LearnerConfig, update: int) -> int:
+    """How many frames update number `update` (0 is the first) draws from, at most.
+
+    It is the least number that lets the learner do that update.
+    """
+    return math.floor(_needed(settings, update)) + 1
+
+
+def frames_used(settings: LearnerConfig, updates: int) -> int:
+    """How many frames a learner that did `updates` has drawn from."""
+    if updates == 0:
+        return frames_for_pretraining(settings)
+    return frames_for_update(settings, updates - 1)
+
+
+def frames_for_pretraining(settings: LearnerConfig) -> int:
+    """How many frames pretraining draws from."""
+    return max(1, settings.frames_before_learning)
+
+
+def policy_for(config: Config, frames: int) -> int | None:
+    """The policy with which a vector step that begins at `frames` acts.
+
+    It is the newest of those that pacing guarantees to be there by then, also where
+    a newer one is there.
+
+    Returns:
+        its number of updates; None before the first policy is certain.
+    """
+    settings, step = config.policy_config, config.agent_config.batch_size
+    first = max(each.frames_before_learning for each in learners(config).values())
+    ahead = (VECTOR_STEPS_AHEAD - 1) * step
+    if frames <= first + ahead:
+        return None
+    missing = frames - settings.frames_before_learning - ahead
+    updates = math.ceil(missing / settings.frames_per_update - ROUNDING)
+    return published_by(settings, updates)
+
+
+def model_for(config: Config, updates: int) -> int:
+    """The world model that the value learner takes up when it did `updates`.
+
+    Returns:
+        its number of updates: the newest that the pace allows by the same frames, so
+        the newest not above `updates` where both learners keep the same pace.
+    """
+    settings, model = config.policy_config, config.model_section
+    frames = _needed(settings, updates) - model.frames_before_learning
+    allowed = max(0, math.floor(frames / model.frames_per_update + ROUNDING))
+    return published_by(model, allowed)
+
+
+def published_by(settings: LearnerConfig, updates: int) -> int:
+    """The last number of updates, at most `updates`, at which a learner publishes."""
+    return updates - updates % settings.epoch_every_n
+
+
+def _needed(settings: LearnerConfig, updates: float) -> float:
+    """Update number `updates` needs more frames than this."""
+    return settings.frames_before_learning + settings.frames_per_update * updates

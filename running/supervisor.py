@@ -198,7 +198,6 @@ class Supervisor:
                 child.main,
                 self._run,
                 child.name,
-                child.starts,
                 0 if child.is_learner else ACTOR_NICE,
             ),
         )

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from .schema import Config, LearnerConfig
+from .seeds import Stream, seed_of
 
 
 class Kind(StrEnum):
@@ -17,6 +18,7 @@ class Kind(StrEnum):
 
 
 LAUNCHER, VALUERL, WORLDMODEL = Kind.LAUNCHER, Kind.VALUERL, Kind.WORLDMODEL
+EVALUATOR = Kind.EVALUATOR
 
 
 @dataclass(frozen=True)
@@ -60,3 +62,12 @@ def roles(config: Config) -> list[Role]:
 def process_names(config: Config) -> list[str]:
     """The names of all processes of a run, the launcher's first."""
     return [role.name for role in roles(config)]
+
+
+def process_seed(config: Config, process: str) -> int:
+    """A process's own seed, the same each time that it is started."""
+    if process in (VALUERL, WORLDMODEL):
+        stream = Stream.VALUERL if process == VALUERL else Stream.WORLDMODEL
+        return seed_of(config.seed, stream)
+    number = process_names(config).index(process)
+    return seed_of(config.seed, Stream.PROCESS, number)

@@ -28,6 +28,8 @@ SAFE_NAME = r"^[A-Za-z0-9_+=,-][A-Za-z0-9._+=,-]{0,199}$"
 # What gymnasium accepts as an id, but for "module:" in front: only env.module is ever
 # imported. "+" does not occur in it, so environment_folder maps no two ids to one.
 ENVIRONMENT_ID = r"^[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)?$"
+VECTOR_STEPS_AHEAD = 2  # of the interactors, ahead of the slower learner
+MOST_FOR_EPISODES = 1_000_000  # rows of the replay buffer
 PAPER_HORIZON = 3  # rollout_len of all experiments but the ablation of it
 
 
@@ -224,6 +226,12 @@ class EvaluatorConfig(Section):
     count: CountOrZero = 2
     batch_size: Count = 1
     episodes_per_policy: CountOrZero = 1  # 0: without end, as in the 2018 release
+    every_n_epochs: CountOrFalse = 1  # false: the newest policy, whichever it is
+
+    @property
+    def in_order(self) -> bool:
+        """Whether the epoch decides which policies are evaluated, not timing."""
+        return self.every_n_epochs is not False and self.episodes_per_policy > 0
 
 
 class ValueExpansion(Section):
@@ -429,7 +437,7 @@ class Config(Section):
                     f"not {self.total_frames}",
                 )
         step = self.agent_config.batch_size
-        if self.replay_capacity < 2 * step:
+        if self._largest_replay_size < 2 * step:
             raise broken_rule(
                 ("policy_config.replay_size", "agent_config.batch_size"),
                 f"must be at least twice agent_config.batch_size ({step}), "
@@ -533,12 +541,48 @@ class Config(Section):
         return self.world_model_config is not None
 
     @property
+    def is_paced(self) -> bool:
+        """Whether each learner keeps a pace, so that nothing depends on timing."""
+        return all(each.frames_per_update is not False for _, each in self._learners())
+
+    @property
     def replay_capacity(self) -> int:
-        """Rows of the one replay buffer: the larger replay_size of the learners."""
-        sizes = [self.policy_config.replay_size]
-        if self.world_model_config:
-            sizes.append(self.world_model_config.replay_size)
-        return max(sizes)
+        """Rows of the one replay buffer: at least the learners' larger replay_size.
+
+        A paced run keeps as many more that nothing has been dropped when it is drawn:
+        what interactors are ahead, what a learner that resumes from the state before
+        the last goes back, and the running episodes, whose steps a resume repeats.
+        """
+        if not self.is_paced:
+            return self._largest_replay_size
+        step = self.agent_config.batch_size
+        drawn = [
+            each.replay_size
+            + math.ceil(2 * each.epoch_every_n * each.frames_per_update)
+            for _, each in self._learners()
+        ]
+        episodes = self.env.max_frames * step * self.agent_config.count
+        rows = max([*drawn, min(episodes, MOST_FOR_EPISODES)])
+        return rows + (VECTOR_STEPS_AHEAD + 1) * step
+
+    @property
+    def _largest_replay_size(self) -> int:
+        return max(each.replay_size for _, each in self._learners())
+
+    @property
+    def sources_of_chance(self) -> list[str]:
+        """Why two runs of this configuration differ; of a paced run none."""
+        found = [
+            f"{section}.frames_per_update is false: timing decides what is learned"
+            for section, learner in self._learners()
+            if learner.frames_per_update is False
+        ]
+        if self.evaluator_config.count and not self.evaluator_config.in_order:
+            found.append(
+                "timing decides which policies are scored (evaluator_config: "
+                "every_n_epochs false, or episodes_per_policy 0)"
+            )
+        return found
 
     @property
     def environment_folder(self) -> str:

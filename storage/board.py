@@ -4,8 +4,8 @@ One small memory-mapped file with a row per process. A row is written by its own
 process alone (the launcher's fields of a row excepted) and read by all: learners'
 update counts pace the interactors, heartbeats show the launcher who hangs, and the
 terminal shows the rest. Entries are aligned 8-byte words, so none is seen half-written.
-It holds nothing that a resume could not do without, apart from what an evaluator
-needs to count no episode twice.
+It holds nothing that a resume could not do without, apart from how many episodes an
+evaluator has run for its policy, where no order is kept.
 """
 
 from pathlib import Path
@@ -25,37 +25,27 @@ ROW = np.dtype(
         ("name", "S32"),
         ("pid", "i8"),
         ("heartbeat", "f8"),  # seconds of the system's monotonic clock
-        ("phase", "i8"),  # launcher: one of the above; evaluators: of `pending`
+        ("phase", "i8"),  # launcher: one of the above
         ("ready", "i8"),  # learners: 1 once built and restored
         ("disk_full", "i8"),  # 1 while it waits for space on the disk
         ("updates", "i8"),  # learners: updates done, without pretraining
         ("pretrained", "i8"),  # world-model learner: pretraining updates done
-        ("epoch", "i8"),  # learners: own epoch; evaluators: that of their policy
+        ("epoch", "i8"),  # learners: own epoch; evaluators: the last that is scored
         ("models", "i8"),  # value learner: published world models taken up
         ("hours", "f8"),  # value learner: hours of learning
         ("reserved", "f8", 9),  # 1.0: speed and metrics, now read from the logs
         ("episodes", "i8"),  # evaluators: recorded for the policy of `epoch`
-        ("final_episodes", "i8"),  # evaluators: recorded at the end of the run
+        ("gave_up", "i8"),  # evaluators: 1 once the final episodes are given up
         ("dropped", "i8"),  # actors: transitions lost to a failing environment
         ("random_score", "f8"),  # evaluators: of random actions, at the end of the run
-        ("pending_count", "i8"),  # evaluators: episodes once `pending` is appended
-        ("offset", "i8"),  # evaluators: where `pending` is being appended, or -1
-        ("pending", "S128"),  # evaluators: the csv row that is being appended
+        ("unused", "S144"),  # 1.0: the csv row that was being appended
     ],
     align=True,
 )
 
 
-# What an evaluator of a later launch continues from.
-EVALUATOR_FIELDS = (
-    "epoch",
-    "phase",
-    "episodes",
-    "final_episodes",
-    "pending_count",
-    "offset",
-    "pending",
-)
+# What an evaluator of a later launch continues from, where no order is kept.
+EVALUATOR_FIELDS = ("epoch", "episodes")
 
 
 class Board:
@@ -78,7 +68,7 @@ class Board:
         names = process_names(config)
         fresh = np.zeros(len(names), ROW)
         for row, name in zip(fresh, names, strict=True):
-            row["name"], row["offset"], row["random_score"] = name, -1, np.nan
+            row["name"], row["random_score"] = name, np.nan
             if name in earlier and name.startswith("evaluator"):
                 for field in EVALUATOR_FIELDS:
                     row[field] = earlier[name][field]

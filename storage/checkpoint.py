@@ -183,6 +183,18 @@ def load(path: Path) -> Checkpoint:
     return Checkpoint(tensors, _scalars(path, strings))
 
 
+def digest(path: Path) -> str:
+    """The SHA-256 of a state's tensors, as it stands in the file; verifies nothing.
+
+    Raises:
+        CheckpointError: it is missing, or no checkpoint.
+    """
+    with _opened(path) as file:
+        _, header = _read_header(path, file)
+    strings, _ = _check_header(path, header)
+    return strings["sha256"]
+
+
 def load_newest(path: Path) -> tuple[Checkpoint, str | None]:
     """Reads a state or, if it cannot be used, the one kept before it.
 

@@ -4,11 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
 from ..settings.interface import Interface
-from ..settings.roles import process_names
+from ..settings.roles import WORLDMODEL
 from ..settings.schema import Config
+from .published import Published
 
 
 @dataclass(frozen=True)
@@ -46,6 +45,11 @@ class Folders:
         return self.log / f"{self.experiment}.greedy.csv"
 
     @property
+    def final_scores(self) -> Path:
+        """The scores of the final episodes."""
+        return self.log / f"{self.experiment}.final.csv"
+
+    @property
     def board(self) -> Path:
         return self.log / "status.bin"
 
@@ -53,6 +57,20 @@ class Folders:
     def policy(self) -> Path:
         """The policy that interactors and evaluators use."""
         return self.checkpoints / "policy.safetensors"
+
+    @property
+    def policies(self) -> Published:
+        """The policies by their number of updates."""
+        return Published(self.checkpoints / "published", "policy")
+
+    @property
+    def models(self) -> Published:
+        """The world models by their number of updates."""
+        return Published(self.checkpoints / "published", WORLDMODEL)
+
+    @property
+    def digests(self) -> Path:
+        return self.log / "digests.csv"
 
     @property
     def replay(self) -> Path:
@@ -107,10 +125,3 @@ class Run:
     cpu_learners: bool
     gpus: Mapping[str, str] = field(default_factory=dict)
     interface: Interface | None = None
-
-
-def derive_seed(config: Config, process: str, launch: int, restart: int) -> int:
-    """A distinct seed for each process, and for each time that it is started."""
-    index = process_names(config).index(process)
-    sequence = np.random.SeedSequence(config.seed, spawn_key=(index, launch, restart))
-    return int(sequence.generate_state(1)[0])

@@ -1,18 +1,19 @@
 """How a launch opens an experiment's folder: checks what is there and mends it."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from ..replay import DATA_NAME, ReplayBuffer
 from ..settings.interface import EnvSpec
 from ..settings.loading import changed_keys
 from ..settings.request import Request, Start
-from ..settings.roles import learners
+from ..settings.roles import VALUERL, WORLDMODEL, learners
 from ..settings.schema import Config
 from ..util import UserError
 from . import checkpoint
 from .board import Board
+from .checkpoint import CheckpointError
 from .disk import network_filesystem
 from .folders import Folders, Run
 from .locks import claimed, unwritable
@@ -169,6 +170,7 @@ def open_output(run: Run, merged: dict[str, Any]) -> list[str]:
             leftover.unlink()
         notes += _mended_replay(run)
         notes += _checked_states(run)
+        notes += _adopted_files(run)
         Board.create(folders.board, run.config)
     except OSError as error:
         raise unwritable(error, folders) from None
@@ -225,4 +227,28 @@ def _checked_states(run: Run) -> list[str]:
             notes += [warning] if warning else []
         elif run.folders.policy.exists():
             notes.append(f"{name} has no state: it starts from the beginning")
+    return notes
+
+
+def _adopted_files(run: Run) -> list[str]:
+    """Publishes under numbers what a run of version 1.0 has under one name only.
+
+    Also after a rewind, which takes over nothing but the learners' states.
+    """
+    folders, config = run.folders, run.config
+    notes = []
+    if folders.policy.exists() and not folders.policies.numbers():
+        with suppress(CheckpointError):  # a damaged policy is published again
+            metadata = checkpoint.load(folders.policy).metadata
+            folders.policies.add(int(metadata["updates"]), folders.policy)
+    state = folders.state(VALUERL)
+    if not (config.has_model and state.exists() and folders.state(WORLDMODEL).exists()):
+        return notes
+    wanted = int(checkpoint.load_newest(state)[0].metadata.get("model_updates", 0))
+    if wanted >= 0 and not folders.models.path(wanted).exists():
+        model, _ = checkpoint.load_newest(folders.state(WORLDMODEL))
+        if int(model.metadata["epoch"]) > 0:
+            folders.models.add(wanted, folders.state(WORLDMODEL))
+            if int(model.metadata["updates"]) != wanted:
+                notes.append("the value learner resumes with a newer world model")
     return notes

@@ -6,15 +6,19 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from ..settings.roles import learners, process_names
+import portalocker
+
+from ..settings.roles import learners, process_names, process_seed
 from ..settings.schema import Config, limit_reached
 from ..util import UserError, atomic_write
-from .folders import Folders, Run, derive_seed
+from .folders import Folders, Run
 
 PACKAGES = ("tensorflow", "gymnasium", "mujoco", "numpy", "safetensors", "portalocker")
 MAX_JSON_BYTES = 64 << 20
@@ -30,14 +34,19 @@ def is_finished(folders: Folders, frames: int | None, hours: float | None) -> bo
 
 def record_start(run: Run, resumed: bool) -> None:
     """Adds a start to run.json."""
-    content = read_run(run.folders)
+    with _locked(run.folders) as content:
+        _record_start(content, run, resumed)
+
+
+def _record_start(content: dict[str, Any], run: Run, resumed: bool) -> None:
     content["finished"] = None
     devices = {
         name: "cpu" if run.cpu_learners else run.gpus[name]
         for name in learners(run.config)
     }
     content["starts"].append(start_record(run.config, run.launch, devices, resumed))
-    write_json(run.folders.run, content)
+    for why in run.config.sources_of_chance:
+        _add_chance(content, 0, why)
 
 
 def record_finish(
@@ -50,7 +59,34 @@ def record_finish(
         "hours": hours,
         "random_score": random_score,
     }
-    write_json(folders.run, {**read_run(folders), "finished": finished})
+    with _locked(folders) as content:
+        content["finished"] = finished
+
+
+def record_chance(folders: Folders, frame: int, why: str) -> None:
+    """Says in run.json that the run cannot be repeated from a frame on, and why."""
+    with _locked(folders) as content:
+        _add_chance(content, frame, why)
+
+
+def _add_chance(content: dict[str, Any], frame: int, why: str) -> None:
+    """A reason counts once, from the first frame at which it was met."""
+    reasons = content.setdefault("not_reproducible", [])
+    if all(each["why"] != why for each in reasons):
+        reasons.append({"from_frame": frame, "why": why})
+
+
+@contextmanager
+def _locked(folders: Folders) -> Iterator[dict[str, Any]]:
+    """The content of run.json, to be changed; all processes of a run may do that."""
+    folder = os.open(folders.log, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        portalocker.lock(folder, portalocker.LockFlags.EXCLUSIVE)
+        content = read_run(folders)
+        yield content
+        write_json(folders.run, content)
+    finally:
+        os.close(folder)
 
 
 def start_record(
@@ -62,13 +98,12 @@ def start_record(
         "resumed": resumed,
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "host": platform.node(),
+        "processor": processor(),
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in PACKAGES},
         "commit": _commit(),
         "devices": devices,
-        "seeds": {
-            name: derive_seed(config, name, launch, 0) for name in process_names(config)
-        },
+        "seeds": {name: process_seed(config, name) for name in process_names(config)},
     }
 
 
@@ -102,6 +137,15 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 def now() -> str:
     """The time in UTC, to the second, ISO 8601."""
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def processor() -> str:
+    """The processor's name: on another kind, results differ in their last digits."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def _version(package: str) -> str | None:

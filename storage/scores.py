@@ -1,12 +1,13 @@
 """The scores' csv: a row for each evaluation episode (SPEC section 9)."""
 
+import itertools
+import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, Protocol
 
-import numpy as np
 import portalocker
 
 from ..util import named
@@ -15,6 +16,7 @@ from .tables import Follower, cut_torn_line, write_whole
 
 CSV_HEADER = b"hours,epochs,frames,score\n"
 LAST_SCORES = 10
+ROW_BYTES = 128  # no row of scores is longer
 
 
 class Published(Protocol):
@@ -56,58 +58,79 @@ class Scores:
                 self.rows.append((row.epoch, row.score))
 
 
-def counter(final: bool) -> str:
-    """The field of the status board that counts such episodes."""
-    return "final_episodes" if final else "episodes"
+class Position(NamedTuple):
+    """Where a file of scores stands.
+
+    Attributes:
+        epoch: of its last row; 0 where there is none.
+        rows: the last rows that are of that epoch.
+    """
+
+    epoch: int
+    rows: int
 
 
 class ScoreFile:
-    """The scores' csv, written by all evaluators, each row once (SPEC section 9).
+    """A csv of scores that all evaluators append to (SPEC section 9).
 
-    Before it appends, an evaluator notes on the status board which row it is about to
-    write and where. If it is killed on the way, its successor sees by that whether
-    the row is there, so that no episode is recorded twice.
+    In a run that keeps an order the rows are sorted by epoch and episode: which row
+    comes next, the file itself says. So none is written twice, however a process
+    ended.
+
+    Args:
+        path: of the file; made with its first row.
+        per_policy: how many rows a policy gets.
     """
 
-    def __init__(self, path: Path, row: np.void) -> None:
+    def __init__(self, path: Path, per_policy: int) -> None:
         self._path = path
-        self._row = row
+        self._per_policy = per_policy
 
-    def record(self, policy: Published, score: float, final: bool) -> None:
-        """Appends one finished episode and counts it."""
+    def position(self) -> Position:
+        """Where the file stands now."""
+        try:
+            with open(self._path, "rb") as file:
+                return self._position(file)
+        except FileNotFoundError:
+            return Position(0, 0)
+
+    def _position(self, file: BinaryIO) -> Position:
+        file.seek(
+            max(0, file.seek(0, os.SEEK_END) - ROW_BYTES * (self._per_policy + 2))
+        )
+        lines = file.read().decode(errors="replace").split("\n")[:-1]
+        epochs = [cells[1] for line in lines if len(cells := line.split(",")) == 4]
+        if not epochs or not epochs[-1].isdecimal():
+            return Position(0, 0)
+        rows = len(list(itertools.takewhile(lambda e: e == epochs[-1], epochs[::-1])))
+        return Position(int(epochs[-1]), rows)
+
+    def record(
+        self,
+        policy: Published,
+        score: float,
+        is_next: Callable[[Position], bool] = lambda _: True,
+    ) -> bool:
+        """Appends one finished episode.
+
+        Args:
+            policy: whose it is.
+            score: the sum of its rewards.
+            is_next: says whether its row comes next; asked under the lock.
+
+        Returns:
+            False where it does not come next; nothing has been written then.
+        """
         line = f"{policy.hours:.6f},{policy.epoch},{policy.frames},{score!r}\n".encode()
-        row = self._row
         with self._opened() as file:
             # Under the lock: whoever wrote a torn line has been killed.
-            if cut_torn_line(file) == 0:
+            size = cut_torn_line(file)
+            if not is_next(self._position(file)):
+                return False
+            if size == 0:
                 write_whole(file, CSV_HEADER)
-            if row["epoch"] != policy.epoch:
-                # In this order: a kill on the way must not leave old counts behind.
-                row["episodes"] = row["final_episodes"] = 0
-                row["epoch"] = policy.epoch
-            row["pending"], row["phase"] = line, final
-            row["pending_count"] = row[counter(final)] + 1
-            row["offset"] = file.tell()
             write_whole(file, line)
-            self._count()
-
-    def settle(self) -> None:
-        """Counts the row that a predecessor was killed over, if it is there."""
-        row = self._row
-        if int(row["offset"]) < 0:
-            return
-        with self._opened() as file:
-            cut_torn_line(file)
-            line = bytes(row["pending"])
-            file.seek(int(row["offset"]))
-            if file.read(len(line)) == line:
-                self._count()
-            row["offset"] = -1
-
-    def _count(self) -> None:
-        """Counts the pending row; doing it twice changes nothing."""
-        self._row[counter(bool(self._row["phase"]))] = self._row["pending_count"]
-        self._row["offset"] = -1
+        return True
 
     @contextmanager
     def _opened(self) -> Iterator[BinaryIO]:
