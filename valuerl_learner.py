@@ -12,7 +12,7 @@ from .learner import Learner, assign
 from .replay import DATA_NAME
 from .running import pace
 from .running.child import Context
-from .settings.roles import EVALUATOR, VALUERL, roles
+from .settings.roles import EVALUATOR, VALUERL, WORLDMODEL, roles
 from .settings.seeds import Stream
 from .storage import checkpoint
 from .storage.checkpoint import CheckpointError, Scalar
@@ -60,6 +60,7 @@ class ValueRLLearner(Learner):
         self.q_optimizer = nn.Adam(self.valuerl.q.variables, rate)
         self.models = 0  # published world models taken up
         self.model_updates = -1  # of the one in use
+        self._has_model = False  # one has been assigned in this launch
         self._rows_from = 0  # the first frame that no line of digests.csv covers
         self._earlier_model = 0  # updates of the one before
 
@@ -98,6 +99,13 @@ class ValueRLLearner(Learner):
         return True
 
     def publish(self) -> None:
+        """Publishes the policy, a line of digests, and drops what nobody needs."""
+        self._publish_policy(self.updates)
+        if self.config.is_paced:
+            self._add_digest()
+        self._drop_unneeded()
+
+    def _publish_policy(self, updates: int) -> None:
         """Publishes the small policy file that interactors and evaluators read."""
         variables = nn.prefixed({"policy": self.valuerl.policy.named_variables()})
         tensors = {name: v.numpy()[0] for name, v in variables.items()}
@@ -108,10 +116,7 @@ class ValueRLLearner(Learner):
             lambda: checkpoint.publish(self.folders.policy, tensors, metadata)
         )
         policies = self.folders.policies
-        self.context.store(lambda: policies.add(self.updates, self.folders.policy))
-        if self.config.is_paced:
-            self._add_digest()
-        self._drop_unneeded()
+        self.context.store(lambda: policies.add(updates, self.folders.policy))
 
     def backup(self, only_missing: bool = False) -> None:
         """Where it is asked for, also copies the replay buffer."""
@@ -207,17 +212,40 @@ class ValueRLLearner(Learner):
         models = self.folders.models
         if not self._wait_unless_stopped(lambda: bool(models.numbers())):
             return False
-        newest = models.numbers()[-1]
-        if newest != self.model_updates:
-            self._use_model(newest)
+        before = self.model_updates
+        self._use_newest_model()
+        if self.model_updates != before:
             self._count_model()
         return True
+
+    def _use_newest_model(self) -> None:
+        """Assigns the newest good world model, unless it is in use.
+
+        Raises:
+            CheckpointError: there is none.
+        """
+        models, damage = self.folders.models, None
+        for updates in reversed(models.numbers()):
+            try:
+                if updates != self.model_updates or not self._has_model:
+                    self._use_model(updates)
+                return
+            except CheckpointError as error:
+                damage = error
+                print(f"{error}; the one before is used instead", flush=True)
+        raise damage or self._no_model()
+
+    def _no_model(self) -> CheckpointError:
+        return CheckpointError(
+            f"{self.folders.state(WORLDMODEL)}: there is no published world model "
+            "to resume with"
+        )
 
     def _use_model(self, updates: int) -> None:
         assert self.world_model is not None
         path = self.folders.models.path(updates)
         assign(path, checkpoint.load(path), self.world_model.named_variables())
-        self.model_updates = updates
+        self.model_updates, self._has_model = updates, True
 
     def _count_model(self) -> None:
         self.models += 1
@@ -251,21 +279,37 @@ class ValueRLLearner(Learner):
         if self.epoch == 0:
             return
         if self.world_model is not None:
-            self._use_model(self.model_updates)
+            self._restore_model()
         self._earlier_model = self.model_updates
-        is_published = self.updates == self._published_updates
-        if is_published and self._published_epoch(lines) < self.epoch:
+        if self._published_epoch(lines) == self.epoch:
+            return
+        if self.updates == self._published_updates:
             self.publish()  # ended between the state and the policy of an epoch
+        else:
+            self.note_chance("the policy of the last epoch is lost")
+            self._publish_policy(self._published_updates)
+
+    def _restore_model(self) -> None:
+        """Takes up the world model that it had; unpaced, the newest."""
+        before = self.model_updates
+        if not self.config.is_paced:
+            self._use_newest_model()
+        elif self.folders.models.path(before).exists():
+            self._use_model(before)
+        else:
+            raise self._no_model()
+        if self.model_updates != before:
+            self._count_model()
 
     def _published_epoch(self, lines: list[Digest]) -> int:
-        """The last epoch of which all is published; 0 where there is no good policy."""
+        """The epoch up to which all is published; 0 where there is no good policy."""
         try:
             epoch = int(checkpoint.load(self.folders.policy).metadata["epoch"])
         except CheckpointError:
             return 0
-        if not self.config.is_paced:
-            return epoch
-        return min(epoch, lines[-1].epoch if lines else 0)
+        if self.config.is_paced and self.updates == self._published_updates:
+            epoch = min(epoch, lines[-1].epoch if lines else 0)
+        return min(epoch, self.epoch)
 
 
 def build(context: Context) -> ValueRLLearner:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from ..replay import DATA_NAME, ReplayBuffer
@@ -17,7 +18,14 @@ from .checkpoint import CheckpointError
 from .disk import network_filesystem
 from .folders import Folders, Run
 from .locks import claimed, unwritable
-from .record import is_finished, read_json, read_run, record_start, write_json
+from .record import (
+    is_finished,
+    read_json,
+    read_run,
+    record_chance,
+    record_start,
+    write_json,
+)
 from .rewind import finish_rewind, put_aside, rewind
 
 
@@ -233,7 +241,8 @@ def _checked_states(run: Run) -> list[str]:
 def _adopted_files(run: Run) -> list[str]:
     """Publishes under numbers what a run of version 1.0 has under one name only.
 
-    Also after a rewind, which takes over nothing but the learners' states.
+    Also after a rewind, which takes over nothing but the learners' states, and where
+    the world model that the value learner had is damaged.
     """
     folders, config = run.folders, run.config
     notes = []
@@ -245,10 +254,27 @@ def _adopted_files(run: Run) -> list[str]:
     if not (config.has_model and state.exists() and folders.state(WORLDMODEL).exists()):
         return notes
     wanted = int(checkpoint.load_newest(state)[0].metadata.get("model_updates", 0))
-    if wanted >= 0 and not folders.models.path(wanted).exists():
-        model, _ = checkpoint.load_newest(folders.state(WORLDMODEL))
-        if int(model.metadata["epoch"]) > 0:
-            folders.models.add(wanted, folders.state(WORLDMODEL))
-            if int(model.metadata["updates"]) != wanted:
-                notes.append("the value learner resumes with a newer world model")
+    if wanted < 0 or _is_good(folders.models.path(wanted)):
+        return notes
+    source = folders.state(WORLDMODEL)
+    if not _is_good(source):
+        source = checkpoint.previous_path(source)
+    model = checkpoint.load(source)
+    if int(model.metadata["epoch"]) > 0:
+        folders.models.add(wanted, source)
+        found = int(model.metadata["updates"])
+        if found != wanted:
+            notes.append(
+                f"the world model of {wanted} updates is missing; that of {found} is "
+                "used instead, so the run cannot be repeated to the bit"
+            )
+            record_chance(folders, 0, notes[-1])
     return notes
+
+
+def _is_good(path: Path) -> bool:
+    try:
+        checkpoint.load(path)
+    except CheckpointError:
+        return False
+    return True

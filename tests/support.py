@@ -15,6 +15,7 @@ from steve.settings.schema import Config
 from steve.storage import checkpoint
 from steve.storage.board import Board
 from steve.storage.folders import Folders, Run
+from steve.storage.published import Published
 from steve.sweeps import record, runs
 from steve.sweeps.record import LOCAL, Sweep
 from steve.sweeps.runs import Request
@@ -28,7 +29,7 @@ def make_config(root: Path, model: bool = False, **keys) -> Config:
     """A configuration of the counting environment; `keys` go over it.
 
     A section replaces only the values that it names; "env" also has those of the
-    environment's own `length` and `ending`.
+    environment's own `length`, `ending` and `luck`.
     """
     env = {
         "name": support_env.NAME,
@@ -37,7 +38,7 @@ def make_config(root: Path, model: bool = False, **keys) -> Config:
         "make_kwargs": {},
     }
     given = dict(keys.pop("env", {}))
-    for key in ("length", "ending"):
+    for key in ("length", "ending", "luck"):
         if key in given:
             env["make_kwargs"][key] = given.pop(key)
     content = {"env": env | given, "output_root": str(root), **keys}
@@ -90,15 +91,27 @@ def poll(condition: Callable[[], bool], what: str) -> None:
 
 
 def publish_policy(
-    path: Path, action: float, epoch: int = 1, frames: int = 0, hours: float = 0.0
+    path: Path,
+    action: float,
+    epoch: int = 1,
+    frames: int = 0,
+    hours: float = 0.0,
+    updates: int | None = None,
 ) -> None:
-    """Publishes a policy that takes one action in [-1, 1] everywhere."""
+    """Publishes a policy that takes one action in [-1, 1] everywhere.
+
+    It goes to `path` and under the number of its updates: by default 500 for each
+    epoch after the first.
+    """
     tensors = {
         "policy/w0": np.zeros((support_env.OBS_DIM, 1), np.float32),
         "policy/b0": np.array([math.atanh(action)], np.float32),
     }
-    metadata = {"epoch": epoch, "frames": frames, "hours": hours}
+    if updates is None:
+        updates = (epoch - 1) * 500
+    metadata = {"epoch": epoch, "frames": frames, "hours": hours, "updates": updates}
     checkpoint.publish(path, tensors, metadata)
+    Published(path.parent / "published", "policy").add(updates, path)
 
 
 def read_events(folder: Path) -> dict[str, list[tuple[int, float]]]:

@@ -20,35 +20,49 @@ finished_scores: list[float] = []
 class CountingEnv(gymnasium.Env):
     """Observes (its number, the episode's number, steps in it), exact in float32.
 
-    Its number is drawn at the first seeded reset. The reward is the action, so that a
+    Its number is drawn at each seeded reset. The reward is the action, so that a
     transition shows which action led to it and a score shows who acted.
 
     Args:
         length: steps of an episode.
         ending: "termination", "truncation" or "both": how it ends.
         pause: seconds that each step takes.
+        luck: adds to each reward a number in [0, 1] that is drawn at a seeded reset,
+            so that a score shows the seed too.
+        repeatable: observes episode 0 always, so that an episode that is begun again
+            by its seed observes the same.
     """
 
     def __init__(
-        self, length: int = 5, ending: str = "termination", pause: float = 0.0
+        self,
+        length: int = 5,
+        ending: str = "termination",
+        pause: float = 0.0,
+        luck: bool = False,
+        repeatable: bool = False,
     ) -> None:
         self.observation_space = spaces.Box(-np.inf, np.inf, (OBS_DIM,), np.float32)
         self.action_space = spaces.Box(-1.0, 1.0, (ACTION_DIM,), np.float32)
         self.length = length
         self.ending = ending
         self.pause = pause
+        self.luck = luck
+        self.repeatable = repeatable
+        self.gain = 0.0
         self.number = 0
         self.episode = -1
         self.step_number = 0
         self.score = 0.0
 
     def _observed(self) -> np.ndarray:
-        return np.array([self.number, self.episode, self.step_number], np.float32)
+        episode = 0 if self.repeatable else self.episode
+        return np.array([self.number, episode, self.step_number], np.float32)
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
         if seed is not None:
             self.number = int(self.np_random.integers(1, 2**24))
+            self.gain = float(self.np_random.random()) if self.luck else 0.0
         self.episode += 1
         self.step_number = 0
         self.score = 0.0
@@ -57,7 +71,7 @@ class CountingEnv(gymnasium.Env):
     def step(self, action):
         self.step_number += 1
         time.sleep(self.pause)
-        reward = float(action[0])
+        reward = float(action[0]) + self.gain
         self.score += reward
         over = self.step_number >= self.length
         if over:

@@ -15,6 +15,7 @@ from steve import nn
 from steve.learner import Learner
 from steve.running.child import Context
 from steve.settings.roles import VALUERL
+from steve.settings.seeds import Stream
 from steve.storage import checkpoint
 
 BEFORE = 4  # frames_before_learning
@@ -58,6 +59,7 @@ class FakeLearner(Learner):
     """Has one weight; its metrics are the update's number and what it was given."""
 
     name = VALUERL
+    batch_stream = Stream.VALUERL_BATCH
 
     def __init__(self, context):
         settings = context.run.config.policy_config
@@ -93,6 +95,7 @@ class FakeLearner(Learner):
 
     def begin_epoch(self):
         self.events.append(("begin", self.epoch, self.updates))
+        return True
 
     def publish(self):
         state = checkpoint.load(self.folders.state(self.name)).metadata

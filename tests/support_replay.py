@@ -6,7 +6,7 @@ from steve import replay
 from steve.replay import Batch, ReplayBuffer
 
 OBS_DIM, ACTION_DIM = 5, 2
-ROW_BYTES = 4 * (2 * OBS_DIM + ACTION_DIM + 2 + 3)
+ROW_BYTES = 4 * (2 * OBS_DIM + ACTION_DIM + 2 + 6 + 3)
 PATIENCE = 30  # seconds until a test gives a process up
 
 
@@ -36,6 +36,7 @@ def new(folder, capacity=100, obs_dim=OBS_DIM):
 
 
 def filled(folder, frames, capacity=100):
+    """Frames appended in vector steps of ten; the last one is what remains."""
     buffer = new(folder, capacity)
     for start in range(0, frames, 10):
         assert buffer.append(rows(np.arange(start, min(start + 10, frames))))

@@ -5,8 +5,9 @@ The tests start the latter as a process, which imports this module.
 
 from types import SimpleNamespace
 
-from steve.storage.board import Board
 from steve.storage.scores import CSV_HEADER, ScoreFile
+
+EPISODES = 50  # rows of a policy
 
 
 def policy_of(epoch=1, hours=0.25, frames=1000):
@@ -20,19 +21,22 @@ def line_of(policy, score):
 BEFORE = CSV_HEADER + line_of(policy_of(), 1.0)
 
 
-def killed_over(row, csv, score, content, final=False):
-    """Sets up what an evaluator with one recorded episode leaves when it is killed."""
-    row["epoch"], row["episodes"], row["final_episodes"] = 1, 1, 0
-    row["pending"], row["phase"] = line_of(policy_of(), score), final
-    row["pending_count"] = 1 if final else 2
-    row["offset"] = len(BEFORE)
-    csv.write_bytes(content)
+def rows_before(position):
+    """How many rows a file of sorted rows has."""
+    return max(0, position.epoch - 1) * EPISODES + position.rows
 
 
-def record_many(folder, number, count, offset):
-    """An evaluator process: `count` rows of 50 to a policy, each score once."""
-    board = Board.open(folder / "status.bin")
-    scores = ScoreFile(folder / "experiment.greedy.csv", board[f"evaluator{number}"])
-    scores.settle()
-    for i in range(count):
-        scores.record(policy_of(epoch=1 + i // 50), float(offset + i), False)
+def record_in_turn(path, number, count, end):
+    """An evaluator process: the rows number, number + count, ... below `end`.
+
+    Each row's score is its number in the file. Started again, it continues where the
+    file stands.
+    """
+    scores = ScoreFile(path, EPISODES)
+    there = rows_before(scores.position())
+    for n in range(number, end, count):
+        if n < there:
+            continue
+        policy = policy_of(epoch=1 + n // EPISODES)
+        while not scores.record(policy, float(n), lambda at, n=n: rows_before(at) == n):
+            pass

@@ -7,7 +7,7 @@ import tensorflow as tf
 from support import append_frames, make_config, open_run
 
 from steve import compute, nn, valuerl_learner, worldmodel_learner
-from steve.compute import BatchSource, Updater
+from steve.compute import BatchSource, Draw, Updater
 from steve.replay import Batch, ReplayBuffer
 from steve.running.child import Context
 from steve.settings.roles import VALUERL, WORLDMODEL
@@ -67,16 +67,26 @@ def replay(tmp_path):
     return replay
 
 
-def source_of(replay, tmp_path, **keys):
-    run_folder = replay._path.parent
-    keys = {"batch_size": 4, "newest": 1000, "rng": np.random.default_rng(3)} | keys
-    return BatchSource(ReplayBuffer.open(run_folder), **keys)
+def draw_of(end=None, seed=3):
+    """Each update's own generator; frames before `end(update)`, None: all."""
+    return lambda update: Draw(
+        np.random.default_rng([seed, update]), end and end(update)
+    )
 
 
-def test_batches_have_the_shapes_of_updates_and_rows_stay_whole(replay, tmp_path):
-    source = source_of(replay, tmp_path)
-    for count in (1, 3):
-        batches = source.take(count)
+def source_of(replay, **keys):
+    keys = {"batch_size": 4, "newest": 1000, "draw": draw_of()} | keys
+    return BatchSource(ReplayBuffer.open(replay._path.parent), **keys)
+
+
+def rewards(batches):
+    return batches.reward.numpy()
+
+
+def test_batches_have_the_shapes_of_updates_and_rows_stay_whole(replay):
+    source = source_of(replay)
+    for first, count in ((0, 1), (1, 3)):
+        batches = source.take(first, count)
         assert batches.reward.shape == (count, 4)
         assert batches.obs.shape == (count, 4, support_env.OBS_DIM)
         assert batches.action.shape == (count, 4, support_env.ACTION_DIM)
@@ -86,34 +96,108 @@ def test_batches_have_the_shapes_of_updates_and_rows_stay_whole(replay, tmp_path
     source.close()
 
 
-def test_the_next_batches_are_drawn_when_the_last_ones_are_taken(replay, tmp_path):
-    source = source_of(replay, tmp_path, newest=1)
-    first = source.take(2)
-    source._next[1].result()  # the next is drawn
+def test_the_next_batches_are_drawn_when_the_last_ones_are_taken(replay):
+    source = source_of(replay, newest=1)
+    first = source.take(0, 2)
+    source._next[2].result()  # the next is drawn
     append_frames(replay, 1)
-    second, third = source.take(2), source.take(2)
-    assert set(first.reward.numpy().flat) == {99}
-    assert set(second.reward.numpy().flat) == {99}
-    assert set(third.reward.numpy().flat) == {100}
+    second, third = source.take(2, 2), source.take(4, 2)
+    assert set(rewards(first).flat) == {99}
+    assert set(rewards(second).flat) == {99}
+    assert set(rewards(third).flat) == {100}
     source.close()
 
 
-def test_every_draw_is_another_one_and_uniform_over_the_newest(replay, tmp_path):
-    source = source_of(replay, tmp_path, batch_size=50, newest=20)
-    drawn = np.concatenate([source.take(k).reward.numpy().ravel() for k in (1, 4, 4)])
+def test_a_batch_is_that_of_its_update_however_the_calls_are_cut(replay):
+    drawn = []
+    for cuts in ([1] * 12, [12], [3, 3, 3, 3], [1, 4, 4, 1, 1, 1], [5, 1, 6]):
+        source, parts, first = source_of(replay, batch_size=20), [], 0
+        for count in cuts:
+            parts.append(rewards(source.take(first, count)))
+            first += count
+        source.close()
+        drawn.append(np.concatenate(parts))
+    assert drawn[0].shape == (12, 20)
+    assert len({each.tobytes() for each in drawn[0]}) == 12
+    for other in drawn[1:]:
+        np.testing.assert_array_equal(other, drawn[0])
+
+
+def test_a_batch_that_was_drawn_ahead_for_another_update_is_not_used(replay):
+    source, other = source_of(replay), source_of(replay)
+    source.take(0, 2)  # draws 2 and 3 ahead
+    np.testing.assert_array_equal(rewards(source.take(0, 2)), rewards(other.take(0, 2)))
+    np.testing.assert_array_equal(rewards(source.take(7, 1)), rewards(other.take(7, 1)))
+    np.testing.assert_array_equal(rewards(source.take(8, 3)), rewards(other.take(8, 3)))
+    source.close()
+    other.close()
+
+
+def test_a_batch_does_not_depend_on_the_frames_that_came_since(replay):
+    def end(update):
+        return 90 + 5 * update
+
+    slow = source_of(replay, batch_size=50, newest=20, draw=draw_of(end))
+    one = [rewards(slow.take(update, 1)) for update in range(3)]
+    append_frames(replay, 50)
+    one += [rewards(slow.take(update, 1)) for update in range(3, 9)]
+    late = source_of(replay, batch_size=50, newest=20, draw=draw_of(end))
+    block = rewards(late.take(0, 9))
+    np.testing.assert_array_equal(np.concatenate(one), block)
+    for update, batch in enumerate(block):
+        assert batch.min() >= end(update) - 20
+        assert batch.max() < end(update)
+    assert not slow.fell_short
+    assert not late.fell_short
+    slow.close()
+    late.close()
+
+
+def test_nothing_is_drawn_ahead_from_frames_that_are_not_there_yet(replay):
+    source = source_of(replay, draw=draw_of(lambda update: 98 + update))
+    source.take(0, 1)
+    assert source._next is not None  # update 1 draws from 99 frames, and there are 100
+    source.take(2, 1)
+    assert source._next is None  # update 3 will draw from 101
+    append_frames(replay, 2)
+    source.take(2, 1)
+    assert source._next is not None
+    source.close()
+
+
+def test_a_batch_from_rows_that_are_gone_is_noticed(tmp_path):
+    small = ReplayBuffer.create(
+        tmp_path, support_env.OBS_DIM, support_env.ACTION_DIM, 50
+    )
+    for _ in range(4):
+        append_frames(small, 25)  # frames 50 .. 99 are left
+    whole = source_of(small, newest=10, draw=draw_of(lambda update: 60))
+    whole.take(0, 1)
+    assert not whole.fell_short
+    gone = source_of(small, newest=20, draw=draw_of(lambda update: 60))
+    gone.take(0, 1)
+    assert gone.fell_short
+    whole.close()
+    gone.close()
+
+
+def test_every_draw_is_another_one_and_uniform_over_the_newest(replay):
+    source = source_of(replay, batch_size=50, newest=20)
+    calls = ((0, 1), (1, 4), (5, 4))
+    drawn = np.concatenate([rewards(source.take(*call)).ravel() for call in calls])
     numbers, counts = np.unique(drawn, return_counts=True)
     np.testing.assert_array_equal(numbers, np.arange(80, 100))
     assert counts.max() < 60  # of 450 in all, so 22 each
     source.close()
 
 
-def test_damaged_rows_reach_the_learner_as_an_error(replay, tmp_path):
+def test_damaged_rows_reach_the_learner_as_an_error(replay):
     with open(replay._path, "r+b") as file:
         file.seek(4096)
         file.write(b"\xff" * 100 * replay._layout.row_bytes)
-    source = source_of(replay, tmp_path)
+    source = source_of(replay)
     with pytest.raises(UserError, match="is damaged"):
-        source.take(1)
+        source.take(0, 1)
     source.close()
 
 

@@ -1,6 +1,7 @@
 """Feed-forward ensembles, assignment and draws of their members, and Adam."""
 
 import math
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -84,6 +85,31 @@ def test_members_start_different_and_a_seed_repeats_them():
         np.testing.assert_array_equal(ours, theirs)
     weight = first.weights[0].numpy()
     assert all((weight[0] != weight[member]).any() for member in (1, 2, 3))
+
+
+@pytest.mark.parametrize("seed", [0, 7, 2**31 - 1, 2**32 - 3])
+def test_initial_weights_of_neighbouring_seeds_are_no_shifted_copies(seed):
+    """The seed is the key of a stream, and no place in a stream that all share."""
+    draws = [
+        nn.generator_of(seed + near).uniform([400], -1, 1).numpy() for near in range(3)
+    ]
+    again = nn.generator_of(seed).uniform([400], -1, 1).numpy()
+    np.testing.assert_array_equal(draws[0], again)
+    for first, second in combinations(draws, 2):
+        # Among 400 numbers of 23 bits each, equal ones are few by chance: 0.02.
+        assert len(np.intersect1d(first, second)) < 5
+        # Correlation of independent draws: deviation 1 / sqrt(400) = 0.05.
+        assert abs(np.corrcoef(first, second)[0, 1]) < 5 * 0.05
+
+
+def test_nets_of_neighbouring_seeds_have_no_weights_in_common():
+    weights = []
+    for seed in range(4):
+        generator = nn.generator_of(seed)
+        net = nn.FeedForward(3, 16, 2, 3, 4, generator)
+        weights.append(np.concatenate([w.numpy().ravel() for w in net.weights]))
+    for first, second in combinations(weights, 2):
+        assert len(np.intersect1d(first, second)) < 0.01 * len(first)
 
 
 def test_variables_come_layer_by_layer_under_their_names():

@@ -58,8 +58,11 @@ def publish_model(run, value, epoch=1):
         for name, variable in model.named_variables().items()
     }
     tensors["adam/steps"] = np.array(0)
-    path = run.folders.state(WORLDMODEL)
-    checkpoint.publish(path, tensors, {"epoch": epoch}, keep_previous=True)
+    path, updates = run.folders.state(WORLDMODEL), 3 * max(0, epoch - 1)
+    metadata = {"epoch": epoch, "updates": updates}
+    checkpoint.publish(path, tensors, metadata, keep_previous=True)
+    if epoch > 0:
+        run.folders.models.add(updates, path)
 
 
 def value_of_model(learner):
@@ -213,11 +216,11 @@ def test_a_damaged_world_model_is_passed_over_for_the_one_before(tmp_path, capsy
     run, board, _ = open_value(tmp_path)
     publish_model(run, 0.5)
     publish_model(run, 0.25, epoch=2)
-    damage(run.folders.state(WORLDMODEL))
+    damage(run.folders.models.path(3))
     learner = build(run, board, WatchedLearner)
     train(learner, 1)
     assert learner.models_used == [0.5]
-    assert "worldmodel.previous.safetensors is used instead" in capsys.readouterr().out
+    assert "the one before is used instead" in capsys.readouterr().out
 
 
 def test_the_published_policy_is_that_of_the_state(tmp_path):
@@ -278,6 +281,7 @@ def test_without_a_world_model_a_value_learner_does_not_go_on(tmp_path, found):
     train(build(run, board, WatchedLearner), 4)
     path = run.folders.state(WORLDMODEL)
     path.unlink()
+    run.folders.models.path(0).unlink()
     if found == "pretraining":
         publish_model(run, 0.25, epoch=0)
     with pytest.raises(CheckpointError, match="no published world model") as raised:

@@ -4,6 +4,7 @@ import pytest
 import support_env
 
 from steve.acting import evaluator
+from steve.acting.safe_env import SafeEnv
 
 
 def ask_on(condition):
@@ -17,3 +18,14 @@ def _nothing_was_done_yet_and_nobody_sleeps(monkeypatch):
     monkeypatch.setattr(evaluator, "wait_until", ask_on)
     support_env.steps.clear()
     support_env.finished_scores.clear()
+
+
+@pytest.fixture
+def seeds(monkeypatch):
+    """The seeds of all episodes that were begun."""
+    begun = []
+    reset = SafeEnv.reset
+    monkeypatch.setattr(
+        SafeEnv, "reset", lambda env, seed: (begun.append(seed), reset(env, seed))[1]
+    )
+    return begun

@@ -10,12 +10,15 @@ import support_env
 from support import PATIENCE, make_config, publish_policy
 from support_actors import Script, context_of, new_run
 
-from steve.acting import interactor
-from steve.acting.interactor import interact, step_all
+from steve.acting.interactor import Interactor, interact, step_all
 from steve.acting.safe_env import SafeEnv
+from steve.batch import Batch
 from steve.replay import ReplayBuffer
 from steve.running.child import STOPPED, child_main
+from steve.running.pace import policy_for
 from steve.settings.roles import VALUERL, WORLDMODEL
+from steve.storage.board import Board
+from steve.storage.record import read_run
 
 SPAWN = multiprocessing.get_context("spawn")
 
@@ -28,10 +31,18 @@ def counting_envs(tmp_path, endings, length=3, max_frames=100):
     for seed, ending in enumerate(endings):
         settings = {"length": length, "ending": ending, "max_frames": max_frames}
         config = make_config(tmp_path, env=settings).env
-        rng = np.random.default_rng(seed)
-        envs.append(SafeEnv(config, rng, "test", lambda: None))
-        obs.append(envs[-1].reset())
+        envs.append(SafeEnv(config, "test", lambda: None))
+        obs.append(envs[-1].reset(seed))
     return envs, np.stack(obs)
+
+
+def step_and_reset(envs, obs, action, beat):
+    """One vector step; an environment begins each episode with the same seed."""
+    taken = step_all(envs, obs, action, beat)
+    obs = np.array(taken.next_obs)
+    for i in np.flatnonzero(taken.over):
+        obs[i] = envs[i].reset(int(i))
+    return taken.batch, obs
 
 
 def steps_of(envs, obs, count):
@@ -40,7 +51,7 @@ def steps_of(envs, obs, count):
     for step in range(count):
         action = np.linspace(-1, 1, len(envs) * count, dtype=np.float32)
         action = action[step * len(envs) :][: len(envs), None]
-        batch, obs = step_all(envs, obs, action, lambda: beats.append(None))
+        batch, obs = step_and_reset(envs, obs, action, lambda: beats.append(None))
         np.testing.assert_array_equal(batch.action, action)
         np.testing.assert_array_equal(batch.reward, action[:, 0])
         batches.append(batch)
@@ -95,7 +106,12 @@ def test_next_obs_is_the_last_observation_of_an_episode_not_the_first_of_the_nex
 @pytest.mark.parametrize("what", ["step", "reset"])
 def test_life_is_shown_between_any_two_environments(tmp_path, monkeypatch, what):
     """However many there are, a slow one alone counts against `step_timeout`."""
-    envs, obs = counting_envs(tmp_path, ["termination"] * 3, length=1)
+    run, board, replay = interacting(
+        tmp_path,
+        env={"length": 1},
+        agent_config={"batch_size": 3},
+        policy_config=learning(),
+    )
     seen, real = [], getattr(SafeEnv, what)
 
     def watched(env, *arguments):
@@ -103,9 +119,11 @@ def test_life_is_shown_between_any_two_environments(tmp_path, monkeypatch, what)
         return real(env, *arguments)
 
     monkeypatch.setattr(SafeEnv, what, watched)
-    step_all(envs, obs, np.zeros((3, 1), np.float32), lambda: seen.append("beat"))
+    monkeypatch.setattr(Interactor, "_beat", lambda _: seen.append("beat"))
+    stop = Script(on_question=lambda: replay.frames >= 9)
+    interact(context_of(run, board, "interactor0", stop))
     text = " ".join(seen)
-    assert text.count(what) == 3
+    assert text.count(what) >= 9
     assert f"{what} {what}" not in text
     assert seen[-1] == "beat"
 
@@ -148,18 +166,22 @@ def check_chains(replay, length, terminates):
     Each one begins at (episode 0, step 0) and goes on without a gap, each transition
     once and in order; the reward is the action that led to it.
     """
-    batch = replay.read(0, replay.frames)
+    batch, origin = replay.read(0, replay.frames), replay.origins(0, replay.frames)
     np.testing.assert_array_equal(batch.reward, batch.action[:, 0])
-    counts = {}
-    for obs, next_obs, terminated in zip(
-        batch.obs, batch.next_obs, batch.terminated, strict=True
-    ):
-        number = int(obs[0])
-        episode, step = divmod(counts.get(number, 0), length)
-        assert obs.tolist() == [number, episode, step]
-        assert next_obs.tolist() == [number, episode, step + 1]
-        assert terminated == (terminates and step + 1 == length)
-        counts[number] = counts.get(number, 0) + 1
+    assert (np.diff(origin.turn) >= 0).all()
+    counts, numbers = {}, {}
+    for i, env in enumerate(origin.env.tolist()):
+        episode, step = divmod(counts.get(env, 0), length)
+        assert (origin.episode[i], origin.step[i]) == (episode, step)
+        number = int(batch.obs[i, 0])
+        assert numbers.setdefault((env, episode), number) == number
+        assert batch.obs[i, 2] == step
+        np.testing.assert_array_equal(batch.next_obs[i, :2], batch.obs[i, :2])
+        assert batch.next_obs[i, 2] == step + 1
+        assert batch.terminated[i] == (terminates and step + 1 == length)
+        assert origin.cut[i] == (not terminates and step + 1 == length)
+        counts[env] = counts.get(env, 0) + 1
+    assert len(set(numbers.values())) == len(numbers)  # each episode has its seed
     return counts
 
 
@@ -180,17 +202,81 @@ def test_every_transition_is_stored_once_and_in_order(tmp_path, ending):
     assert board["interactor0"]["heartbeat"] > 0
 
 
-def test_interactors_of_other_seeds_see_other_environments(tmp_path):
+REPEATABLE = {"make_kwargs": {"length": 7, "repeatable": True}}
+
+
+def rows_of(tmp_path, frames, count=1, seed=0):
+    """What interactors store of which each does one vector step and is replaced."""
+    pace = {"frames_before_learning": 1000, "explore_chance": 0.5}
     run, board, replay = interacting(
-        tmp_path, agent_config={"batch_size": 3}, policy_config=learning()
+        tmp_path,
+        env=REPEATABLE,
+        agent_config={"batch_size": 3, "count": count},
+        policy_config=pace,
+        seed=seed,
     )
-    for seed in range(3):
-        until = replay.frames + 30
-        stop = Script(on_question=lambda until=until: replay.frames >= until)
-        interact(context_of(run, board, "interactor0", stop, seed))
-    assert len(check_chains(replay, 5, terminates=True)) == 9
-    actions = replay.read(0, replay.frames).action
-    assert len(np.unique(actions)) == replay.frames
+    while replay.frames < frames:
+        name, before = f"interactor{replay.turn % count}", replay.frames
+        stop = Script(lambda before=before: replay.frames > before)
+        interact(context_of(run, board, name, stop))
+    return run, replay
+
+
+def words_of(replay):
+    return np.array(replay._rows[: replay.frames])
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_restarted_interactor_continues_its_episodes_to_the_bit(tmp_path, count):
+    """Also where each vector step is done by a new process."""
+    run, whole = interacting(
+        tmp_path / "whole",
+        env=REPEATABLE,
+        agent_config={"batch_size": 3, "count": 1},
+        policy_config={"frames_before_learning": 1000, "explore_chance": 0.5},
+    )[0::2]
+    board = Board.open(run.folders.board)
+    stop = Script(lambda: whole.frames >= 90)
+    interact(context_of(run, board, "interactor0", stop))
+    run, parts = rows_of(tmp_path / "parts", 90, count)
+    counts = check_chains(parts, 7, terminates=True)
+    assert len(counts) == 3 * count
+    assert "not_reproducible" not in read_run(run.folders)
+    if count == 1:
+        np.testing.assert_array_equal(words_of(parts), words_of(whole))
+
+
+def test_seeds_reach_resets_and_actions(tmp_path):
+    (_, first), (_, second) = (
+        rows_of(tmp_path / str(seed), 30, seed=seed) for seed in (0, 1)
+    )
+    a, b = first.read(0, 30), second.read(0, 30)
+    assert not (a.obs[:, 0] == b.obs[:, 0]).any()
+    assert not (a.action == b.action).any()
+
+
+def test_an_environment_that_does_not_repeat_itself_is_said_and_begins_anew(
+    tmp_path, capsys
+):
+    """Its observations count the episodes of the process, which no seed knows."""
+    run, board, replay = interacting(
+        tmp_path,
+        agent_config={"batch_size": 3},
+        policy_config={"frames_before_learning": 1000},
+    )
+    for until in (24, 60):
+        stop = Script(lambda until=until: replay.frames >= until)
+        interact(context_of(run, board, "interactor0", stop))
+    reasons = read_run(run.folders)["not_reproducible"]
+    assert [reason["from_frame"] for reason in reasons] == [24] * 3
+    assert all("did not repeat its stored steps" in each["why"] for each in reasons)
+    assert "cannot be repeated to the bit" in capsys.readouterr().out
+    origin = replay.origins(0, replay.frames)
+    for env in range(3):
+        mine = origin.env == env
+        steps = list(zip(origin.episode[mine], origin.step[mine], strict=True))
+        assert len(set(steps)) == len(steps)
+        assert steps == sorted(steps)
 
 
 @pytest.mark.parametrize("model", [False, True])
@@ -253,37 +339,80 @@ def test_no_frames_come_after_total_frames(tmp_path, total, frames):
     assert len(support_env.steps) == frames
 
 
-def test_a_step_whose_room_another_interactor_took_is_stored_when_there_is_some(
-    tmp_path, monkeypatch
-):
-    pace = {"frames_before_learning": 20, "frames_per_update": 0.5}
+def test_a_step_waits_for_its_turn_and_for_nothing_else(tmp_path):
+    """The second interactor steps while the first one does, and stores after it."""
     run, board, replay = interacting(
-        tmp_path, agent_config={"batch_size": 4}, policy_config=pace
+        tmp_path,
+        agent_config={"batch_size": 4, "count": 2},
+        policy_config={"frames_before_learning": 20, "frames_per_update": 0.5},
     )
-    rival = ReplayBuffer.open(run.folders.replay, writable=True)
-    original = interactor.step_all
+    first = ReplayBuffer.open(run.folders.replay, writable=True)
+    rows = Batch(*(np.zeros(s, np.float32) for s in ((4, 3), (4, 1), 4, (4, 3), 4)))
 
-    def step_all_with_a_rival(*arguments):
-        result = original(*arguments)
-        if rival.frames == 24:  # the last room goes to the rival
-            rival.append(rival.read(0, 4))
-        return result
+    def store():
+        assert len(support_env.steps) == 4  # it has stepped
+        assert replay.frames == 0  # but not stored
+        assert not first.append(rows, turn=1)
+        assert first.append(rows, turn=0)
+        return False
 
-    monkeypatch.setattr(interactor, "step_all", step_all_with_a_rival)
-    waited = []
+    stop = Script(lambda: replay.frames == 8, store)
+    interact(context_of(run, board, "interactor1", stop))
+    assert replay.origins(0, 8).turn.tolist() == [0] * 4 + [1] * 4
+    assert replay.origins(4, 4).env.tolist() == [4, 5, 6, 7]
 
-    def learn_on():
-        waited.append(replay.frames)
-        board[VALUERL]["updates"] += 8
-        return len(waited) == 2
 
-    interact(context_of(run, board, "interactor0", Script(on_idle=learn_on)))
-    assert waited == [28, 32]
-    # 24 of its own, the rival's 4, and then the step that found no room.
-    batch = replay.read(0, 32)
-    own = [*range(24), *range(28, 32)]
-    assert len({tuple(obs) for obs in batch.obs[own].tolist()}) == 28
-    assert batch.obs[28:, 1:].tolist() == [[1, 1]] * 4  # step 6 of 5-step episodes
+def test_a_paced_step_acts_with_the_policy_that_its_frames_name(tmp_path):
+    """Never with a newer one, also where that is there."""
+    run, board, replay = interacting(
+        tmp_path,
+        agent_config={"batch_size": 4, "full_random_n": 0},
+        policy_config={
+            "frames_before_learning": 20,
+            "frames_per_update": 0.5,
+            "epoch_every_n": 10,
+            "explore_chance": 0.0,
+        },
+    )
+    board[VALUERL]["updates"] = 100
+    for epoch in range(1, 6):
+        action = epoch / 10
+        publish_policy(run.folders.policy, action, epoch, updates=10 * (epoch - 1))
+    interact(context_of(run, board, "interactor0", Script(on_idle=lambda: True)))
+    actions = replay.read(0, replay.frames).action[:, 0]
+    for frame in range(0, replay.frames - 4, 4):
+        expected = policy_for(run.config, frame)
+        if expected is None or expected > 40:
+            continue
+        wanted = np.tanh(np.float32(math.atanh((expected / 10 + 1) / 10)))
+        np.testing.assert_allclose(actions[frame : frame + 4], wanted, atol=1e-6)
+    assert policy_for(run.config, 24) is None
+    assert policy_for(run.config, 28) == 0
+    assert policy_for(run.config, 29) == 10
+
+
+def test_a_step_waits_for_its_policy(tmp_path):
+    run, board, replay = interacting(
+        tmp_path,
+        agent_config={"batch_size": 4, "full_random_n": 0},
+        policy_config={
+            "frames_before_learning": 20,
+            "frames_per_update": 0.5,
+            "epoch_every_n": 10,
+        },
+    )
+    board[VALUERL]["updates"] = 20
+    publish_policy(run.folders.policy, 0.1, 1, updates=0)
+    seen = []
+
+    def publish():
+        seen.append(replay.frames)
+        publish_policy(run.folders.policy, 0.2, 2, updates=10)
+        return len(seen) == 2
+
+    interact(context_of(run, board, "interactor0", Script(on_idle=publish)))
+    assert seen[0] < seen[1]
+    assert policy_for(run.config, seen[0]) == 10
 
 
 GREEDY = np.float32(np.tanh(np.float32(math.atanh(0.5))))
@@ -373,7 +502,7 @@ def start_interactor(run, number):
     name = f"interactor{number}"
     child = SPAWN.Process(
         target=child_main,
-        args=("steve.acting.interactor:interact", run, name, 0, 0),
+        args=("steve.acting.interactor:interact", run, name, 0),
         daemon=True,
     )
     child.start()
@@ -386,39 +515,32 @@ def printed(run):
 
 
 def test_processes_keep_the_band_and_lose_double_and_reorder_nothing(tmp_path):
-    run, board, replay = interacting(
+    run, _, replay = interacting(
         tmp_path,
-        env={"length": 7},
+        env=REPEATABLE,
         agent_config={"count": 2, "batch_size": 4},
-        policy_config={"frames_before_learning": 40, "frames_per_update": 0.5},
+        policy_config={"frames_before_learning": 2000, "frames_per_update": 0.5},
     )
     children = [start_interactor(run, number) for number in range(2)]
     deadline = time.monotonic() + PATIENCE
 
-    def learn_until(reached, living):
-        """A learner that keeps up, as far as the frames let it."""
-        while not reached():
-            updates = int(board[VALUERL]["updates"])
-            assert replay.frames <= 40 + 0.5 * updates + 8
-            if replay.frames > 40 + 0.5 * updates:
-                board[VALUERL]["updates"] = updates + 1
+    def wait_for(frames):
+        while replay.frames < frames:
             assert time.monotonic() < deadline, printed(run)
-            assert all(child.is_alive() for child in living), printed(run)
+            time.sleep(0.01)
 
-    def all_took_part():
-        obs = replay.read(0, replay.frames).obs
-        counts = np.unique(obs[:, 0], return_counts=True)[1]
-        return len(counts) == 8 and counts.min() > 20
-
-    learn_until(all_took_part, children)
-    children[0].kill()  # as it is; the other goes on
+    wait_for(200)
+    children[0].kill()  # as it is; the other waits for its successor
     children[0].join()
-    enough = replay.frames + 400
-    learn_until(lambda: replay.frames >= enough, children[1:])
-    children[1].terminate()
-    children[1].join(PATIENCE)
-    assert children[1].exitcode == STOPPED, printed(run)
+    children[0] = start_interactor(run, 0)
+    wait_for(2008)
+    assert replay.frames == 2008
+    for child in children:
+        child.terminate()
+    for child in children:
+        child.join(PATIENCE)
+        assert child.exitcode == STOPPED, printed(run)
     assert replay.recover() == 0
     counts = check_chains(replay, 7, terminates=True)
-    assert len(counts) == 8
-    assert sum(counts.values()) == replay.frames >= enough
+    assert list(counts.values()) == [251] * 8
+    assert "not_reproducible" not in read_run(run.folders)

@@ -90,6 +90,13 @@ def test_a_checkpoint_without_a_policy_is_refused():
         Policy(Checkpoint({"q/w0": np.zeros((5, 3), np.float32)}, METADATA), 5, 3)
 
 
+def test_updates_are_those_of_the_checkpoint_or_0_in_version_1_0():
+    assert build().updates == 0
+    state = published(policy_net())
+    state = Checkpoint(state.tensors, METADATA | {"updates": 1500})
+    assert Policy(state, 5, 3).updates == 1500
+
+
 # Exploration
 
 
@@ -208,6 +215,87 @@ def test_a_damaged_policy_is_named_and_passed_over(tmp_path, capsys):
     assert str(run.folders.policy) in capsys.readouterr().out
     publish_policy(run.folders.policy, 0.5, epoch=2)
     assert reader.refresh().epoch == 2
+
+
+# The policy of a number of updates
+
+
+def test_a_policy_is_the_one_of_so_many_updates_however_new_others_are(tmp_path):
+    run, board = new_run(tmp_path)
+    reader = PolicyReader(context_of(run, board, "evaluator0"))
+    for epoch in (1, 2, 3):
+        publish_policy(run.folders.policy, 0.25 * epoch, epoch)
+    for updates, epoch in ((500, 2), (0, 1), (1000, 3), (500, 2)):
+        policy = reader.load(updates)
+        assert (policy.updates, policy.epoch) == (updates, epoch)
+        action = policy.greedy(np.zeros((1, 3)))
+        np.testing.assert_allclose(action, [[0.25 * epoch]], atol=1e-6)
+        assert reader.policy is policy
+
+
+def test_a_policy_that_is_not_published_yet_is_none_and_is_found_later(tmp_path):
+    run, board = new_run(tmp_path)
+    reader = PolicyReader(context_of(run, board, "evaluator0"))
+    assert reader.load(500) is None
+    publish_policy(run.folders.policy, 0.5, epoch=1)
+    first = reader.load(0)
+    assert reader.load(500) is None
+    assert reader.policy is first, "it stays in use"
+    publish_policy(run.folders.policy, 0.5, epoch=2)
+    assert reader.load(500).epoch == 2
+
+
+def test_a_policy_of_a_number_is_read_once(tmp_path, loads):
+    run, board = new_run(tmp_path)
+    reader = PolicyReader(context_of(run, board, "evaluator0"))
+    publish_policy(run.folders.policy, 0.5, epoch=2)
+    first = reader.load(500)
+    for _ in range(5):
+        assert reader.load(500) is first
+    assert loads == [run.folders.policies.path(500)]
+
+
+def test_a_damaged_policy_of_a_number_is_an_error(tmp_path):
+    run, board = new_run(tmp_path)
+    publish_policy(run.folders.policy, 0.5, epoch=2)
+    path = run.folders.policies.path(500)
+    content = path.read_bytes()
+    path.unlink()  # the newest policy is the same file
+    path.write_bytes(content[:-1])
+    reader = PolicyReader(context_of(run, board, "evaluator0"))
+    with pytest.raises(CheckpointError, match=path.name):
+        reader.load(500)
+    assert reader.refresh().epoch == 2
+
+
+def test_a_policy_that_is_published_while_it_is_looked_for_is_no_error(
+    tmp_path, monkeypatch
+):
+    run, board = new_run(tmp_path)
+    reader = PolicyReader(context_of(run, board, "evaluator0"))
+    load = checkpoint.load
+
+    def publish_after(path):
+        try:
+            return load(path)
+        finally:
+            publish_policy(run.folders.policy, 0.5, epoch=2)
+
+    monkeypatch.setattr(checkpoint, "load", publish_after)
+    found = reader.load(500)
+    assert found is None or found.epoch == 2
+    assert reader.load(500).epoch == 2
+
+
+def test_asking_for_a_number_after_the_newest_gives_that_number(tmp_path):
+    run, board = new_run(tmp_path)
+    reader = PolicyReader(context_of(run, board, "evaluator0"))
+    publish_policy(run.folders.policy, 0.5, epoch=1)
+    assert reader.load(0).epoch == 1
+    publish_policy(run.folders.policy, 0.5, epoch=2)
+    assert reader.refresh().epoch == 2
+    assert reader.load(0).epoch == 1
+    assert reader.refresh().epoch == 2, "not the one that was read last"
 
 
 # Processes without TensorFlow

@@ -1,12 +1,14 @@
 """Environments that fail: nothing wrong is stored, and the process goes on."""
 
+import random
+
 import gymnasium
 import numpy as np
 import pytest
 from gymnasium import spaces
 
 from steve.acting import interactor, safe_env
-from steve.acting.safe_env import REBUILDS, WINDOW, SafeEnv
+from steve.acting.safe_env import REBUILDS, WINDOW, SafeEnv, seed_globals
 from steve.util import RunError
 
 
@@ -58,29 +60,142 @@ def made(monkeypatch):
     return envs, script
 
 
-def build(lost=None, seed=0):
+def build(lost=None, failed=None):
     lost = [] if lost is None else lost
-    return SafeEnv(None, np.random.default_rng(seed), "me", lambda: lost.append(1))
+    failed = [] if failed is None else failed
+    return SafeEnv(None, "me", lambda: lost.append(1), lambda: failed.append(1))
 
 
-def test_the_first_episode_is_seeded_and_the_next_ones_go_on(made):
+# Seeds
+
+
+def test_each_episode_is_seeded_and_its_seed_alone_decides(made):
     envs, script = made
     script += [1.0]
     env = build()
-    env.reset()
-    env.reset()
-    assert envs[0].seeds[0] is not None
-    assert envs[0].seeds[1] is None
+    for seed in (7, 8, 7, 2**32 - 1):
+        env.reset(seed)
+    first, second, again, largest = envs[0].seeds
+    assert None not in envs[0].seeds
+    assert first == again
+    assert len({first, second, largest}) == 3
+    assert all(0 <= seed < 2**31 for seed in envs[0].seeds)
+
+
+class Drawing(Scripted):
+    """Rewards are drawn from the generators that everybody shares."""
+
+    def __init__(self):
+        super().__init__(iter(()))
+
+    def step(self, action):
+        reward = random.random() + np.random.random()
+        return self.shared, reward, False, False, {}
+
+
+def test_an_environment_that_draws_from_the_shared_generators_repeats(monkeypatch):
+    monkeypatch.setattr(safe_env, "make_env", lambda config: Drawing())
+    env = build()
+
+    def rewards(seed):
+        env.reset(seed)
+        return [env.step(np.zeros(1)).reward for _ in range(5)]
+
+    first = rewards(3)
+    assert len(set(first)) == 5
+    random.random()
+    np.random.random(100)
+    assert rewards(4) != first
+    env = build()
+    assert rewards(3) == first
+
+
+@pytest.mark.parametrize("draw", [random.random, np.random.random])
+def test_each_of_the_shared_generators_is_seeded_at_a_reset(made, draw):
+    env = build()
+    env.reset(5)
+    first = draw()
+    draw()
+    env.reset(6)
+    assert draw() != first
+    env.reset(5)
+    assert draw() == first
+
+
+def test_seed_globals_repeats_for_a_seed_and_attempt_only():
+    def drawn(*arguments):
+        seed = seed_globals(*arguments)
+        return seed, random.random(), np.random.random()
+
+    assert drawn(5) == drawn(5, 0)
+    for i, value in enumerate(drawn(5)):
+        assert len({value, drawn(5, 1)[i], drawn(6)[i], drawn(0, 5)[i]}) == 4
+
+
+class Reluctant(Scripted):
+    """Its resets do what `starts` says: "raise", a first observation with NaN, "go"."""
+
+    def __init__(self, starts):
+        super().__init__(iter(()))
+        self.starts = starts
+
+    def reset(self, *, seed=None, options=None):
+        obs, info = super().reset(seed=seed)
+        what = self.starts.pop(0)
+        if what == "raise":
+            raise ValueError("no start")
+        if what == "nan":
+            obs[0] = np.nan
+        return obs, info
+
+
+@pytest.mark.parametrize("what", ["raise", "nan"])
+def test_an_environment_that_fails_at_a_reset_is_made_again_with_another_seed(
+    monkeypatch, what
+):
+    envs, lost, failed = [], [], []
+    starts = [what, "go"] * 2
+
+    def make_env(config):
+        envs.append(Reluctant(starts))
+        return envs[-1]
+
+    monkeypatch.setattr(safe_env, "make_env", make_env)
+    np.testing.assert_array_equal(build(lost, failed).reset(7), [0, 0])
+    assert len(envs) == 2
+    assert envs[0].closed
+    (first,), (second,) = envs[0].seeds, envs[1].seeds
+    assert first != second
+    assert (lost, failed) == ([], [1])
+    # The same failure gives the same seeds: a run that meets it again goes on alike.
+    build().reset(7)
+    assert [each.seeds for each in envs[2:]] == [[first], [second]]
+
+
+def test_failures_are_reported_apart_from_losses(made):
+    _, script = made
+    script += [ValueError("broken"), np.nan]
+    lost, failed = [], []
+    env = build(lost, failed)
+    env.reset(0)
+    assert env.step(np.zeros(1)) is None
+    assert (len(lost), len(failed)) == (1, 1)
+    env.reset(1)
+    assert env.step(np.zeros(1)) is None
+    assert (len(lost), len(failed)) == (2, 1), "a transition was lost, nothing raised"
+
+
+# What fails
 
 
 def test_an_observation_stays_when_the_environment_writes_over_it(made):
     _, script = made
     script += [1.0, 1.0]
     env = build()
-    first = env.reset()
+    first = env.reset(0)
     second = env.step(np.zeros(1)).obs
     env.step(np.zeros(1))
-    env.reset()
+    env.reset(1)
     np.testing.assert_array_equal(first, [0, 0])
     np.testing.assert_array_equal(second, [1, 1])
 
@@ -91,29 +206,29 @@ def test_what_is_not_finite_is_lost_and_said(made, bad, capsys):
     script += [1.0, bad, 2.0]
     lost = []
     env = build(lost)
-    env.reset()
+    env.reset(0)
     assert env.step(np.zeros(1)).reward == 1.0
     assert env.step(np.zeros(1)) is None
     assert len(lost) == 1
     what = "observation" if bad == "nan" else "reward"
     assert f"me: a transition is dropped: {what} not finite" in capsys.readouterr().out
-    env.reset()
+    env.reset(1)
     assert env.step(np.zeros(1)).reward == 2.0
     assert len(envs) == 1, "it need not be built anew"
 
 
-def test_an_environment_that_raises_is_built_anew_with_another_seed(made, capfd):
+def test_an_environment_that_raises_is_built_anew(made, capfd):
     envs, script = made
     script += [ValueError("broken"), 1.0]
     lost = []
     env = build(lost)
-    env.reset()
+    env.reset(0)
     assert env.step(np.zeros(1)) is None
     assert len(lost) == 1
     assert len(envs) == 2
     assert envs[0].closed
-    env.reset()
-    assert envs[1].seeds[0] not in (None, envs[0].seeds[0])
+    env.reset(1)
+    assert len(envs[1].seeds) == 1
     assert env.step(np.zeros(1)).reward == 1.0
     assert "ValueError: broken" in capfd.readouterr().err
 
@@ -122,7 +237,7 @@ def test_too_many_failures_in_a_while_end_the_run(made, monkeypatch):
     _, script = made
     script += [ValueError(f"broken\n{i}") for i in range(REBUILDS + 1)]
     env = build()
-    env.reset()
+    env.reset(0)
     for _ in range(REBUILDS):
         assert env.step(np.zeros(1)) is None
     with pytest.raises(RunError) as caught:
@@ -139,7 +254,7 @@ def test_failures_far_apart_are_forgotten(made, monkeypatch):
     now = [0.0]
     monkeypatch.setattr(safe_env.time, "monotonic", lambda: now[0])
     env = build()
-    env.reset()
+    env.reset(0)
     for _ in range(50):
         now[0] += WINDOW / REBUILDS + 1
         assert env.step(np.zeros(1)) is None
@@ -150,18 +265,22 @@ def test_a_lost_transition_is_left_out_of_the_vector_step(made):
     # Two environments share the script: one step each in turn.
     script += [1.0, 2.0, "nan", 3.0, 4.0, 9.0]
     envs = [build(), build()]
-    obs = np.stack([env.reset() for env in envs])
+    obs = np.stack([env.reset(0) for env in envs])
     action = np.zeros((2, 1), np.float32)
 
-    first, obs = interactor.step_all(envs, obs, action, lambda: None)
-    np.testing.assert_array_equal(first.reward, [1, 2])
-    second, obs = interactor.step_all(envs, obs, action, lambda: None)
-    np.testing.assert_array_equal(second.reward, [3])
-    np.testing.assert_array_equal(second.obs, [[1, 1]])
-    np.testing.assert_array_equal(second.next_obs, [[2, 2]])
-    np.testing.assert_array_equal(obs, [[0, 0], [2, 2]])  # the first began again
-    third, obs = interactor.step_all(envs, obs, action, lambda: None)
-    np.testing.assert_array_equal(third.reward, [4, 9])
-    np.testing.assert_array_equal(third.terminated, [0, 1])
-    np.testing.assert_array_equal(third.next_obs, [[1, 1], [3, 3]])
-    np.testing.assert_array_equal(obs, [[1, 1], [0, 0]])
+    first = interactor.step_all(envs, obs, action, lambda: None)
+    np.testing.assert_array_equal(first.batch.reward, [1, 2])
+    np.testing.assert_array_equal(first.kept, [0, 1])
+    np.testing.assert_array_equal(first.over, [False, False])
+    second = interactor.step_all(envs, first.next_obs, action, lambda: None)
+    np.testing.assert_array_equal(second.batch.reward, [3])
+    np.testing.assert_array_equal(second.batch.obs, [[1, 1]])
+    np.testing.assert_array_equal(second.batch.next_obs, [[2, 2]])
+    np.testing.assert_array_equal(second.kept, [1])
+    np.testing.assert_array_equal(second.over, [True, False])  # the first begins again
+    obs = np.stack([envs[0].reset(1), second.next_obs[1]])
+    third = interactor.step_all(envs, obs, action, lambda: None)
+    np.testing.assert_array_equal(third.batch.reward, [4, 9])
+    np.testing.assert_array_equal(third.batch.terminated, [0, 1])
+    np.testing.assert_array_equal(third.batch.next_obs, [[1, 1], [3, 3]])
+    np.testing.assert_array_equal(third.over, [False, True])

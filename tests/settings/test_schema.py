@@ -28,7 +28,8 @@ def test_the_papers_values_are_the_defaults(tree):
     expected = {
         "agent_config": {"count": 1, "batch_size": 8, "reload_every_n": 1}
         | {"full_random_n": 10_000},
-        "evaluator_config": {"count": 2, "batch_size": 1, "episodes_per_policy": 1},
+        "evaluator_config": {"count": 2, "batch_size": 1, "episodes_per_policy": 1}
+        | {"every_n_epochs": 1},
         "policy_config": learner
         | {"algo": "ddpg", "hidden_dim": 128, "layers": 4}
         | {"explore_chance": 0.05, "pre_tanh_penalty": 0.001},
@@ -79,11 +80,101 @@ def test_config_is_frozen(tree):
     ("policy", "model", "capacity"),
     [(20, None, 20), (10, {"replay_size": 20}, 20), (30, {"replay_size": 20}, 30)],
 )
-def test_replay_capacity_is_the_larger_replay_size(tree, policy, model, capacity):
-    tree.write(a=minimal(policy_config={"replay_size": policy}, model_config=model))
+def test_an_unpaced_replay_has_the_larger_replay_size(tree, policy, model, capacity):
+    keys = {"replay_size": policy, "frames_per_update": False}
+    tree.write(a=minimal(policy_config=keys, model_config=model))
     config = tree.load().config
+    assert not config.is_paced
     assert config.replay_capacity == capacity
     assert config.has_model == (model is not None)
+
+
+LARGE = {"replay_size": 30_000}
+SHORT = {"env": {"name": "Hopper-v1", "max_frames": 50}}
+
+
+@pytest.mark.parametrize(
+    ("keys", "capacity"),
+    [
+        # replay_size + 2 * 500 updates * 0.25 frames + 3 vector steps of 8
+        ({"policy_config": LARGE}, 30_000 + 250 + 24),
+        # the learner that needs more: 29_900 + 2 * 500 * 2
+        (
+            {
+                "policy_config": LARGE,
+                "model_config": {"replay_size": 29_900, "frames_per_update": 2},
+            },
+            29_900 + 2000 + 24,
+        ),
+        # rows of running episodes: 1000 steps of 8 environments of 3 interactors
+        ({"policy_config": {"replay_size": 20}, "agent_config": {"count": 3}}, 24_024),
+        # half an update counts as a whole frame: 500 + ceil(2 * 3 * 0.25)
+        (
+            {**SHORT, "policy_config": {"replay_size": 500, "epoch_every_n": 3}},
+            500 + 2 + 24,
+        ),
+        # endless episodes are not kept
+        ({"env": {"name": "Hopper-v1", "max_frames": 10**9}}, 1_000_000 + 250 + 24),
+    ],
+)
+def test_a_paced_replay_keeps_what_may_still_be_drawn(tree, keys, capacity):
+    tree.write(a=minimal(**keys))
+    config = tree.load().config
+    assert config.is_paced
+    assert config.replay_capacity == capacity
+
+
+def test_an_earlier_start_keeps_its_rows_while_it_waits_for_the_later_one(tree):
+    """The value learner's first updates draw from the frames before its own start."""
+    policy = {"replay_size": 500, "frames_before_learning": 100}
+    model = {"replay_size": 500, "frames_before_learning": 20_000}
+    tree.write(a=minimal(**SHORT, policy_config=policy, model_config=model))
+    # Interactors go up to 20_000 + 2 * 8 frames before update 0, which draws from 0 on.
+    assert tree.load().config.replay_capacity >= 20_016
+
+
+@pytest.mark.parametrize(
+    ("policy", "model", "is_paced"),
+    [
+        (0.25, None, True),
+        (False, None, False),
+        (0.25, 1, True),
+        (0.25, False, False),
+        (False, 1, False),
+        (False, False, False),
+    ],
+)
+def test_a_run_is_paced_where_all_learners_are(tree, policy, model, is_paced):
+    keys = {} if model is None else {"model_config": {"frames_per_update": model}}
+    tree.write(a=minimal(policy_config={"frames_per_update": policy}, **keys))
+    config = tree.load().config
+    assert config.is_paced == is_paced
+    assert len(config.sources_of_chance) == [policy, model].count(False)
+    for section, value in (("policy_config", policy), ("model_config", model)):
+        named = any(
+            f"{section}.frames_per_update" in s for s in config.sources_of_chance
+        )
+        assert named == (value is False)
+
+
+@pytest.mark.parametrize(
+    ("keys", "in_order", "sources"),
+    [
+        ({}, True, 0),
+        ({"every_n_epochs": 4}, True, 0),
+        ({"every_n_epochs": False}, False, 1),
+        ({"episodes_per_policy": 0}, False, 1),
+        ({"every_n_epochs": False, "episodes_per_policy": 0}, False, 1),
+        ({"every_n_epochs": False, "count": 0}, False, 0),  # then nothing is scored
+    ],
+)
+def test_policies_are_evaluated_in_order_unless_it_is_switched_off(
+    tree, keys, in_order, sources
+):
+    tree.write(a=minimal(evaluator_config=keys))
+    config = tree.load().config
+    assert config.evaluator_config.in_order == in_order
+    assert len(config.sources_of_chance) == sources
 
 
 def test_a_replay_buffer_smaller_than_two_vector_steps_is_refused(tree):
@@ -155,6 +246,7 @@ GOOD_BAD = [
     ("agent_config.full_random_n", [0], [-1, False]),
     ("evaluator_config.count", [0], [-1, 1.5]),
     ("evaluator_config.episodes_per_policy", [0, 1], [-1, False]),
+    ("evaluator_config.every_n_epochs", [False, 1, 7], [0, True, -1, 1.0, None]),
     ("policy_config.algo", ["ddpg"], ["sac", None]),
     ("policy_config.layers", [1], [0, "4"]),
     ("policy_config.explore_chance", [0, 1], [2, False]),

@@ -35,9 +35,9 @@ def test_a_fresh_board_starts_from_nothing(path, tmp_path):
             "updates",
             "epoch",
             "episodes",
+            "gave_up",
         ):
             assert row[field] == 0, (name, field)
-        assert row["offset"] == -1  # no row is being appended
         assert math.isnan(row["random_score"])
 
 
@@ -91,7 +91,7 @@ def test_a_row_is_nobody_elses(path, tmp_path):
     row = board["interactor1"]
     for field in ROW.names:
         if field != "name":
-            row[field] = b"x" * 128 if field == "pending" else 99
+            row[field] = b"x" * 144 if field == "unused" else 99
     after = path.read_bytes()
     size = ROW.itemsize
     changed = [
@@ -125,10 +125,8 @@ def test_what_is_written_is_seen_by_another_process(path, tmp_path):
 
 
 def fill_evaluator(row, number):
-    row["epoch"], row["phase"] = 10 + number, 1
-    row["episodes"], row["final_episodes"] = 20 + number, 30 + number
-    row["offset"], row["pending"] = 40 + number, b"line %d\n" % number
-    row["pending_count"] = 50 + number
+    row["epoch"], row["episodes"] = 10 + number, 20 + number
+    row["gave_up"], row["dropped"] = 1, 30 + number
     row["random_score"], row["heartbeat"], row["pid"] = 1.0, 1e6, 99
 
 
@@ -145,18 +143,57 @@ def test_evaluators_counts_go_on_when_process_counts_change(
         "evaluator_config": {"count": evaluators},
     }
     board = Board.create(path, make_config(tmp_path, model, **counts))
-    for number in range(min(3, evaluators)):
+    for number in range(evaluators):
         row = board[f"evaluator{number}"]
-        assert (row["epoch"], row["phase"]) == (10 + number, 1)
-        assert row["episodes"] == 20 + number
-        assert row["final_episodes"] == 30 + number
-        assert row["offset"] == 40 + number
-        assert row["pending"] == b"line %d\n" % number
-        assert row["pending_count"] == 50 + number
-        assert row["heartbeat"] == row["pid"] == 0
-    for number in range(3, evaluators):
-        row = board[f"evaluator{number}"]
-        assert (row["epoch"], row["episodes"], row["offset"]) == (0, 0, -1)
+        there = number < 3
+        assert row["epoch"] == (10 + number if there else 0)
+        assert row["episodes"] == (20 + number if there else 0)
+        assert row["gave_up"] == row["dropped"] == row["heartbeat"] == row["pid"] == 0
+
+
+# The rows of version 1.0.
+ROW_1_0 = np.dtype(
+    [
+        ("name", "S32"),
+        ("pid", "i8"),
+        ("heartbeat", "f8"),
+        ("phase", "i8"),
+        ("ready", "i8"),
+        ("disk_full", "i8"),
+        ("updates", "i8"),
+        ("pretrained", "i8"),
+        ("epoch", "i8"),
+        ("models", "i8"),
+        ("hours", "f8"),
+        ("reserved", "f8", 9),
+        ("episodes", "i8"),
+        ("final_episodes", "i8"),
+        ("dropped", "i8"),
+        ("random_score", "f8"),
+        ("pending_count", "i8"),
+        ("offset", "i8"),
+        ("pending", "S128"),
+    ],
+    align=True,
+)
+
+
+def test_an_evaluators_counts_go_on_from_a_board_of_version_1_0(path, tmp_path):
+    config = make_config(tmp_path, **COUNTS)
+    earlier = np.zeros(len(process_names(config)), ROW_1_0)
+    earlier["name"], earlier["pending"] = process_names(config), b"x" * 128
+    for field in ("epoch", "episodes", "final_episodes", "pending_count", "offset"):
+        earlier[field] = np.arange(len(earlier)) + ROW_1_0.names.index(field)
+    path.write_bytes(earlier.tobytes())
+    board = Board.create(path, config)
+    for number, name in enumerate(process_names(config)):
+        counts = [0, 0]
+        if name.startswith("evaluator"):
+            fields = ("epoch", "episodes")
+            counts = [number + ROW_1_0.names.index(field) for field in fields]
+        row = board[name]
+        assert [row["epoch"], row["episodes"]] == counts, name
+        assert row["gave_up"] == 0, name
 
 
 def test_a_later_launch_takes_nothing_else_over(path, tmp_path):
@@ -167,12 +204,14 @@ def test_a_later_launch_takes_nothing_else_over(path, tmp_path):
         for field in ("updates", "epoch", "heartbeat", "hours", "ready"):
             earlier[name][field] = 9
     earlier["evaluator0"]["random_score"] = 3.0
+    earlier["evaluator0"]["gave_up"] = 1
     board = Board.create(path, config)
     assert board["launcher"]["phase"] == RUNNING
     for name in ("valuerl", "worldmodel", "interactor0"):
         for field in ("updates", "epoch", "heartbeat", "hours", "ready"):
             assert board[name][field] == 0
     assert math.isnan(board["evaluator0"]["random_score"])
+    assert board["evaluator0"]["gave_up"] == 0
 
 
 @pytest.mark.parametrize("size", [0, 1, 1000, ROW.itemsize, 100_003])
@@ -182,7 +221,6 @@ def test_a_file_of_another_layout_is_replaced(path, tmp_path, size):
     board = Board.create(path, config)
     assert path.stat().st_size == len(process_names(config)) * ROW.itemsize
     assert board["evaluator0"]["episodes"] == 0
-    assert board["evaluator0"]["offset"] == -1
     assert board["valuerl"]["updates"] == 0
 
 
@@ -193,4 +231,4 @@ def test_rows_in_a_file_of_the_wrong_size_are_not_trusted(path, tmp_path, size):
     content = path.read_bytes()
     path.write_bytes(content[:size] if size < 0 else content + bytes(size))
     row = Board.create(path, config)["evaluator0"]
-    assert (row["epoch"], row["episodes"], row["offset"]) == (0, 0, -1)
+    assert (row["epoch"], row["episodes"]) == (0, 0)

@@ -174,12 +174,13 @@ def damage_replay(folders, frame):
 def test_a_damaged_tail_of_the_replay_is_dropped_and_reported(config, folders):
     open_now(folders, config)
     with ReplayBuffer.open(folders.replay, writable=True) as replay:
-        replay.append(transitions(20))
+        replay.append(transitions(10))
+        replay.append(transitions(10, 10))
     damage_replay(folders, 17)
     (note,) = open_now(folders, config)
-    assert "3 damaged transitions" in note
+    assert "10 damaged transitions" in note  # the whole vector step
     assert "\n" not in note
-    assert rewards_in(folders.replay) == list(range(17))
+    assert rewards_in(folders.replay) == list(range(10))
     assert open_now(folders, config) == []
 
 

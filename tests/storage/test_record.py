@@ -1,18 +1,29 @@
 """An experiment's records: starts, versions, and whether it has finished."""
 
 import json
+import multiprocessing
 import os
 import re
 import sys
 
 import numpy as np
 import pytest
-from support_storage import one_line
+from support import PATIENCE, make_config
+from support_storage import SIZES, one_line
 
-from steve.settings.roles import process_names
+from steve.settings.roles import process_names, process_seed
 from steve.storage import record as record_module
-from steve.storage.folders import derive_seed
-from steve.storage.record import is_finished, read_run, start_record, write_json
+from steve.storage.folders import Run
+from steve.storage.record import (
+    is_finished,
+    processor,
+    read_run,
+    record_chance,
+    record_finish,
+    record_start,
+    start_record,
+    write_json,
+)
 from steve.util import UserError
 
 
@@ -66,16 +77,17 @@ def test_a_start_is_recorded_with_all_that_it_takes_to_repeat_it(
     starts = json.loads(folders.run.read_text())["starts"]
     assert starts == record["starts"]
     assert [start["resumed"] for start in starts] == [False, True]
-    for launch, start in enumerate(starts):
+    for start in starts:
         assert start["command"] == ["main.py", "a b.json", "0", "--resume"]
         assert start["devices"] == {"valuerl": "GPU-1", "worldmodel": "GPU-2"}
         assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", start["time"])
         assert start["seeds"] == {
-            name: derive_seed(config, name, launch, 0) for name in process_names(config)
+            name: process_seed(config, name) for name in process_names(config)
         }
         assert start["versions"]["numpy"] == np.__version__
         assert start["python"] == sys.version.split()[0]
         assert start["host"] == os.uname().nodename
+        assert start["processor"] == processor()
         commit = start["commit"]
         assert commit is None or re.fullmatch(r"[0-9a-f]{40}\+?", commit)
     assert read_run(folders) == record
@@ -93,3 +105,83 @@ def test_json_is_published_whole_and_ends_with_a_line_break(tmp_path):
     assert json.loads(path.read_text()) == {"a": [1, None, "ü"]}
     assert path.read_text().endswith("}\n")
     assert os.listdir(tmp_path) == ["run.json"]
+
+
+def test_the_processor_is_named():
+    assert processor().strip() == processor() != ""
+    assert "\n" not in processor()
+
+
+# What makes a run impossible to repeat
+
+
+def start(folders, config):
+    folders.log.mkdir(parents=True, exist_ok=True)
+    record_start(Run(config, folders, *SIZES, 0, cpu_learners=True), False)
+
+
+def test_of_a_paced_run_nothing_says_that_it_cannot_be_repeated(config, folders):
+    start(folders, config)
+    assert "not_reproducible" not in read_run(folders)
+    assert len(read_run(folders)["starts"]) == 1
+
+
+def test_a_start_names_the_keys_that_leave_results_to_chance(folders, tmp_path):
+    config = make_config(
+        tmp_path / "output",
+        model=True,
+        policy_config={"frames_per_update": False},
+        evaluator_config={"every_n_epochs": False},
+    )
+    for _ in range(2):  # a resume adds nothing
+        start(folders, config)
+    found = read_run(folders)["not_reproducible"]
+    assert [each["from_frame"] for each in found] == [0, 0]
+    assert [each["why"] for each in found] == config.sources_of_chance
+    assert "policy_config.frames_per_update" in found[0]["why"]
+    assert "every_n_epochs" in found[1]["why"]
+
+
+def test_a_reason_counts_from_the_first_frame_at_which_it_was_met(config, folders):
+    start(folders, config)
+    for frame, why in ((70, "a"), (90, "b"), (80, "a"), (100, "a")):
+        record_chance(folders, frame, why)
+    record = read_run(folders)
+    assert record["not_reproducible"] == [
+        {"from_frame": 70, "why": "a"},
+        {"from_frame": 90, "why": "b"},
+    ]
+    assert len(record["starts"]) == 1  # the rest of it stays
+
+
+def test_the_end_is_recorded_next_to_what_is_there(config, folders):
+    start(folders, config)
+    record_chance(folders, 7, "a")
+    record_finish(folders, 100, 0.5, -3.0)
+    record = read_run(folders)
+    finished = record["finished"]
+    assert (finished["frames"], finished["hours"]) == (100, 0.5)
+    assert finished["random_score"] == -3.0
+    assert record["not_reproducible"] == [{"from_frame": 7, "why": "a"}]
+    start(folders, config)
+    assert read_run(folders)["finished"] is None
+
+
+def note_reasons(folders, writer):
+    for number in range(25):
+        record_chance(folders, number, f"{writer}: {number}")
+
+
+def test_no_reason_of_several_processes_is_lost(config, folders):
+    start(folders, config)
+    spawn = multiprocessing.get_context("spawn")
+    writers = [
+        spawn.Process(target=note_reasons, args=(folders, writer)) for writer in "abc"
+    ]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join(PATIENCE)
+        assert writer.exitcode == 0
+    reasons = {each["why"] for each in read_run(folders)["not_reproducible"]}
+    assert reasons == {f"{w}: {number}" for w in "abc" for number in range(25)}
