@@ -32,6 +32,7 @@ COMMANDS = {
     "visualize": Command("steve.visualizer", "run a trained policy: video and figures"),
     "export": Command("steve.export", "write a policy for other programs"),
     "plot": Command("steve.plot", "draw learning curves"),
+    "verify": Command("steve.verify", "run an experiment again and compare the bits"),
     "sweep": Command("steve.sweep", "run many experiments, here or through Slurm"),
     "toy": Command("steve.toy_demo", "run the paper's toy experiment"),
 }

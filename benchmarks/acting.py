@@ -132,8 +132,8 @@ def measure_parts(
     """
     rng = np.random.default_rng(0)
     size = config.agent_config.batch_size
-    envs = [SafeEnv(config.env, rng, "bare", lambda: None) for _ in range(size)]
-    obs = [env.reset() for env in envs]
+    envs = [SafeEnv(config.env, "bare", lambda: None) for _ in range(size)]
+    obs = [env.reset(i) for i, env in enumerate(envs)]
     stepping = thinking = 0.0
     steps = 0
     while stepping < seconds:
@@ -142,7 +142,7 @@ def measure_parts(
         chosen = time.perf_counter()
         for i, env in enumerate(envs):
             step = env.step(action[i])
-            obs[i] = env.reset() if step is None or step.over else step.obs
+            obs[i] = env.reset(steps) if step is None or step.over else step.obs
         thinking += chosen - start
         stepping += time.perf_counter() - chosen
         steps += 1

@@ -60,7 +60,7 @@ def learn(
     block = learner.updates_per_call
 
     def work() -> int:
-        learner.learn(block)
+        learner.updates += learner.learn(block)
         return block
 
     for _ in range(WARM_UP_CALLS):

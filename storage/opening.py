@@ -245,7 +245,7 @@ def _adopted_files(run: Run) -> list[str]:
     the world model that the value learner had is damaged.
     """
     folders, config = run.folders, run.config
-    notes = []
+    notes: list[str] = []
     if folders.policy.exists() and not folders.policies.numbers():
         with suppress(CheckpointError):  # a damaged policy is published again
             metadata = checkpoint.load(folders.policy).metadata

@@ -15,7 +15,16 @@ WINGS = {
     "storage",
     "sweeps",
 }
-COMMANDS = {"main", "visualizer", "export", "plot", "sweep", "toy_demo", "__main__"}
+COMMANDS = {
+    "main",
+    "visualizer",
+    "export",
+    "plot",
+    "sweep",
+    "toy_demo",
+    "verify",
+    "__main__",
+}
 PAPER = {"valuerl", "worldmodel", "nn"}
 LEARNERS = {"learner", "valuerl_learner", "worldmodel_learner", "compute"}
 GROUND = {"util", "batch", "settings"}

@@ -284,6 +284,7 @@ def test_a_policy_that_is_published_while_it_is_looked_for_is_no_error(
     monkeypatch.setattr(checkpoint, "load", publish_after)
     found = reader.load(500)
     assert found is None or found.epoch == 2
+    publish_policy(run.folders.policy, 0.5, epoch=2)
     assert reader.load(500).epoch == 2
 
 

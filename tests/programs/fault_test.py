@@ -31,11 +31,13 @@ from support_faults import ERRORS, KILLS, VARIABLE, armed
 from support_storage import former_run, rewards_in, rows_of
 
 from steve import replay as replay_module
-from steve.replay import ReplayBuffer
+from steve.batch import Batch
+from steve.replay import Origin, ReplayBuffer
 from steve.running import child
 from steve.storage import checkpoint, locks, opening, rewind
 from steve.storage.board import Board
 from steve.storage.folders import Folders, Run
+from steve.storage.published import Published
 from steve.storage.record import read_json, read_run, start_record, write_json
 from steve.storage.scores import CSV_HEADER, ScoreFile
 from steve.storage.tables import append_row
@@ -131,7 +133,29 @@ def check_board(folder: Path, acknowledged: int) -> None:
         Board.create(folder / "status.bin", evaluators(folder)),
     ):
         row = board["evaluator1"]
-        assert (row["epoch"], row["episodes"], row["offset"]) == (7, 3, -1)
+        assert (row["epoch"], row["episodes"]) == (7, 3)
+
+
+def publish_numbers(folder: Path, acknowledge: Acknowledge) -> None:
+    """Three publications of one file under their numbers."""
+    published = Published(folder / "published", "policy")
+    for number in (3, 4, 5):
+        publish(folder, number, False)
+        published.add(number, folder / "state.safetensors")
+        acknowledge(number)
+
+
+def check_numbers(folder: Path, acknowledged: int) -> None:
+    published = Published(folder / "published", "policy")
+    numbers = published.numbers()
+    known = list(range(3, (acknowledged or 2) + 1))
+    assert numbers in (known, [*known, (acknowledged or 2) + 1]), numbers
+    for number in numbers:
+        assert checkpoint.load(published.path(number)).metadata["n"] == number
+    publish(folder, 9, False)
+    published.add(9, folder / "state.safetensors")
+    published.drop_before(9)
+    assert published.numbers() == [9]
 
 
 # -- the replay buffer -------------------------------------------------------------
@@ -159,6 +183,55 @@ def check_created(folder: Path, acknowledged: int) -> None:
 def prepare_replay(folder: Path) -> None:
     with ReplayBuffer.create(folder, *SIZES, CAPACITY) as replay:
         append_frames(replay, 2)
+
+
+def take_step(replay: ReplayBuffer, count: int, turn: int) -> bool:
+    """Appends the rows of one vector step; each says which turn it is of."""
+    first = replay.frames
+    number = np.arange(first, first + count, dtype=np.float32)
+    obs = np.tile(number[:, None], (1, SIZES[0]))
+    action = np.zeros((count, SIZES[1]), np.float32)
+    zeros = np.zeros(count, np.float32)
+    same = np.full(count, turn)
+    return replay.append(
+        Batch(obs, action, number, obs + 1, zeros),
+        origin=Origin(same, same, same, zeros, zeros),
+        turn=turn,
+    )
+
+
+STEPS = (2, 2, 3, 3, 1)  # rows of each vector step
+
+
+def prepare_turns(folder: Path) -> None:
+    with ReplayBuffer.create(folder, *SIZES, CAPACITY) as replay:
+        assert take_step(replay, STEPS[0], 0)
+
+
+def append_turns(folder: Path, acknowledge: Acknowledge) -> None:
+    with ReplayBuffer.open(folder, writable=True) as replay:
+        for turn in range(1, len(STEPS)):
+            assert take_step(replay, STEPS[turn], turn)
+            acknowledge(turn)
+
+
+def check_turns(folder: Path, acknowledged: int) -> None:
+    """The vector steps go on where they were, none twice and none left out."""
+    with ReplayBuffer.open(folder, writable=True) as replay:
+        replay.settle_turn()
+        done = replay.turn
+        assert done in (acknowledged + 1, acknowledged + 2), done
+        assert replay.frames == sum(STEPS[:done])
+        for turn in range(done, len(STEPS)):
+            assert not take_step(replay, STEPS[turn], turn + 1)
+            assert take_step(replay, STEPS[turn], turn)
+        assert replay.recover() == 0
+        assert replay.turn == len(STEPS)
+        rows = replay.origins(replay.oldest, replay.size)
+        expected = np.repeat(np.arange(len(STEPS)), STEPS)[replay.oldest :]
+        for found in (rows.turn, rows.env, rows.episode):
+            np.testing.assert_array_equal(found, expected)
+        assert rewards(replay) == list(range(replay.oldest, sum(STEPS)))
 
 
 def append_around(folder: Path, acknowledge: Acknowledge) -> None:
@@ -247,34 +320,29 @@ def check_salvaged(folder: Path, acknowledged: int) -> None:
 # -- rows of csv files -------------------------------------------------------------
 
 
-def score_file(folder: Path) -> tuple[ScoreFile, np.void]:
-    row = Board.open(folder / "status.bin")["evaluator0"]
-    return ScoreFile(folder / "run.greedy.csv", row), row
+def score_file(folder: Path) -> ScoreFile:
+    return ScoreFile(folder / "run.greedy.csv", 4)
 
 
-def score(number: int) -> tuple[SimpleNamespace, float, bool]:
-    return SimpleNamespace(epoch=1, hours=0.5, frames=100), number + 0.125, False
-
-
-def prepare_scores(folder: Path) -> None:
-    Board.create(folder / "status.bin", evaluators(folder))
+def record_score(scores: ScoreFile, number: int) -> bool:
+    """Row `number` of a policy's four, if it comes next; 1 is the first."""
+    policy = SimpleNamespace(epoch=1, hours=0.5, frames=100)
+    return scores.record(policy, number + 0.125, lambda at: at.rows == number - 1)
 
 
 def record_scores(folder: Path, acknowledge: Acknowledge) -> None:
-    scores, _ = score_file(folder)
-    scores.settle()
+    scores = score_file(folder)
     for number in (1, 2, 3):
-        scores.record(*score(number))
+        assert record_score(scores, number)
         acknowledge(number)
 
 
 def check_recorded(folder: Path, acknowledged: int) -> None:
-    scores, row = score_file(folder)
-    scores.settle()
-    counted = int(row["episodes"])
-    assert counted in (acknowledged, acknowledged + 1)
-    for number in range(counted + 1, 5):
-        scores.record(*score(number))
+    scores = score_file(folder)
+    there = scores.position().rows
+    assert there in (acknowledged, acknowledged + 1)
+    for number in range(there + 1, 5):
+        assert record_score(scores, number)
     lines = [f"0.500000,1,100,{number}.125\n".encode() for number in (1, 2, 3, 4)]
     path = folder / "run.greedy.csv"
     assert path.read_bytes() == CSV_HEADER + b"".join(lines)
@@ -444,6 +512,9 @@ KINDS = {
         lambda folder, acknowledge: publish_two(folder, acknowledge, False),
         lambda folder, acknowledged: check_states(folder, acknowledged, False),
     ),
+    "published under numbers": Kind(
+        lambda folder: prepare_states(folder, False), publish_numbers, check_numbers
+    ),
     "hps.json, run.json": Kind(
         lambda folder: write_json(folder / "run.json", {"n": 0}),
         write_two_objects,
@@ -452,10 +523,11 @@ KINDS = {
     "status board": Kind(prepare_board, create_board, check_board),
     "replay, made": Kind(nothing, create_replay, check_created),
     "replay, appended to": Kind(prepare_replay, append_around, check_appended),
+    "replay, in turns": Kind(prepare_turns, append_turns, check_turns),
     "replay, cut back": Kind(prepare_replay, truncate_replay, check_truncated),
     "replay, copied": Kind(prepare_replay, copy_replay, check_copied),
     "replay, salvaged": Kind(prepare_damaged, salvage_replay, check_salvaged),
-    "scores": Kind(prepare_scores, record_scores, check_recorded),
+    "scores": Kind(nothing, record_scores, check_recorded),
     "learner's log": Kind(nothing, append_rows, check_rows),
     "folder, made": Kind(nothing, open_output, check_opened),
     "folder, gone back": Kind(prepare_output, go_back, check_gone_back),
@@ -563,7 +635,7 @@ def main() -> int:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
         import tensorflow  # noqa: F401
 
-    replay_module.CHUNK_BYTES = 2 * 4 * (2 * SIZES[0] + SIZES[1] + 5)  # two rows
+    replay_module.CHUNK_BYTES = 2 * 4 * (2 * SIZES[0] + SIZES[1] + 11)  # two rows
     ways = [given.how] if given.how else HOWS
     print(f"{'points of failure':28}" + "".join(f"{how:>8}" for how in ways))
     bad = 0

@@ -321,7 +321,8 @@ class Simulation:
             weights = [rng.choice((1, 1, 50)) for _ in parts]  # who is fast now
             for part in rng.choices(parts, weights, k=200):
                 part()
-            if not any([part() for part in parts]):
+            acted = [part() for part in parts]
+            if not any(acted):
                 return sorted(self.used, key=str)
 
 

@@ -9,6 +9,7 @@ from steve.settings.schema import Config
 from steve.storage import checkpoint
 from steve.storage.folders import Folders
 
+
 def test_everything_lies_where_the_specification_says():
     config = Config.model_validate({"env": {"name": "Hopper-v1"}, "output_root": "out"})
     folders = Folders.of(config, "steve0")

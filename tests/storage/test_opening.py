@@ -25,7 +25,7 @@ from steve.storage.board import Board
 from steve.storage.checkpoint import CheckpointError
 from steve.storage.locks import claimed
 from steve.storage.opening import check_mode, has_output
-from steve.storage.record import write_json
+from steve.storage.record import read_run, write_json
 from steve.util import UserError
 
 # Modes
@@ -229,6 +229,110 @@ def test_output_that_cannot_be_written_is_an_error(config, folders):
     with pytest.raises(UserError, match=re.escape(str(folders.root))) as caught:
         open_now(folders, config)
     one_line(caught)
+
+
+# What a run of version 1.0 left under one name
+
+
+def save_policy(folders, updates):
+    tensors = {"policy/w0": np.ones((3, 1), np.float32)}
+    checkpoint.publish(folders.policy, tensors, {"updates": updates, "epoch": 4})
+
+
+def version_1_run(folders, config, value=1000, model=1000):
+    """The value learner's state says nothing of the world model that it had."""
+    open_now(folders, config)
+    save_state(folders, "valuerl", value, 4, 350, numbered=False)
+    save_state(folders, "worldmodel", model, 4, 350, numbered=False)
+    save_policy(folders, value)
+
+
+def test_a_policy_under_one_name_gets_its_number(config, folders):
+    open_now(folders, config)
+    assert folders.policies.numbers() == []
+    save_policy(folders, 1000)
+    open_now(folders, config)
+    assert folders.policies.numbers() == [1000]
+    assert checkpoint.load(folders.policies.path(1000)).metadata["updates"] == 1000
+    save_policy(folders, 1500)  # those that are there are not added to
+    open_now(folders, config)
+    assert folders.policies.numbers() == [1000]
+
+
+def test_a_damaged_policy_is_left_to_the_value_learner(config, folders):
+    open_now(folders, config)
+    save_policy(folders, 1000)
+    folders.policy.write_bytes(folders.policy.read_bytes()[:-1])
+    assert open_now(folders, config) == []
+    assert folders.policies.numbers() == []
+
+
+def test_the_value_learner_finds_a_world_model_of_version_1_under_zero(config, folders):
+    version_1_run(folders, config)
+    (note,) = open_now(folders, config)
+    assert "that of 1000 is used instead" in note
+    assert folders.models.numbers() == [0]
+    found = checkpoint.load(folders.models.path(0))
+    assert found.metadata["updates"] == 1000
+    (reason,) = read_run(folders)["not_reproducible"]
+    assert reason["why"] == note
+    assert open_now(folders, config) == []  # said once
+
+
+def value_state_with_model(folders, model_updates):
+    metadata = {"updates": 1000, "epoch": 4, "model_updates": model_updates}
+    tensors = {"valuerl/w": np.ones(3, np.float32)}
+    checkpoint.publish(folders.state("valuerl"), tensors, metadata)
+
+
+def test_a_model_that_is_there_under_its_number_is_left_alone(config, folders):
+    open_now(folders, config)
+    value_state_with_model(folders, 500)
+    save_state(folders, "worldmodel", 1000, 4, 350, numbered=False)
+    folders.models.add(500, folders.state("valuerl"))
+    before = folders.models.path(500).read_bytes()
+    assert open_now(folders, config) == []
+    assert folders.models.numbers() == [500]
+    assert folders.models.path(500).read_bytes() == before
+
+
+@pytest.mark.parametrize(("updates", "notes"), [(500, 0), (700, 1)])
+def test_a_missing_model_is_replaced_by_the_newest_state(
+    config, folders, updates, notes
+):
+    open_now(folders, config)
+    value_state_with_model(folders, 500)
+    save_state(folders, "worldmodel", updates, 4, 350, numbered=False)
+    assert len(open_now(folders, config)) == notes
+    found = checkpoint.load(folders.models.path(500))
+    assert found.metadata["updates"] == updates
+    assert ("not_reproducible" in read_run(folders)) == bool(notes)
+
+
+def test_a_damaged_state_is_not_what_is_published(config, folders):
+    open_now(folders, config)
+    value_state_with_model(folders, 500)
+    path = folders.state("worldmodel")
+    for updates in (500, 700):
+        metadata = {"updates": updates, "epoch": 4}
+        tensors = {"worldmodel/w": np.ones(3, np.float32)}
+        checkpoint.publish(path, tensors, metadata, keep_previous=True)
+    path.write_bytes(path.read_bytes()[:-1])
+    (note,) = open_now(folders, config)  # of the damaged state
+    assert "is used instead" in note
+    found = checkpoint.load(folders.models.path(500))
+    assert found.metadata["updates"] == 500
+
+
+@pytest.mark.parametrize(("model_updates", "epoch"), [(-1, 4), (500, 0)])
+def test_before_the_first_model_nothing_is_published(
+    config, folders, model_updates, epoch
+):
+    open_now(folders, config)
+    value_state_with_model(folders, model_updates)
+    save_state(folders, "worldmodel", 0, epoch, 350, numbered=False)
+    assert open_now(folders, config) == []
+    assert folders.models.numbers() == []
 
 
 # What the disk is

@@ -1,0 +1,163 @@
+"""Whole runs: the same seed gives the same bytes, through load and through kills."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from support import PROJECT
+
+from steve.settings.roles import process_names
+from steve.settings.schema import Config
+from steve.storage.board import Board
+from steve.storage.digests import read_digests
+from steve.storage.folders import Folders
+
+LEARNER = {
+    "hidden_dim": 16,
+    "layers": 2,
+    "batch_size": 16,
+    "frames_before_learning": 40,
+    "frames_per_update": 0.5,
+    "epoch_every_n": 20,
+    "log_every_n": 20,
+    "replay_size": 150,  # the run is longer: the ring wraps
+}
+MODEL = {
+    "transition_hidden_dim": 16,
+    "aux_hidden_dim": 16,
+    "transition_layers": 2,
+    "aux_layers": 2,
+    "batch_size": 16,
+    "frames_before_learning": 40,
+    "frames_per_update": 0.5,
+    "epoch_every_n": 30,
+    "log_every_n": 20,
+    "pretrain_n": 30,
+    "replay_size": 200,
+}
+TWO = {"ensemble_size": 2, "train_sample_count": 2, "eval_sample_count": 2}
+ALGORITHMS = {
+    "ddpg": {},
+    "mve": {"rollout_len": 2},
+    "mve_tdk": {"rollout_len": 2, "tdk_trick": True},
+    "mean_mve": {"rollout_len": 2, "mean_k_return": True},
+    "td_lambda": {"rollout_len": 2, "lambda_return": 0.5},
+    "steve": {"rollout_len": 2, "steve_reweight": True},
+    "cov_steve": {"rollout_len": 2, "steve_reweight": True, "covariances": True},
+}
+PATIENCE = 240  # seconds for a whole run
+
+
+def configuration(tmp_path, algorithm, **keys):
+    expansion = ALGORITHMS[algorithm]
+    content = {
+        "env": {"name": "Pendulum-v1", "max_frames": 30, "rescale_actions": True},
+        "agent_config": {"count": 2, "batch_size": 4, "full_random_n": 60},
+        "evaluator_config": {"count": 2},
+        "policy_config": dict(LEARNER),
+        "total_frames": 500,
+        "final_episodes": 2,
+        "tensorboard": False,
+        **keys,
+    }
+    if expansion:
+        content["policy_config"]["value_expansion"] = expansion
+        content["model_config"] = dict(MODEL)
+    if "steve" in algorithm:
+        content["policy_config"]["bayesian"] = TWO
+        content["model_config"]["bayesian"] = {"transition": TWO, "reward": TWO}
+    path = tmp_path / "run.json"
+    path.write_text(json.dumps({"updates": content}))
+    return path
+
+
+def launch(path, name, *arguments):
+    root = json.dumps(str(path.parent / "output"))
+    command = [sys.executable, str(PROJECT / "main.py"), str(path), "cpu"]
+    command += ["--name", name, "--set", f"output_root={root}", *arguments]
+    with open(path.parent / f"{name}.txt", "a") as output:
+        return subprocess.Popen(command, stdout=output, stderr=output)
+
+
+def folders_of(path, name):
+    content = json.loads(path.read_text())["updates"]
+    content["output_root"] = str(path.parent / "output")
+    return Folders.of(Config.model_validate(content), name)
+
+
+def finish(process, path, name):
+    code = process.wait(PATIENCE)
+    assert code == 0, (path.parent / f"{name}.txt").read_text()
+
+
+def bytes_of(folders):
+    """Everything that two runs of one seed have in common, without hours."""
+    scores = [
+        [line.partition(",")[2] for line in file.read_text().splitlines()]
+        for file in (folders.scores, folders.final_scores)
+    ]
+    replay = (folders.replay / "replay.bin").read_bytes()
+    return scores, replay, read_digests(folders.digests)
+
+
+def pids_of(folders, process):
+    """The processes of a run that are alive, the launcher's first."""
+    config = Config.model_validate(json.loads(folders.hyperparameters.read_text()))
+    board = Board.open(folders.board)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+    named = {int(board[name]["pid"]) for name in process_names(config)}
+    return [process.pid, *(pid for pid in map(int, children.split()) if pid in named)]
+
+
+def kill_in_the_midst(path, name, dice, kills):
+    """Kills the launcher or one of its children when so many epochs are done."""
+    process = launch(path, name)
+    for kill in range(kills):
+        digests = folders_of(path, name).digests
+        deadline = time.monotonic() + PATIENCE
+        while len(read_digests(digests)) < 3 * (kill + 1) and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        if process.poll() is not None:
+            break
+        time.sleep(0.1 * dice.random())
+        pids = pids_of(folders_of(path, name), process)
+        for pid in pids[1:]:  # one stands still for a moment, another is killed
+            if dice.random() < 0.3:
+                os.kill(pid, signal.SIGSTOP)
+                time.sleep(0.2 * dice.random())
+                os.kill(pid, signal.SIGCONT)
+        victim = dice.choice(pids)
+        os.kill(victim, signal.SIGKILL)
+        if victim == process.pid:
+            process.wait()
+            process = launch(path, name, "--resume")
+    finish(process, path, name)
+
+
+@pytest.mark.parametrize(
+    "algorithm",
+    [
+        "steve",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ALGORITHMS
+            if name != "steve"
+        ),
+    ],
+)
+def test_the_same_seed_gives_the_same_bytes_through_kills_and_stops(
+    tmp_path, algorithm
+):
+    path, dice = configuration(tmp_path, algorithm), random.Random(os.urandom(8))
+    finish(launch(path, "quiet"), path, "quiet")
+    kill_in_the_midst(path, "killed", dice, kills=3)
+    quiet, killed = (bytes_of(folders_of(path, name)) for name in ("quiet", "killed"))
+    assert len(quiet[2]) == 47
+    assert quiet == killed

@@ -1,0 +1,195 @@
+"""Whether a run can be repeated to the bit: python verify.py FOLDER cpu [--epochs N]
+
+Runs the experiment of a folder again, from its hps.json and in a temporary folder, and
+compares the two lists of digests (log/digests.csv) epoch by epoch. No evaluators take
+part: what they do changes nothing in what is learned.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+try:
+    import steve  # noqa: F401
+except ModuleNotFoundError:
+    sys.exit("verify.py: the package steve is not installed; run: pip install -e .")
+
+import numpy as np
+
+from steve.running.training import Epoch, train
+from steve.settings.request import Request
+from steve.settings.schema import Config
+from steve.storage import checkpoint
+from steve.storage.checkpoint import CheckpointError
+from steve.storage.digests import Digest, read_digests
+from steve.storage.folders import Folders
+from steve.storage.record import processor, read_json, read_run
+from steve.util import (
+    OneLineParser,
+    UserError,
+    example,
+    exit_code,
+    import_from_working_folder,
+    whole_number,
+)
+
+# Of the repetition: nothing in it changes what is learned.
+QUIET = ("evaluator_config.count=0", "final_episodes=0", "tensorboard=false")
+
+
+class _Enough(Exception):
+    """Ends the repetition: what was asked for has been compared."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What two lists of digests have in common.
+
+    Attributes:
+        same: epochs that are equal, from the first on.
+        difference: the first that is not, and in what; None where there is none.
+        wanted: epochs to compare.
+    """
+
+    same: int
+    wanted: int
+    difference: tuple[Digest, list[str]] | None = None
+
+
+def compare(
+    earlier: Sequence[Digest], again: Sequence[Digest], wanted: int
+) -> Comparison:
+    """Compares the first `wanted` epochs, as far as both lists go."""
+    pairs = list(zip(earlier[:wanted], again, strict=False))
+    for same, (one, other) in enumerate(pairs):
+        names = [n for n in Digest._fields if getattr(one, n) != getattr(other, n)]
+        if names:
+            return Comparison(same, wanted, (one, names))
+    return Comparison(len(pairs), wanted)
+
+
+def parse_arguments(
+    arguments: Sequence[str] | None, program: str = "verify.py"
+) -> argparse.Namespace:
+    parser = OneLineParser(
+        prog=program,
+        description="Runs an experiment again and compares it epoch by epoch.",
+        epilog=f"example: {example(program, 'verify.py')} "
+        "output/InvertedPendulum-v5/quickstart cpu --epochs 20",
+    )
+    parser.add_argument("folder", metavar="FOLDER", type=Path, help="an experiment's")
+    parser.add_argument("device", metavar="GPU_ID", help="a GPU's number, or cpu")
+    parser.add_argument(
+        "--epochs",
+        type=whole_number(1, 10**9),
+        metavar="N",
+        help="compare so many (all)",
+    )
+    return parser.parse_args(arguments)
+
+
+def experiment_at(folder: Path) -> tuple[dict[str, Any], Folders]:
+    """The merged configuration and the folders of an experiment's folder.
+
+    Raises:
+        UserError: there is no experiment, or it cannot be repeated.
+    """
+    found = sorted(folder.glob("*/hps.json"))
+    if not found:
+        raise UserError(f"{folder}: has no log/hps.json; name an experiment's folder")
+    merged = read_json(found[0])
+    config = Config.model_validate(merged)
+    folders = Folders.at(
+        folder, config.log_path, config.save_model_path, folder.resolve().name
+    )
+    for reason in read_run(folders).get("not_reproducible", []):
+        print(f"note: from frame {reason['from_frame']} on, {reason['why']}")
+    if not config.is_paced:
+        raise UserError(f"{folder}: {config.sources_of_chance[0]}")
+    if not read_digests(folders.digests):
+        raise UserError(
+            f"{folders.digests}: is missing or empty; the run has ended no epoch, or "
+            "was made by an earlier version"
+        )
+    return merged, folders
+
+
+def repeat(merged: dict[str, Any], folders: Folders, device: str, wanted: int) -> int:
+    """Runs the experiment again and prints how far it is the same.
+
+    Returns:
+        the exit code: 0 where all that was wanted is identical, else 1.
+    """
+    earlier = read_digests(folders.digests)
+    with tempfile.TemporaryDirectory(prefix="steve-verify-") as root:
+        keys = (*QUIET, f"output_root={json.dumps(root)}")
+        request = Request({"updates": merged}, device, overrides=keys, name="again")
+        again = Folders.of(request.loaded.config, "again")
+        found = Comparison(0, wanted)
+
+        def look(_: Epoch | None) -> None:
+            nonlocal found
+            found = compare(earlier, read_digests(again.digests), wanted)
+            if found.difference or found.same == wanted:
+                raise _Enough  # the run is stopped by that
+
+        try:
+            train(request, look, show=lambda line: print(f"  {line}", flush=True))
+            look(None)
+        except _Enough:
+            pass
+        print(report(found, len(earlier)))
+        if found.difference:
+            print(how_far(folders, again, found.difference[0].updates))
+    return 0 if found.same == wanted else 1
+
+
+def report(found: Comparison, of: int) -> str:
+    """What was found, in one line."""
+    if found.difference is None:
+        all_of = " (all)" if found.same == of else f" of {of}"
+        return f"identical to the bit up to epoch {found.same}{all_of}"
+    line, names = found.difference
+    return f"differs from epoch {line.epoch} on: {', '.join(names)}"
+
+
+def how_far(folders: Folders, again: Folders, updates: int) -> str:
+    """By how much two policies differ, and on which processors they were made."""
+    starts = read_run(folders)["starts"]
+    before = (starts[-1] if starts else {}).get("processor", "unknown")
+    lines = [f"processor then: {before}", f"processor now:  {processor()}"]
+    try:
+        one, other = (
+            checkpoint.load(each.policies.path(updates)).tensors
+            for each in (folders, again)
+        )
+    except CheckpointError:
+        return "\n".join(lines)
+    largest = max(float(np.abs(one[name] - other[name]).max()) for name in one)
+    return "\n".join(
+        [*lines, f"largest difference of a weight of the policy: {largest:.3g}"]
+    )
+
+
+def main(arguments: Sequence[str] | None = None, program: str = "verify.py") -> int:
+    """The command; returns the exit code: 1 where something differs."""
+    parsed = parse_arguments(arguments, program)
+    return exit_code(program, lambda: run(parsed))
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """What the command does, once its arguments are read."""
+    merged, folders = experiment_at(arguments.folder)
+    there = len(read_digests(folders.digests))
+    wanted = there if arguments.epochs is None else min(arguments.epochs, there)
+    return repeat(merged, folders, arguments.device, wanted)
+
+
+if __name__ == "__main__":
+    import_from_working_folder()
+    sys.exit(main())
