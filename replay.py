@@ -71,7 +71,7 @@ CHECKSUM = struct.Struct("<I")
 COUNTERS = slice(64, 128)  # eight uint64: 8-byte aligned, so each is stored at once
 INTENT, FRAMES, RESERVED = range(3)
 COPIES = 3  # behind each counter by so many: its complement, by which damage is seen
-TURN = 6  # has no complement: the rows say what it must be at least
+TURN, TURN_COPY = 6, 7  # the rows say what it must be at least
 ALL_ONES = (1 << 64) - 1
 
 MAX_DIM = 1 << 20
@@ -171,7 +171,8 @@ class _Layout:
         CHECKSUM.pack_into(page, len(fixed), zlib.crc32(fixed))
         counters = (intent, frames, 0)
         copies = (value ^ ALL_ONES for value in counters)
-        page[COUNTERS] = struct.pack("<8Q", *counters, *copies, turn, 0)
+        turns = turn, turn ^ ALL_ONES
+        page[COUNTERS] = struct.pack("<8Q", *counters, *copies, *turns)
         return bytes(page)
 
     @classmethod
@@ -307,6 +308,8 @@ class ReplayBuffer:
                 file.fileno(), _Layout(obs_dim, action_dim, capacity)
             )
             capacity = layout.capacity
+            if layout.has_origins and not _ends_at(file.fileno(), layout, end):
+                end = _begin_of_last_step(file.fileno(), layout, start, end)
             if start == end:
                 return None
             with _new_file(workplace, layout) as descriptor:
@@ -469,14 +472,28 @@ class ReplayBuffer:
                 start = first - frames
                 self._write(self._file.fileno(), first, rows[start : start + part])
             self._count(FRAMES, frames + count)
-            self._counters[TURN] = self.turn + 1
+            self._count_turn(self.turn + 1)
         return True
 
     def settle_turn(self) -> None:
         """Counts the vector step of a writer that was killed before it counted it."""
         self._require_writable()
         with self._locked():
-            self._counters[TURN] = max(self.turn, self._turn_after(self.frames))
+            self._count_turn(max(self.turn, self._turn_after(self.frames)))
+
+    def _count_turn(self, turn: int) -> None:
+        """Stores the turn, then its complement."""
+        self._counters[TURN] = turn
+        self._counters[TURN_COPY] = turn ^ ALL_ONES
+
+    def _mend_turn(self) -> None:
+        """Decides where the turn and its complement differ, or the rows know better."""
+        least, turn = self._turn_after(self.frames), self.turn
+        copy = self._counters[TURN_COPY]
+        if copy:  # else the file is of an earlier program
+            possible = [n for n in (turn, copy ^ ALL_ONES) if n >= least]
+            turn = min(possible, default=least)
+        self._count_turn(max(turn, least))
 
     def _turn_after(self, frames: int) -> int:
         """The vector step that follows the row before frame `frames`; 0: unknown."""
@@ -594,6 +611,7 @@ class ReplayBuffer:
         for _ in range(MAX_DRAWS):
             if whole.all():
                 return _unpack(rows, self._layout)
+            self.fell_short |= end is not None
             missing = np.flatnonzero(~whole)
             rows[missing], whole[missing] = self._draw(missing.size, newest, rng, end)
         raise RunError(f"{self._path}: is damaged: rows have wrong frame numbers")
@@ -608,6 +626,8 @@ class ReplayBuffer:
         """Copies random rows [B, words] and says which of them are whole [B]."""
         oldest, frames = self._window()
         limit = frames if end is None else min(end, frames)
+        if end is not None and limit <= oldest < frames:  # they are all gone
+            self.fell_short, limit = True, frames
         first = max(0, limit - newest)
         if oldest > first:
             self.fell_short |= end is not None
@@ -677,8 +697,8 @@ class ReplayBuffer:
             if start > oldest:
                 self._count(INTENT, start + self.capacity)
             if end < frames:
-                self._counters[TURN] = self._turn_after(end)
-            self._counters[TURN] = max(self.turn, self._turn_after(end))
+                self._count_turn(self._turn_after(end))
+            self._mend_turn()
         return (frames - oldest) - (end - start)
 
     def _read_rows(self, first: int, count: int) -> np.ndarray:
@@ -703,7 +723,7 @@ class ReplayBuffer:
         with self._locked():
             self._check_end(frames)
             self._count(FRAMES, frames)
-            self._counters[TURN] = self._turn_after(frames)
+            self._count_turn(self._turn_after(frames))
             self.sync()
 
     def _check_end(self, frames: int) -> None:
@@ -796,19 +816,45 @@ def _longest_run(bad: list[int]) -> tuple[int, int]:
     )
 
 
+def _ends_at(descriptor: int, layout: _Layout, frames: int) -> bool:
+    """Whether the row of frame `frames` was never written, or in the last lap."""
+    offset = HEADER_BYTES + frames % layout.capacity * layout.row_bytes
+    content = os.pread(descriptor, layout.row_bytes, offset)
+    if len(content) < layout.row_bytes:
+        return False
+    row = np.frombuffer(content, "<u4")[None]
+    return not row.any() or bool(_checksums(row)[0] == row[0, -1])
+
+
+def _begin_of_last_step(descriptor: int, layout: _Layout, start: int, end: int) -> int:
+    """The first of good frames that is of the last vector step.
+
+    That step may not be whole; it is done again. Where it is all there is, it stays.
+    """
+    turns = []
+    for frame in range(end - 1, start - 1, -1):
+        offset = HEADER_BYTES + frame % layout.capacity * layout.row_bytes
+        row = np.frombuffer(os.pread(descriptor, layout.row_bytes, offset), "<u4")
+        turns.append(int(_origin_of(row[None]).turn[0]))
+        if turns[-1] != turns[0]:
+            return frame + 1
+    return end
+
+
 def _best_layout(descriptor: int, expected: _Layout) -> tuple[_Layout, tuple[int, int]]:
     """The layout under which a file has most good rows, and their frames.
 
     Tried are the expected one and those whose length fits the file: a file of format
     1, or of another capacity.
     """
-    layouts = [expected]
+    layouts = []
     content = os.fstat(descriptor).st_size - HEADER_BYTES
     for version in reversed(READABLE):
         layout = replace(expected, version=version)
         capacity, rest = divmod(content, layout.row_bytes)
         if rest == 0 and 1 <= capacity <= MAX_CAPACITY:
             layouts.append(replace(layout, capacity=capacity))
+    layouts += [expected, replace(expected, version=1)]
     found = [(layout, _good_frames(descriptor, layout)) for layout in layouts]
     return max(found, key=lambda each: each[1][1] - each[1][0])
 

@@ -62,6 +62,7 @@ class ValueRLLearner(Learner):
         self.model_updates = -1  # of the one in use
         self._has_model = False  # one has been assigned in this launch
         self._rows_from = 0  # the first frame that no line of digests.csv covers
+        self._digest_epoch = 0  # of its last line
         self._earlier_model = 0  # updates of the one before
 
     def variables(self) -> Mapping[str, tf.Variable]:
@@ -127,7 +128,9 @@ class ValueRLLearner(Learner):
             self.context.store(lambda: self.replay.copy_to(folder))
 
     def _add_digest(self) -> None:
-        """Appends this epoch's line to digests.csv."""
+        """Appends this epoch's line to digests.csv, unless it is there."""
+        if self._digest_epoch == self.epoch:
+            return
         model, frames, rows = NONE, self.frames_used(), NONE
         if self.world_model is not None:
             model = checkpoint.digest(self.folders.models.path(self.model_updates))
@@ -143,7 +146,7 @@ class ValueRLLearner(Learner):
             rows,
         )
         self.context.store(lambda: append_digest(self.folders.digests, line))
-        self._rows_from = frames
+        self._rows_from, self._digest_epoch = frames, self.epoch
 
     def _drop_unneeded(self) -> None:
         """Removes published policies and models that no process can need any more.
@@ -152,7 +155,9 @@ class ValueRLLearner(Learner):
         """
         agent, policies = self.config.agent_config, self.folders.policies
         reload = agent.reload_every_n * agent.count * agent.batch_size
-        needed = pace.policy_for(self.config, self.replay.frames - reload) or 0
+        needed = self.updates
+        if self.config.is_paced:
+            needed = pace.policy_for(self.config, self.replay.frames - reload) or 0
         oldest = needed - 2 * self.settings.epoch_every_n
         waiting = self.epoch - self._evaluated() + SPARE
         policies.drop_before(min(oldest, *policies.numbers()[-waiting:]))
@@ -199,13 +204,30 @@ class ValueRLLearner(Learner):
         if not self.config.is_paced:
             return self._load_newest_model()
         wanted = pace.model_for(self.config, self.updates)
-        path = self.folders.models.path(wanted)
-        if not self._wait_unless_stopped(path.exists):
+        models = self.folders.models
+        if not self._wait_unless_stopped(
+            lambda: models.path(wanted).exists() or self._is_passed(wanted)
+        ):
             return False
+        if not models.path(wanted).exists():
+            self.note_chance(f"there is no world model of {wanted} updates")
+            there = models.numbers()
+            older = [updates for updates in there if updates < wanted]
+            wanted = older[-1] if older else there[0]
         if wanted != self.model_updates:
             self._use_model(wanted)
             self._count_model()
         return True
+
+    def _is_passed(self, wanted: int) -> bool:
+        """Whether the world-model learner will never publish that number.
+
+        So it may be after a rewind, and in a run of version 1.0.
+        """
+        row = self.context.board[WORLDMODEL]
+        is_beyond = row["ready"] and row["updates"] > wanted
+        there = self.folders.models.numbers() if is_beyond else []
+        return bool(there) and not self.folders.models.path(wanted).exists()
 
     def _load_newest_model(self) -> bool:
         """Takes up the newest world model; waits only for the first."""
@@ -275,7 +297,8 @@ class ValueRLLearner(Learner):
         """
         trim_log(self.folders.digests, {"updates": self.updates})
         lines = read_digests(self.folders.digests)
-        self._rows_from = lines[-1].frames if lines else 0
+        if lines:
+            self._rows_from, self._digest_epoch = lines[-1].frames, lines[-1].epoch
         if self.epoch == 0:
             return
         if self.world_model is not None:

@@ -19,7 +19,9 @@ from ..util import wait_until
 from .policy import Policy, PolicyReader, random_actions
 from .safe_env import SafeEnv, seed_globals
 
-LOST_AT_THE_END = 20  # episodes that an evaluator loses before it gives up on the rest
+LOST_IN_A_ROW = (
+    20  # episodes; then those of the policy, or the final ones, are given up
+)
 
 
 def evaluate(context: Context) -> None:
@@ -54,7 +56,7 @@ class Evaluator:
         per_policy = self._settings.episodes_per_policy * count
         self._scores = ScoreFile(folders.scores, per_policy)
         self._final = ScoreFile(folders.final_scores, config.final_episodes * count)
-        self._lost_at_the_end = 0  # episodes
+        self._lost_in_a_row = 0  # episodes
 
     def run(self) -> None:
         """Evaluates until asked to stop, or until the final episodes are done."""
@@ -79,9 +81,10 @@ class Evaluator:
                 wait_until(lambda: self._stopping() or self._has_work())
                 continue
             position = self._scores.position()
-            done = position.rows if position.epoch == policy.epoch else 0
-            episodes = self._own(done, self._settings.episodes_per_policy)
-            if not self._run_episodes(policy, episodes, Stream.EVALUATION):
+            there = position.rows if position.epoch == policy.epoch else 0
+            episodes = self._own(there, self._settings.episodes_per_policy)
+            done = self._run_episodes(policy, episodes, Stream.EVALUATION)
+            if not done and (is_last or self._stopping()):
                 return
             self._row["epoch"] = policy.epoch
 
@@ -89,7 +92,7 @@ class Evaluator:
         """The last epoch whose own episodes are all in the file."""
         position = self._scores.position()
         missing = self._own(position.rows, self._settings.episodes_per_policy)
-        return position.epoch - bool(missing)
+        return max(0, position.epoch - bool(missing))
 
     def _own(self, done: int, episodes: int) -> list[int]:
         """This evaluator's episodes of a policy, without the first `done`."""
@@ -101,25 +104,33 @@ class Evaluator:
 
     def _next_policy(self) -> Policy | None:
         """The next policy to be scored; None where it is not there yet."""
-        every, scored = int(self._settings.every_n_epochs), int(self._row["epoch"])
+        scored = int(self._row["epoch"])
         for updates in self._context.run.folders.policies.numbers():
-            if self._epochs.get(updates, scored + 1) <= scored:
+            epoch = self._epochs.get(updates)
+            if epoch is not None and (epoch <= scored or not self._is_chosen(epoch)):
                 continue
             policy = self._reader.load(updates)
             if policy is None:
                 continue  # removed meanwhile: it has been scored
             self._epochs[updates] = policy.epoch
-            if (policy.epoch - 1) % every == 0 and policy.epoch > scored:
+            if self._is_chosen(policy.epoch) and policy.epoch > scored:
                 return policy
         return None
 
+    def _is_chosen(self, epoch: int) -> bool:
+        return (epoch - 1) % int(self._settings.every_n_epochs) == 0
+
     def _is_next(self, position: Position, policy: Policy, episode: int) -> bool:
         """Whether a row comes next in the file of scores."""
+        if self._someone_gave_up():
+            return True
         if position.epoch == policy.epoch:
             return position.rows == episode
         wanted = self._settings.episodes_per_policy * self._settings.count
-        # Rows of a policy that is gone, in a run of version 1.0, stay as they are.
+        # Rows of a policy that is gone, in a run of version 1.0, or no longer chosen
+        # stay as they are.
         there = position.epoch in self._epochs.values()
+        there = there and self._is_chosen(position.epoch)
         complete = position.rows >= wanted or not there
         return episode == 0 and position.epoch < policy.epoch and complete
 
@@ -165,22 +176,25 @@ class Evaluator:
 
     def _may_end_file(self, position: Position, policy: Policy, episode: int) -> bool:
         """Whether a row comes next in the file of final scores."""
-        board = self._context.board
-        names = (f"{Kind.EVALUATOR}{i}" for i in range(self._settings.count))
-        if any(board[name]["gave_up"] for name in names):
+        if self._someone_gave_up():
             return True
         done = position.rows if position.epoch == policy.epoch else 0
         return episode == done
+
+    def _someone_gave_up(self) -> bool:
+        board = self._context.board
+        names = (f"{Kind.EVALUATOR}{i}" for i in range(self._settings.count))
+        return any(board[name]["gave_up"] for name in names)
 
     def _random_score(self) -> float:
         """Mean score of `final_episodes` episodes with uniformly random actions.
 
         NaN where the run has no final episodes, or was stopped meanwhile. The mean is
-        of fewer where LOST_AT_THE_END episodes are lost.
+        of fewer where LOST_IN_A_ROW episodes are lost.
         """
         seed, env = self._config.seed, self._envs[0]
         scores: list[float] = []
-        for k in range(self._config.final_episodes + LOST_AT_THE_END):
+        for k in range(self._config.final_episodes + LOST_IN_A_ROW):
             if len(scores) == self._config.final_episodes:
                 break
             stream = Stream.RANDOM_SCORE, self._number, k
@@ -283,7 +297,7 @@ class Evaluator:
                 step = env_of[episode].step(action)
                 self._beat()
                 if step is None:
-                    if stream is Stream.FINAL_EPISODE and self._gives_up():
+                    if self._gives_up():
                         return None
                     attempts[episode] += 1
                     begin(episode)
@@ -292,17 +306,19 @@ class Evaluator:
                 scores[episode] += step.reward
                 if step.over:
                     running.remove(episode)
+                    self._lost_in_a_row = 0
         return list(scores.values())
 
     def _gives_up(self) -> bool:
-        """Counts a lost final episode; True where there were too many."""
-        self._lost_at_the_end += 1
-        if self._lost_at_the_end < LOST_AT_THE_END:
+        """Counts a lost episode; True where there were too many in a row."""
+        self._lost_in_a_row += 1
+        if self._lost_in_a_row < LOST_IN_A_ROW:
             return False
+        self._lost_in_a_row = 0
         self._row["gave_up"] = 1
         print(
-            "final episodes are given up: transitions were lost in each of "
-            f"{self._lost_at_the_end}",
+            "episodes have no score and are given up: transitions were lost in each of "
+            f"{LOST_IN_A_ROW}",
             flush=True,
         )
         return True

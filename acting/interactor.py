@@ -220,11 +220,15 @@ class Interactor:
 
         The episode is begun again by its seed, and the stored actions are repeated.
         """
+        if not self._replay.has_origins:
+            for i in range(len(self._numbers)):
+                self._begin_episode(i, self._turns_between(-1, turn))
+            return
         begin = self._rows_of_episodes()
         rows = self._replay.origins(begin, self._replay.frames - begin)
         for i, number in enumerate(self._numbers):
             mine = np.flatnonzero(rows.env == number)
-            if not self._replay.has_origins or mine.size == 0:
+            if mine.size == 0:
                 self._begin_episode(i, self._turns_between(-1, turn))
                 continue
             last = mine[-1]
@@ -241,8 +245,6 @@ class Interactor:
     def _rows_of_episodes(self) -> int:
         """The first frame that a running episode can have."""
         replay, agent = self._replay, self._agent
-        if not replay.has_origins:
-            return replay.frames
         longest = self._config.env.max_frames * agent.count * agent.batch_size
         return max(replay.oldest, replay.frames - longest - agent.batch_size)
 

@@ -93,7 +93,7 @@ class PolicyReader:
         self._path = context.run.folders.policy
         self._published = context.run.folders.policies
         self._sizes = context.run.obs_dim, context.run.action_dim
-        self._stamp: object = None
+        self._stamp: object = None  # of the newest policy, where it was asked for
         self._updates = -1  # of `policy`, where it was asked for by number
         self.policy: Policy | None = None
 
@@ -105,6 +105,8 @@ class PolicyReader:
         """
         if updates != self._updates:
             path = self._published.path(updates)
+            if not path.exists():
+                return None  # asked first: it may be published at any moment
             try:
                 state = checkpoint.load(path)
             except CheckpointError:
@@ -112,7 +114,7 @@ class PolicyReader:
                     raise
                 return None
             self.policy = Policy(state, *self._sizes)
-            self._updates = updates
+            self._updates, self._stamp = updates, None
         return self.policy
 
     def refresh(self) -> Policy | None:
@@ -123,7 +125,7 @@ class PolicyReader:
         """
         stamp = checkpoint.stamp(self._path)
         if stamp is not None and stamp != self._stamp:
-            self._stamp = stamp
+            self._stamp, self._updates = stamp, -1
             try:
                 self.policy = Policy(checkpoint.load(self._path), *self._sizes)
             except CheckpointError as error:

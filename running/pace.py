@@ -129,9 +129,11 @@ def model_for(config: Config, updates: int) -> int:
         the newest not above `updates` where both learners keep the same pace.
     """
     settings, model = config.policy_config, config.model_section
-    frames = _needed(settings, updates) - model.frames_before_learning
-    allowed = max(0, math.floor(frames / model.frames_per_update + ROUNDING))
-    return published_by(model, allowed)
+    first, each = model.frames_before_learning, model.frames_per_update
+    same = math.floor((_needed(settings, updates) - first) / each + ROUNDING)
+    # Nor more than the frames allow that the value learner has needed itself.
+    certain = math.ceil((frames_used(settings, updates) - first) / each - ROUNDING)
+    return published_by(model, max(0, min(same, certain)))
 
 
 def published_by(settings: LearnerConfig, updates: int) -> int:

@@ -556,8 +556,11 @@ class Config(Section):
         if not self.is_paced:
             return self._largest_replay_size
         step = self.agent_config.batch_size
+        latest = max(each.frames_before_learning for _, each in self._learners())
         drawn = [
             each.replay_size
+            + latest
+            - each.frames_before_learning
             + math.ceil(2 * each.epoch_every_n * each.frames_per_update)
             for _, each in self._learners()
         ]

@@ -54,6 +54,8 @@ def read_digests(path: Path) -> list[Digest]:
     try:
         content = path.read_bytes().decode()
         rows = list(csv.DictReader(content[: content.rfind("\n") + 1].splitlines()))
+        if any(None in row.values() for row in rows):
+            raise ValueError("a line is too short")
         return [
             Digest(
                 int(row["epoch"]),

@@ -253,22 +253,21 @@ def _adopted_files(run: Run) -> list[str]:
     state = folders.state(VALUERL)
     if not (config.has_model and state.exists() and folders.state(WORLDMODEL).exists()):
         return notes
-    wanted = int(checkpoint.load_newest(state)[0].metadata.get("model_updates", 0))
-    if wanted < 0 or _is_good(folders.models.path(wanted)):
-        return notes
     source = folders.state(WORLDMODEL)
     if not _is_good(source):
         source = checkpoint.previous_path(source)
-    model = checkpoint.load(source)
-    if int(model.metadata["epoch"]) > 0:
-        folders.models.add(wanted, source)
-        found = int(model.metadata["updates"])
-        if found != wanted:
-            notes.append(
-                f"the world model of {wanted} updates is missing; that of {found} is "
-                "used instead, so the run cannot be repeated to the bit"
-            )
-            record_chance(folders, 0, notes[-1])
+    model = checkpoint.load(source).metadata
+    found = int(model.get("updates", 0))
+    wanted = int(checkpoint.load_newest(state)[0].metadata.get("model_updates", found))
+    if wanted < 0 or not model["epoch"] or _is_good(folders.models.path(wanted)):
+        return notes
+    folders.models.add(wanted, source)
+    if found != wanted:
+        notes.append(
+            f"the world model of {wanted} updates is missing; that of {found} is used "
+            "instead, so the run cannot be repeated to the bit"
+        )
+        record_chance(folders, 0, notes[-1])
     return notes
 
 

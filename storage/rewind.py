@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ..replay import DATA_NAME, ReplayBuffer
 from ..settings.roles import VALUERL, learners
-from ..settings.schema import Config
+from ..settings.schema import VECTOR_STEPS_AHEAD, Config
 from ..util import UserError, first_free, fsync_folder
 from . import checkpoint
 from .folders import Folders
@@ -61,7 +61,9 @@ def rewind(folders: Folders, config: Config, updates: int) -> Path:
             # Its own policy is published, and evaluated, again.
             last = int(state.metadata["epoch"]) - 1
             copy_rows(folders.scores, staging.scores, "epochs", last)
-    _copy_replay(folders, staging, updates, frames)
+    copy_rows(folders.digests, staging.digests, "updates", updates)
+    ahead = VECTOR_STEPS_AHEAD * config.agent_config.batch_size
+    _copy_replay(folders, staging, updates, frames, ahead if config.is_paced else 0)
     if (events := folders.log / "events").exists():
         # Whole: readers drop what a learner that starts at `updates` writes again.
         shutil.copytree(events, staging.log / "events")
@@ -89,25 +91,40 @@ def finish_rewind(folders: Folders) -> None:
             fsync_folder(staging.parent)
 
 
-def _copy_replay(folders: Folders, staging: Folders, updates: int, frames: int) -> None:
-    """The copy made at that checkpoint, or the prefix of the present replay."""
+def _copy_replay(
+    folders: Folders, staging: Folders, updates: int, frames: int, ahead: int
+) -> None:
+    """The prefix of the present replay, or the copy made at that checkpoint.
+
+    Args:
+        folders: of the run as it is.
+        staging: of the run as it was.
+        updates: of the checkpoint.
+        frames: that its learners have learned from.
+        ahead: so many more are kept where they are there: interactors may have been
+            that far, and then act with the checkpoint's own policy.
+    """
     copy = folders.numbered_replay(updates)
+    with ReplayBuffer.open(folders.replay) as replay:
+        is_whole = replay.oldest <= max(0, frames - replay.capacity)
+        if is_whole and frames <= replay.frames:
+            end = replay.step_boundary(min(frames + ahead, replay.frames))
+            replay.copy_to(staging.replay, end)
+            return
+        lost = frames - replay.frames
     if (copy / DATA_NAME).exists():
         with ReplayBuffer.open(copy) as replay:
             replay.copy_to(staging.replay)
         return
-    with ReplayBuffer.open(folders.replay) as replay:
-        if replay.oldest > max(0, frames - replay.capacity):
-            raise UserError(
-                f"{folders.replay}: the transitions of {updates} updates have been "
-                "overwritten since (keep_all_replay_buffers would have kept a copy)"
-            )
-        if frames > replay.frames:
-            raise UserError(
-                f"{folders.replay}: {frames - replay.frames} of the transitions of "
-                f"{updates} updates are lost; an earlier checkpoint may be complete"
-            )
-        replay.copy_to(staging.replay, frames)
+    if not is_whole:
+        raise UserError(
+            f"{folders.replay}: the transitions of {updates} updates have been "
+            "overwritten since (keep_all_replay_buffers would have kept a copy)"
+        )
+    raise UserError(
+        f"{folders.replay}: {lost} of the transitions of {updates} updates are lost; "
+        "an earlier checkpoint may be complete"
+    )
 
 
 def numbered_checkpoints(folders: Folders, config: Config) -> list[int]:

@@ -22,7 +22,7 @@ from support_evaluators import (
     scores_of,
 )
 
-from steve.acting.evaluator import LOST_AT_THE_END
+from steve.acting.evaluator import LOST_IN_A_ROW
 from steve.acting.safe_env import SafeEnv
 from steve.settings.roles import LAUNCHER
 from steve.settings.seeds import Stream, seed_of
@@ -430,10 +430,10 @@ def test_final_episodes_are_given_up_after_too_many_losses(
     assert epochs_of(run.folders.final_scores) == [1] * batch_size
     assert math.isnan(board["evaluator0"]["random_score"])
     assert board["evaluator0"]["gave_up"] == 1
-    assert f"given up: transitions were lost in each of {LOST_AT_THE_END}" in (
+    assert f"given up: transitions were lost in each of {LOST_IN_A_ROW}" in (
         capsys.readouterr().out
     )
-    assert len(begun) == 1 + batch_size + LOST_AT_THE_END
+    assert len(begun) == 1 + batch_size + LOST_IN_A_ROW
 
 
 def test_evaluators_do_not_wait_for_one_that_gave_up(tmp_path):

@@ -92,7 +92,7 @@ def test_going_back_restores_states_replay_and_rows(config, folders):
         updates = [row[2] for row in rows_of(folders.learner_log(learner))]
         assert updates == ["updates", "50", "100"]
     # 30 frames for the value learner, 32 for the world model.
-    assert rewards_in(folders.replay) == list(range(32))
+    assert rewards_in(folders.replay) == list(range(40))
     epochs = [row[1] for row in rows_of(folders.scores)]
     # The policy of epoch 5 is published, and evaluated, anew.
     assert epochs == ["epochs", "1", "1", "4"]
@@ -118,7 +118,7 @@ def test_one_can_go_back_twice(config, folders):
     first = rewind(folders, config, 200)
     second = rewind(folders, config, 200)
     assert first != second
-    assert rewards_in(folders.replay) == list(range(62))
+    assert rewards_in(folders.replay) == list(range(70))
     with pytest.raises(UserError, match="there are: 200"):
         rewind(folders, config, 100)
 
@@ -128,7 +128,7 @@ def test_without_a_model_there_is_one_learner_to_go_back(tmp_path):
     folders = Folders.of(config, "first")
     former_run(folders, learners=("valuerl",))
     rewind(folders, config, 200)
-    assert rewards_in(folders.replay) == list(range(60))
+    assert rewards_in(folders.replay) == list(range(70))
     assert not folders.state("worldmodel").exists()
 
 
@@ -138,7 +138,7 @@ def test_a_run_without_scores_or_logs_yet_can_go_back(config, folders):
         path.unlink()
     rewind(folders, config, 100)
     assert not folders.scores.exists()
-    assert rewards_in(folders.replay) == list(range(32))
+    assert rewards_in(folders.replay) == list(range(40))
 
 
 def test_a_run_that_went_back_opens_and_goes_on_appending(config, folders):
@@ -147,7 +147,7 @@ def test_a_run_that_went_back_opens_and_goes_on_appending(config, folders):
     assert open_now(folders, config) == []
     with ReplayBuffer.open(folders.replay, writable=True) as replay:
         assert replay.append(transitions(8, 500))
-        assert replay.frames == 40
+        assert replay.frames == 48
 
 
 def rewind_error(folders, config, updates):
@@ -216,7 +216,7 @@ def test_what_an_interrupted_attempt_left_is_no_obstacle(config, folders, monkey
         with pytest.raises(ZeroDivisionError):
             rewind(folders, config, 200)
     rewind(folders, config, 100)
-    assert rewards_in(folders.replay) == list(range(32))
+    assert rewards_in(folders.replay) == list(range(40))
     assert numbered_checkpoints(folders, config) == [100]
 
 
@@ -249,7 +249,7 @@ def test_going_back_that_was_killed_between_its_renamings_is_finished(
             rewind(folders, config, 100)
     finish_rewind(folders)
     # Before the first renaming nothing has happened, after it all has.
-    frames = 90 if killed_at == 1 else 32
+    frames = 90 if killed_at == 1 else 40
     assert rewards_in(folders.replay) == list(range(frames))
     finish_rewind(folders)
     assert rewards_in(folders.replay) == list(range(frames))
@@ -268,7 +268,7 @@ def test_who_is_just_going_back_is_not_interfered_with(config, folders, monkeypa
     monkeypatch.setattr(rewinding, "put_aside", put_aside_and_look)
     with claimed(folders):
         rewind(folders, config, 200)
-    assert rewards_in(folders.replay) == list(range(62))
+    assert rewards_in(folders.replay) == list(range(70))
 
 
 def test_where_nothing_was_interrupted_there_is_nothing_to_finish(config, folders):
