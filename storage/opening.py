@@ -10,7 +10,7 @@ from ..settings.interface import EnvSpec
 from ..settings.loading import changed_keys
 from ..settings.request import Request, Start
 from ..settings.roles import VALUERL, WORLDMODEL, learners
-from ..settings.schema import Config
+from ..settings.schema import AgentConfig, Config
 from ..util import UserError
 from . import checkpoint
 from .board import Board
@@ -173,16 +173,38 @@ def open_output(run: Run, merged: dict[str, Any]) -> list[str]:
             )
         for folder in (folders.checkpoints, folders.log / "processes"):
             folder.mkdir(parents=True, exist_ok=True)
+        before = _interactors_before(folders)
         write_json(folders.hyperparameters, merged)
         for leftover in folders.root.rglob(".*.tmp"):  # of writers that were killed
             leftover.unlink()
         notes += _mended_replay(run)
         notes += _checked_states(run)
         notes += _adopted_files(run)
+        _record_changes(run, before)
         Board.create(folders.board, run.config)
     except OSError as error:
         raise unwritable(error, folders) from None
     return notes
+
+
+def _interactors_before(folders: Folders) -> int | None:
+    """`agent_config.count` of the launch before; None where there was none."""
+    if not folders.hyperparameters.exists():
+        return None
+    agent = read_json(folders.hyperparameters).get("agent_config", {})
+    return agent.get("count", AgentConfig().count)
+
+
+def _record_changes(run: Run, before: int | None) -> None:
+    """Says in run.json why a resumed run is not what an uninterrupted one would be."""
+    count = run.config.agent_config.count
+    with ReplayBuffer.open(run.folders.replay) as replay:
+        if not replay.has_origins:
+            why = "the run was begun by version 1.0"
+            record_chance(run.folders, replay.frames, why)
+        if before not in (None, count):
+            why = f"agent_config.count was {before} and is {count}"
+            record_chance(run.folders, replay.frames, why)
 
 
 def _mended_replay(run: Run) -> list[str]:

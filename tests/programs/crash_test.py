@@ -3,10 +3,11 @@
     python tests/programs/crash_test.py --kills 200
 
 A tiny run of the counting environment is started; a process of it, or all of them, is
-killed by SIGKILL at a random moment; where that ended the run, it is resumed. What must
-be true then is compared with journals that the environments and this program keep
-outside of the run's folder. The exit code is 1 where anything was violated; the
-folder stays then.
+killed by SIGKILL at a random moment; where that ended the run, it is resumed. After each
+launch nothing that was stored may be missing. At the end the same run is done again
+without kills: transitions, scores and digests must be the same, byte by byte. In every
+second run, by the seed, the replay buffer's ring wraps. The exit code is 1 where
+anything was violated; the folder stays then.
 """
 
 import argparse
@@ -30,13 +31,17 @@ import numpy as np
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # support modules
 
+import support_env
 from support import PROJECT
 
-from steve.replay import ReplayBuffer
+from steve.batch import Batch
+from steve.replay import Origin, ReplayBuffer
 from steve.settings.roles import VALUERL, WORLDMODEL, process_names
 from steve.settings.schema import Config
 from steve.storage import checkpoint
 from steve.storage.board import Board
+from steve.storage.digests import read_digests
+from steve.storage.record import read_json
 from steve.util import UserError
 
 RESUME_PATIENCE = 60.0  # seconds in which a resumed run must learn again
@@ -46,10 +51,10 @@ STOP_PATIENCE = 15.0  # seconds in which a run that is asked to end has ended
 STEP_TIMEOUT = 5.0  # seconds after which a process that shows no life is killed
 TAG = "STEVE_CRASH_TEST"  # a variable by which a run's processes are known
 LOG_EVERY, EPOCH_EVERY, BACKUP_EVERY = 20, 100, 2000
+LENGTH = 7  # steps of an episode
 
 LEARNER = {
     "batch_size": 16,
-    "replay_size": 500_000,
     "frames_before_learning": 20,
     "frames_per_update": 0.5,
     "log_every_n": LOG_EVERY,
@@ -58,25 +63,30 @@ LEARNER = {
 }
 
 
-def configuration(folder: Path) -> dict[str, object]:
+def configuration(folder: Path, seed: int) -> dict[str, object]:
     """A run that learns within seconds and has no end."""
+    size = {"replay_size": 100 if seed % 2 else 500_000}
     return {
+        "seed": seed,
         "env": {
-            "name": "Journal-v0",
-            "module": "support_journal",
-            "make_kwargs": {"folder": str(folder / "journal")},
+            "name": support_env.NAME,
+            "module": "support_env",
+            "make_kwargs": {"length": LENGTH, "repeatable": True, "luck": True},
+            "max_frames": 2 * LENGTH,
             "step_timeout": STEP_TIMEOUT,
         },
         "agent_config": {"count": 2, "batch_size": 2, "full_random_n": 40},
         "evaluator_config": {"count": 2},
         "policy_config": {
             **LEARNER,
+            **size,
             "hidden_dim": 4,
             "layers": 2,
             "value_expansion": {"rollout_len": 1},
         },
         "model_config": {
             **LEARNER,
+            **size,
             "transition_hidden_dim": 4,
             "transition_layers": 2,
             "aux_hidden_dim": 4,
@@ -108,8 +118,8 @@ class Seen:
     """What the harness has seen stored; none of it may ever be missing."""
 
     frames: int = 0
-    rows: int = 0  # of the replay, compared up to here
-    content: list[np.ndarray] = field(default_factory=list)
+    first: int = 0  # the frame of the first row of `content`
+    content: np.ndarray | None = None
     scores: bytes = b""
     updates: dict[str, int] = field(default_factory=dict)
 
@@ -126,12 +136,11 @@ class Harness:
         self.folder = folder
         self.rng = random.Random(seed)
         self.tag = f"{os.getpid()}.{seed}"
-        (folder / "journal").mkdir()
-        content = configuration(folder)
+        content = configuration(folder, seed)
         (folder / "run.json").write_text(json.dumps({"updates": content}))
         self.names = process_names(Config.model_validate(content))[1:]
         self.kinds = {name.rstrip("0123456789") for name in self.names}
-        self.root = folder / "output" / "Journal-v0" / "run"
+        self.root = folder / "output" / support_env.NAME / "run"
         self.seen = Seen()
         self.killed: collections.Counter[str] = collections.Counter()
         self.counts: collections.Counter[str] = collections.Counter()
@@ -377,37 +386,24 @@ class Harness:
         with ReplayBuffer.open(self.root / "checkpoints" / "replay") as replay:
             if replay.frames < self.seen.frames:
                 self.violation(f"{self.seen.frames - replay.frames} frames are gone")
+            first, count = replay.oldest, replay.size
             try:
-                batch = replay.read(0, replay.frames)
+                rows = words_of(replay.read(first, count), replay.origins(first, count))
             except (UserError, IndexError) as error:
                 self.violation(str(error))
                 return
-        rows = np.column_stack([batch.obs, batch.next_obs, batch.action, batch.reward])
-        if self.seen.content:
-            known = self.seen.content[0]
+            origin = replay.origins(first, count)
+        if self.seen.content is not None:
+            known = self.seen.content[first - self.seen.first :]
             if not np.array_equal(rows[: len(known)], known):
                 self.violation("transitions have changed")
-        self.seen.content = [rows]
-        numbers = rows[:, 0].astype(int)
-        steps = {
-            number: batch.next_obs[numbers == number, 1:].astype(int)
-            for number in np.unique(numbers)
-        }
-        for number, found in steps.items():
-            length = 7
-            count = np.arange(len(found))
-            expected = np.column_stack([count // length, count % length + 1])
-            if not np.array_equal(found, expected):
-                self.violation(f"environment {number}: lost, doubled or reordered")
-        total = 0
-        for path in (self.folder / "journal").glob("*.steps"):
-            number = int(path.stem)
-            acknowledged = path.read_bytes().count(b"\n")
-            total += acknowledged
-            if acknowledged > len(steps.get(number, ())):
-                self.violation(f"environment {number}: acknowledged ones are lost")
-        self.counts["transitions acknowledged"] = total
-        self.counts["transitions stored"] = len(rows)
+        self.seen.first, self.seen.content = first, rows
+        for env in np.unique(origin.env):
+            mine = origin.env == env
+            numbers = origin.episode[mine] * LENGTH + origin.step[mine]
+            if not np.array_equal(numbers, numbers[0] + np.arange(len(numbers))):
+                self.violation(f"environment {env}: lost, doubled or reordered")
+        self.counts["transitions stored"] = first + count
 
     def check_scores(self) -> None:
         """Rows stay as they were; none is torn, doubled or missing."""
@@ -430,13 +426,61 @@ class Harness:
         doubled = [epoch for epoch, n in epochs.items() if n > evaluators]
         if doubled:
             self.violation(f"policies evaluated too often: {doubled}")
-        recorded = collections.Counter(row["score"] for row in rows)
-        journal = collections.Counter()
-        for path in (self.folder / "journal").glob("*.scores"):
-            journal.update(path.read_text().split("\n")[:-1])
         self.counts["csv rows"] = len(rows)
-        if journal - recorded:
-            self.violation(f"scores that are missing: {journal - recorded}")
+
+    # -- the same run without kills ------------------------------------------------
+
+    def compare_with_an_uninterrupted_run(self) -> None:
+        """Runs the same configuration again and compares what both have."""
+        replay = self.root / "checkpoints" / "replay"
+        with ReplayBuffer.open(replay) as killed:
+            frames = killed.frames
+        again = self.root.with_name("again")
+        log = self.folder / "again.txt"
+        with open(log, "wb") as output:
+            subprocess.run(
+                [
+                    *(sys.executable, "main.py", self.folder / "run.json", "cpu"),
+                    *("--name", "again", "--frames", str(frames)),
+                ],
+                cwd=PROJECT,
+                env={**os.environ, "PYTHONPATH": str(PROJECT / "tests")},
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                check=True,
+            )
+        with (
+            ReplayBuffer.open(replay) as one,
+            ReplayBuffer.open(again / "checkpoints" / "replay") as other,
+        ):
+            first = max(one.oldest, other.oldest)
+            count = min(one.frames, other.frames) - first
+            rows = [
+                words_of(each.read(first, count), each.origins(first, count))
+                for each in (one, other)
+            ]
+        if not np.array_equal(*rows):
+            self.violation("transitions are not those of an uninterrupted run")
+        digests = [
+            read_digests(root / "log/digests.csv") for root in (self.root, again)
+        ]
+        shared = min(map(len, digests))
+        if (
+            digests[0][:shared]
+            != digests[1][: shared - 1] + digests[0][shared - 1 : shared]
+        ):
+            self.violation("digests are not those of an uninterrupted run")
+        scores = [scores_of(self.root / "log/run.greedy.csv")]
+        scores.append(scores_of(again / "log/again.greedy.csv"))
+        shared_rows = min(len(scores[0]), len(scores[1]) - 2)
+        if scores[0][:shared_rows] != scores[1][:shared_rows]:
+            self.violation("scores are not those of an uninterrupted run")
+        self.counts["epochs equal to the bit"] = shared - 1
+        self.counts["rows equal to the bit"] = count
+        self.counts["scores equal to the bit"] = max(0, shared_rows)
+        reasons = read_json(self.root / "log/run.json").get("not_reproducible", [])
+        if reasons:
+            self.violation(f"said not to be reproducible: {reasons}")
 
     def check_log(self, learner: str) -> None:
         """Lines are whole and follow each other without a gap."""
@@ -459,6 +503,19 @@ class Harness:
         self.counts[f"lines of {path.name}"] = len(rows)
 
 
+def words_of(batch: Batch, origin: Origin) -> np.ndarray:
+    """Rows as numbers that are compared exactly, [B, words]."""
+    floats = np.column_stack([*batch]).astype(np.float64)
+    return np.column_stack([floats, *origin])
+
+
+def scores_of(path: Path) -> list[str]:
+    """The whole lines of a csv of scores without their hours."""
+    content = path.read_text() if path.exists() else ""
+    lines = content[: content.rfind("\n") + 1].splitlines()
+    return [line.partition(",")[2] for line in lines]
+
+
 def run_kills(kills: int, seconds: float, seed: int) -> Harness:
     """Kills until so many kills are done or the time is up, then resumes once more."""
     harness = Harness(Path(tempfile.mkdtemp(prefix="crash-")), seed)
@@ -467,6 +524,7 @@ def run_kills(kills: int, seconds: float, seed: int) -> Harness:
         while done < kills and time.monotonic() < until:
             done += harness.one_life(min(kills - done, harness.rng.randint(1, 8)))
         harness.one_life(0)
+        harness.compare_with_an_uninterrupted_run()
     finally:
         if harness.launcher.poll() is None:
             os.killpg(harness.launcher.pid, signal.SIGKILL)

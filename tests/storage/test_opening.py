@@ -25,7 +25,7 @@ from steve.storage.board import Board
 from steve.storage.checkpoint import CheckpointError
 from steve.storage.locks import claimed
 from steve.storage.opening import check_mode, has_output
-from steve.storage.record import read_run, write_json
+from steve.storage.record import read_json, read_run, write_json
 from steve.util import UserError
 
 # Modes
@@ -267,16 +267,23 @@ def test_a_damaged_policy_is_left_to_the_value_learner(config, folders):
     assert folders.policies.numbers() == []
 
 
-def test_the_value_learner_finds_a_world_model_of_version_1_under_zero(config, folders):
+def test_the_value_learner_finds_the_world_model_of_a_run_of_version_1(config, folders):
     version_1_run(folders, config)
-    (note,) = open_now(folders, config)
-    assert "that of 1000 is used instead" in note
-    assert folders.models.numbers() == [0]
-    found = checkpoint.load(folders.models.path(0))
+    assert open_now(folders, config) == []
+    assert folders.models.numbers() == [1000]
+    found = checkpoint.load(folders.models.path(1000))
     assert found.metadata["updates"] == 1000
+
+
+def test_another_number_of_interactors_is_noted(config, folders):
+    open_now(folders, config)
+    assert "not_reproducible" not in read_run(folders)
+    merged = read_json(folders.hyperparameters)
+    merged["agent_config"] = {**merged.get("agent_config", {}), "count": 5}
+    write_json(folders.hyperparameters, merged)
+    open_now(folders, config)
     (reason,) = read_run(folders)["not_reproducible"]
-    assert reason["why"] == note
-    assert open_now(folders, config) == []  # said once
+    assert reason["why"] == "agent_config.count was 5 and is 1"
 
 
 def value_state_with_model(folders, model_updates):
