@@ -27,9 +27,14 @@ CALLS_IN_FLIGHT = 2  # one that a GPU works on, and one that it can start at onc
 
 
 def prepare_tensorflow(
-    name: str, on_cpu: bool, threads: int | None, members: int
+    name: str,
+    on_cpu: bool,
+    threads: int | None,
+    members: int,
+    precision: str = "float32",
+    deterministic: bool = False,
 ) -> None:
-    """Sets TensorFlow's threads and devices; before its first operation.
+    """Sets TensorFlow's threads, devices and precision; before its first operation.
 
     On a CPU the members of an ensemble are computed side by side, each product by one
     thread, because one product shared by all threads wastes the time in which they
@@ -43,10 +48,17 @@ def prepare_tensorflow(
             GPU TensorFlow decides.
         members: how many nets of an ensemble take part in an update; 1 for single
             nets.
+        precision: of products on a GPU: "float32", or "tf32" with 10 bits of
+            mantissa, which TensorFlow uses unless told otherwise.
+        deterministic: whether a GPU gives the same bits each time, at some cost. A
+            CPU does anyhow.
 
     Raises:
         UserError: TensorFlow cannot use the GPU that the learner was given.
     """
+    tf.config.experimental.enable_tensor_float_32_execution(precision == "tf32")
+    if deterministic and not on_cpu:
+        tf.config.experimental.enable_op_determinism()
     if threads is None and on_cpu:
         threads = len(os.sched_getaffinity(0))
     if threads is not None:

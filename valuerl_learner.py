@@ -344,7 +344,14 @@ def build(context: Context) -> ValueRLLearner:
     members = max((size.eval_sample_count for size in ensembles), default=1)
     if settings.value_expansion is None:
         members = max(members, 2)  # small nets only: policy and Q side by side
-    prepare_tensorflow(context.name, run.cpu_learners, settings.threads, members)
+    prepare_tensorflow(
+        context.name,
+        run.cpu_learners,
+        settings.threads,
+        members,
+        run.config.precision,
+        run.config.deterministic,
+    )
     return ValueRLLearner(context)
 
 

@@ -109,7 +109,14 @@ def build(context: Context) -> WorldmodelLearner:
     sizes = settings.bayesian
     ensembles = (sizes.transition, sizes.reward) if sizes else ()
     members = max((size.train_sample_count for size in ensembles), default=1)
-    prepare_tensorflow(context.name, run.cpu_learners, settings.threads, members)
+    prepare_tensorflow(
+        context.name,
+        run.cpu_learners,
+        settings.threads,
+        members,
+        run.config.precision,
+        run.config.deterministic,
+    )
     return WorldmodelLearner(context)
 
 

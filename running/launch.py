@@ -22,6 +22,7 @@ from .devices import NO_GPU, VARIABLE
 from .display import Display, closing_lines
 from .supervisor import Child, Outcome, Supervisor
 
+DETERMINISTIC_XLA = "--xla_gpu_deterministic_ops=true"
 IMPORT_PATIENCE = 60.0  # seconds, in addition to step_timeout, to import the simulator
 ONE_THREAD = dict.fromkeys(
     ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"
@@ -143,6 +144,9 @@ def plan_children(run: Run) -> list[Child]:
             continue
         variables = {VARIABLE: run.gpus.get(role.name, NO_GPU)}
         if role.is_learner:
+            if run.config.deterministic and not run.cpu_learners:
+                given = os.environ.get("XLA_FLAGS", "")
+                variables["XLA_FLAGS"] = f"{given} {DETERMINISTIC_XLA}".strip()
             # Two learners may share one GPU: take memory as it is needed.
             variables |= {
                 "TF_FORCE_GPU_ALLOW_GROWTH": "true",

@@ -415,6 +415,11 @@ class Config(Section):
     save_model_path: FolderName = "checkpoints"
     log_path: FolderName = "log"
     seed: CountOrZero = 0
+    # Of products on a GPU; 2018's were float32, and tf32 is coarser by a thousand.
+    precision: Annotated[
+        Literal["float32", "tf32"], Field(description='"float32" or "tf32"')
+    ] = "float32"
+    deterministic: Annotated[Switch, ON_RESUME] = False  # of a GPU, at some cost
     total_frames: Annotated[CountOrNull, ON_RESUME] = None
     total_hours: Annotated[PositiveOrNull, ON_RESUME] = None
     final_episodes: Annotated[CountOrZero, ON_RESUME] = 5

@@ -47,6 +47,8 @@ def _record_start(content: dict[str, Any], run: Run, resumed: bool) -> None:
     content["starts"].append(start_record(run.config, run.launch, devices, resumed))
     for why in run.config.sources_of_chance:
         _add_chance(content, 0, why)
+    if not (run.cpu_learners or run.config.deterministic):
+        _add_chance(content, 0, "a GPU decides the order of sums (deterministic false)")
 
 
 def record_finish(
@@ -103,6 +105,7 @@ def start_record(
         "versions": {name: _version(name) for name in PACKAGES},
         "commit": _commit(),
         "devices": devices,
+        "precision": config.precision,
         "seeds": {name: process_seed(config, name) for name in process_names(config)},
     }
 

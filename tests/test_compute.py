@@ -50,6 +50,33 @@ def test_members_are_computed_side_by_side_and_further_cores_go_into_products(
     assert (threads.inter, threads.intra) == (side_by_side, in_a_product)
 
 
+@pytest.mark.parametrize(("precision", "is_tf32"), [("float32", False), ("tf32", True)])
+def test_products_have_the_precision_of_the_configuration(threads, precision, is_tf32):
+    """TensorFlow's own default is TF32."""
+    before = tf.config.experimental.tensor_float_32_execution_enabled()
+    try:
+        compute.prepare_tensorflow("learner", True, 2, 1, precision)
+        found = tf.config.experimental.tensor_float_32_execution_enabled()
+    finally:
+        tf.config.experimental.enable_tensor_float_32_execution(before)
+    assert found is is_tf32
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize("on_cpu", [False, True])
+def test_deterministic_operations_are_switched_on_for_a_gpu(
+    threads, monkeypatch, deterministic, on_cpu
+):
+    switched = []
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: ["GPU:0"])
+    experimental = tf.config.experimental
+    monkeypatch.setattr(
+        experimental, "enable_op_determinism", lambda: switched.append(True)
+    )
+    compute.prepare_tensorflow("learner", on_cpu, 2, 1, deterministic=deterministic)
+    assert bool(switched) == (deterministic and not on_cpu)
+
+
 def test_a_gpu_that_tensorflow_does_not_see_is_one_line(threads, monkeypatch):
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [])
     with pytest.raises(UserError, match=r"^valuerl: TensorFlow does not see the GPU"):
@@ -378,6 +405,7 @@ def test_a_learner_computes_as_many_nets_at_once_as_take_part(
         )
         name = VALUERL if learner is valuerl_learner else WORLDMODEL
         learner.build(Context(run, name, 0, board, lambda: False))
-    expected = [(VALUERL, True, None, value_members)]
-    expected += [(WORLDMODEL, True, None, model_members)] if model else []
+    others = "float32", False
+    expected = [(VALUERL, True, None, value_members, *others)]
+    expected += [(WORLDMODEL, True, None, model_members, *others)] if model else []
     assert asked == expected

@@ -20,6 +20,7 @@ import numpy as np
 import tensorflow as tf
 
 from steve import nn
+from steve.compute import prepare_tensorflow
 from steve.replay import Batch
 from steve.settings.schema import PolicyConfig, ValueExpansion, WorldModelConfig
 from steve.valuerl import (
@@ -319,9 +320,13 @@ def main() -> int:
     paths = sorted(folder.glob("*.npz"))
     if not paths:
         parser.error(f"no .npz file in {folder}")
-    # On a GPU TensorFloat-32 would round the products to 10 bits.
-    tf.config.experimental.enable_tensor_float_32_execution(False)
-
+    # As training does: without it a GPU would round products to 10 bits.
+    on_cpu = not tf.config.list_physical_devices("GPU")
+    prepare_tensorflow("check_reference", on_cpu, None, 1)
+    tf32 = tf.config.experimental.tensor_float_32_execution_enabled()
+    print(
+        f"products: {'tf32' if tf32 else 'float32'} on the {'CPU' if on_cpu else 'GPU'}"
+    )
     failed = 0
     largest: dict[str, float] = {}
     for path in paths:

@@ -3,7 +3,7 @@
     python tests/programs/crash_test.py --kills 200
 
 A tiny run of the counting environment is started; a process of it, or all of them, is
-killed by SIGKILL at a random moment; where that ended the run, it is resumed. After each
+killed by SIGKILL at a random moment; where that ended it, it is resumed. After each
 launch nothing that was stored may be missing. At the end the same run is done again
 without kills: transitions, scores and digests must be the same, byte by byte. In every
 second run, by the seed, the replay buffer's ring wraps. The exit code is 1 where
