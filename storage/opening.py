@@ -271,7 +271,7 @@ def _adopted_files(run: Run) -> list[str]:
     if folders.policy.exists() and not folders.policies.numbers():
         with suppress(CheckpointError):  # a damaged policy is published again
             metadata = checkpoint.load(folders.policy).metadata
-            folders.policies.add(int(metadata["updates"]), folders.policy)
+            folders.policies.add(int(metadata.get("updates", 0)), folders.policy)
     state = folders.state(VALUERL)
     if not (config.has_model and state.exists() and folders.state(WORLDMODEL).exists()):
         return notes

@@ -194,7 +194,7 @@ def launch(run: Run, target: str) -> None:
     """Starts a child by a function of this module and waits for ever."""
     child = multiprocessing.get_context("spawn").Process(
         target=globals()[target],
-        args=("support_children:ignore", run, "interactor0", 0, 0),
+        args=("support_children:ignore", run, "interactor0", 0),
     )
     child.start()
     signal.pause()

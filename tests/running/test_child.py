@@ -40,7 +40,7 @@ def start(run, function, nice=0):
     """Starts a function of support_children, or "module:function", as a child."""
     main = function if ":" in function else f"support_children:{function}"
     child = SPAWN.Process(
-        target=child_main, args=(main, run, NAME, 0, nice), daemon=True
+        target=child_main, args=(main, run, NAME, nice), daemon=True
     )
     child.start()
     return child

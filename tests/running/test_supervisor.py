@@ -29,7 +29,7 @@ class World:
     Attributes:
         silent: the children that show no life.
         started: names, in the order of their starts.
-        restarts: (name, the number of the start, from 0), as the children are told.
+        restarts: (name, the number of the start, from 0).
         killed: (name, seconds).
         display: what the supervisor shows.
     """
@@ -48,8 +48,7 @@ class World:
         self.killed = []
 
     def make(self, target, name, args):
-        _, _, _, restart, _ = args
-        self.restarts.append((name, restart))
+        self.restarts.append((name, sum(name == each for each, _ in self.restarts)))
         return FakeProcess(self, name)
 
     def wait(self, sentinels, timeout):
