@@ -111,7 +111,7 @@ def test_the_replay_benchmark_fills_and_reads_a_buffer():
             *("benchmarks/replay.py", "--rows=5000", "--obs=3", "--action=1", "--json")
         )
     )
-    row = 4 * (3 + 3 + 1 + 2 + 3)  # bytes
+    row = 4 * (3 + 3 + 1 + 2 + 6 + 3)  # bytes
     disk = result["space"]["disk per million transitions, GB"]
     # Whole blocks, and the header's page.
     assert row / 1000 <= disk <= row / 1000 + 2 * 4096 / 5000 / 1000

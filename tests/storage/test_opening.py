@@ -400,7 +400,7 @@ for line in sys.stdin:
 """
 
 
-def test_of_two_launches_at_once_one_wins_a_hundred_times(tmp_path):
+def test_of_two_launches_at_once_one_wins_each_time(tmp_path):
     paths = str(PROJECT / "tests")
     launches = [
         subprocess.Popen(
@@ -420,7 +420,7 @@ def test_of_two_launches_at_once_one_wins_a_hundred_times(tmp_path):
 
     reasons = []
     try:
-        for number in range(100):
+        for number in range(30):
             tell(number)
             lost, won = sorted(launch.stdout.readline() for launch in launches)
             assert won == "won\n", (lost, won)
