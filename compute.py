@@ -56,7 +56,7 @@ def prepare_tensorflow(
     Raises:
         UserError: TensorFlow cannot use the GPU that the learner was given.
     """
-    tf.config.experimental.enable_tensor_float_32_execution(precision == "tf32")
+    set_precision(precision)
     if deterministic and not on_cpu:
         tf.config.experimental.enable_op_determinism()
     if threads is None and on_cpu:
@@ -72,6 +72,11 @@ def prepare_tensorflow(
             f"{name}: TensorFlow does not see the GPU that it was given; "
             "install the gpu extra (pip install -e '.[gpu]') or use cpu"
         )
+
+
+def set_precision(precision: str) -> None:
+    """Sets the precision of products on a GPU: "float32" or "tf32"."""
+    tf.config.experimental.enable_tensor_float_32_execution(precision == "tf32")
 
 
 class Draw(NamedTuple):

@@ -20,9 +20,14 @@ import numpy as np
 import tensorflow as tf
 
 from steve import nn
-from steve.compute import prepare_tensorflow
+from steve.compute import set_precision
 from steve.replay import Batch
-from steve.settings.schema import PolicyConfig, ValueExpansion, WorldModelConfig
+from steve.settings.schema import (
+    Config,
+    PolicyConfig,
+    ValueExpansion,
+    WorldModelConfig,
+)
 from steve.valuerl import (
     SampledMembers,
     Task,
@@ -322,7 +327,7 @@ def main() -> int:
         parser.error(f"no .npz file in {folder}")
     # As training does: without it a GPU would round products to 10 bits.
     on_cpu = not tf.config.list_physical_devices("GPU")
-    prepare_tensorflow("check_reference", on_cpu, None, 1)
+    set_precision(Config.model_fields["precision"].default)
     tf32 = tf.config.experimental.tensor_float_32_execution_enabled()
     print(
         f"products: {'tf32' if tf32 else 'float32'} on the {'CPU' if on_cpu else 'GPU'}"

@@ -39,9 +39,7 @@ def run(tmp_path):
 def start(run, function, nice=0):
     """Starts a function of support_children, or "module:function", as a child."""
     main = function if ":" in function else f"support_children:{function}"
-    child = SPAWN.Process(
-        target=child_main, args=(main, run, NAME, nice), daemon=True
-    )
+    child = SPAWN.Process(target=child_main, args=(main, run, NAME, nice), daemon=True)
     child.start()
     return child
 
