@@ -21,7 +21,6 @@ from .settings.schema import Config, LearnerConfig
 from .settings.seeds import Stream, generator
 from .storage import checkpoint
 from .storage.checkpoint import Checkpoint, NonFiniteError, Scalar
-from .storage.record import record_chance
 from .storage.tables import append_row, trim_log
 from .util import Every, RunError, wait_until
 
@@ -196,11 +195,7 @@ class Learner(abc.ABC):
 
     def note_chance(self, why: str) -> None:
         """Says that the run cannot be repeated from here on."""
-        line = f"{self.name}: {why}"
-        print(f"{line}; this run cannot be repeated to the bit", flush=True)
-        self.context.store(
-            lambda: record_chance(self.folders, self.replay.frames, line)
-        )
+        self.context.note_chance(self.replay.frames, why)
 
     def wait(self, condition: Callable[[], bool]) -> bool:
         """Waits for a condition; False: the run was stopped, or its limit reached."""

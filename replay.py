@@ -13,8 +13,8 @@ transition ever appended, lies in row f mod capacity:
     CRC-32 of everything before it in the row                 uint32
 
 The second and third line say where a row comes from (`Origin`): by them a resume
-finds the episodes that were running. Files of format 1, which has them not, are read
-and appended to as they are.
+finds the episodes that were running. Format 1 lacks them; its files are read and
+appended to as they are.
 
 The header holds two counters that say what is in the ring, and their complements,
 which show a damaged one. `frames` counts the transitions that are completely stored;

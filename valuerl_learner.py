@@ -211,9 +211,7 @@ class ValueRLLearner(Learner):
             return False
         if not models.path(wanted).exists():
             self.note_chance(f"there is no world model of {wanted} updates")
-            there = models.numbers()
-            older = [updates for updates in there if updates < wanted]
-            wanted = older[-1] if older else there[0]
+            wanted = models.nearest(wanted)
         if wanted != self.model_updates:
             self._use_model(wanted)
             self._count_model()

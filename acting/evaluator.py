@@ -12,12 +12,12 @@ import numpy as np
 
 from ..running.child import Context
 from ..settings.roles import LAUNCHER, Kind
-from ..settings.seeds import Stream, generator, seed_of
+from ..settings.seeds import Stream, generator, seed_globals, seed_of
 from ..storage.board import FINAL_EPISODES
 from ..storage.scores import Position, ScoreFile
 from ..util import wait_until
 from .policy import Policy, PolicyReader, random_actions
-from .safe_env import SafeEnv, seed_globals
+from .safe_env import SafeEnv
 
 LOST_IN_A_ROW = (
     20  # episodes; then those of the policy, or the final ones, are given up
@@ -221,8 +221,7 @@ class Evaluator:
         """Runs episodes, as many side by side as there are environments.
 
         Returns:
-            False where the process was asked to stop, or where the final episodes are
-            given up.
+            False where the process was asked to stop, or where episodes are given up.
         """
         size = len(self._envs)
         for first in range(0, len(episodes), size):
@@ -321,6 +320,9 @@ class Evaluator:
             f"{LOST_IN_A_ROW}",
             flush=True,
         )
+        policy = self._reader.policy
+        frame = policy.frames if policy else 0
+        self._context.note_chance(frame, "rows of scores are missing")
         return True
 
     # -- for others --------------------------------------------------------------------

@@ -15,11 +15,10 @@ from ..replay import Origin, ReplayBuffer
 from ..running.child import Context
 from ..running.pace import frame_limit, policy_for
 from ..settings.roles import Kind
-from ..settings.seeds import Stream, generator, seed_of
-from ..storage.record import record_chance
+from ..settings.seeds import Stream, generator, seed_globals, seed_of
 from ..util import wait_until
 from .policy import Policy, PolicyReader, random_actions
-from .safe_env import SafeEnv, Step, seed_globals
+from .safe_env import SafeEnv, Step
 
 
 def interact(context: Context) -> None:
@@ -150,14 +149,13 @@ class Interactor:
         assert self._wanted is not None
         if self._reader.load(self._wanted) is not None:
             return True
-        there = self._context.run.folders.policies.numbers()
+        policies = self._context.run.folders.policies
+        there = policies.numbers()
         if not there or there[-1] < self._wanted or self._wanted in there:
             return False
-        older = [number for number in there if number < self._wanted]
-        found = older[-1] if older else there[0]
         self._note_chance(f"the policy of {self._wanted} updates is gone")
-        self._wanted = found
-        return self._reader.load(found) is not None
+        self._wanted = policies.nearest(self._wanted)
+        return self._reader.load(self._wanted) is not None
 
     def _frames_of(self, turn: int, frames: int) -> int:
         """The frames at which an earlier turn began, by the rows."""
@@ -300,11 +298,7 @@ class Interactor:
         self._note_chance("an environment failed and was made again")
 
     def _note_chance(self, why: str) -> None:
-        """Says that the run cannot be repeated from here on."""
-        line = f"{self._context.name}: {why}"
-        print(f"{line}; this run cannot be repeated to the bit", flush=True)
-        folders, frames = self._context.run.folders, self._replay.frames
-        self._context.store(lambda: record_chance(folders, frames, line))
+        self._context.note_chance(self._replay.frames, why)
 
 
 def _equals(step: Step, row: Batch[np.ndarray]) -> bool:

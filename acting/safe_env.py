@@ -5,7 +5,6 @@ dropped; an environment that raises is built again, so many times in a while.
 """
 
 import itertools
-import random
 import time
 import traceback
 from collections import deque
@@ -16,6 +15,7 @@ import numpy as np
 
 from ..envwrap import make_env
 from ..settings.schema import Environment
+from ..settings.seeds import seed_globals
 from ..util import RunError, UserError, one_line
 
 REBUILDS, WINDOW = 5, 600.0  # times, in seconds
@@ -130,22 +130,6 @@ class SafeEnv:
         except Exception:
             traceback.print_exc()  # it is given up anyway
         self._env = make_env(self._config)
-
-
-def seed_globals(seed: int, attempt: int = 0) -> int:
-    """Seeds `random` and `np.random`, which users' environments draw from.
-
-    Args:
-        seed: 32 bits.
-        attempt: one more for each time that the seed has led to a failure.
-
-    Returns:
-        a seed for the environment, of 31 bits.
-    """
-    first, second = np.random.SeedSequence((seed, attempt)).generate_state(2)
-    random.seed(int(first))
-    np.random.seed(int(first))
-    return int(second >> np.uint32(1))
 
 
 def _is_finite(value: np.ndarray | float) -> bool:

@@ -25,6 +25,7 @@ from ..acting.policy import Policy
 from ..running.devices import NO_GPU, VARIABLE
 from ..settings.extensions import import_modules
 from ..settings.schema import Config, Environment
+from ..settings.seeds import seed_globals
 from ..storage.checkpoint import Checkpoint
 from ..util import UserError, one_line, redirected
 from .video import EpisodeError, Video, _open
@@ -171,6 +172,7 @@ def _serve(pipe: Connection, config: Config, video: Video | None) -> None:
     code = 0
     try:
         import_modules(config.module)
+        seed_globals(config.seed)
         _serve_episodes(pipe, config.env, video)
     except UserError as error:
         pipe.send(("mistake", str(error)))
@@ -220,6 +222,7 @@ def run_episode(
     Raises:
         EpisodeError: an observation or a reward is not finite.
     """
+    seed_globals(seed)
     obs, _ = env.reset(seed=seed)
     steps: list[tuple[np.ndarray, np.ndarray, float, np.ndarray]] = []
     score, over = 0.0, False

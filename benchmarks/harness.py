@@ -24,6 +24,7 @@ from steve.settings import loading
 from steve.settings.schema import Config
 from steve.storage.board import Board
 from steve.storage.folders import Folders, Run
+from steve.storage.record import processor
 from steve.util import OneLineParser, exit_code
 
 
@@ -124,7 +125,7 @@ def machine() -> dict[str, Any]:
     """What the figures were measured on."""
     names = ("tensorflow", "numpy", "gymnasium", "mujoco")
     return {
-        "cpu": _cpu_name(),
+        "cpu": processor(),
         "cores": len(os.sched_getaffinity(0)),
         "memory_gib": round(
             os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1
@@ -133,13 +134,6 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         **{name: metadata.version(name) for name in names},
     }
-
-
-def _cpu_name() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
 
 
 def private_bytes(pid: int | str = "self") -> int:

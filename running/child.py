@@ -24,6 +24,7 @@ from ..storage.checkpoint import CheckpointError
 from ..storage.disk import full_disk_line, is_full
 from ..storage.folders import Run
 from ..storage.locks import present
+from ..storage.record import record_chance
 from ..util import RunError, UserError, wait_until
 
 # Exit codes of a child; the supervisor reads them.
@@ -100,6 +101,12 @@ class Context:
                 row["disk_full"] = 0
                 row["heartbeat"] = time.monotonic()
                 return result
+
+    def note_chance(self, frame: int, why: str) -> None:
+        """Says here and in run.json that the run cannot be repeated from a frame on."""
+        line = f"{self.name}: {why}"
+        print(f"{line}; this run cannot be repeated to the bit", flush=True)
+        self.store(lambda: record_chance(self.run.folders, frame, line))
 
     def _pause(self, seconds: float) -> None:
         """Waits and shows life meanwhile; no longer than until asked to end."""

@@ -4,6 +4,7 @@ A draw's key is the run's seed, a stream and counters (SPEC section 2). So a dra
 the same at any speed, and after a process was killed and started again.
 """
 
+import random
 from enum import IntEnum
 
 import numpy as np
@@ -38,6 +39,22 @@ def seed_of(seed: int, stream: Stream, *counters: int) -> int:
 def generator(seed: int, stream: Stream, *counters: int) -> np.random.Generator:
     """A generator for a draw; the arguments are those of `seed_of`."""
     return np.random.Generator(np.random.PCG64(_sequence(seed, stream, counters)))
+
+
+def seed_globals(seed: int, attempt: int = 0) -> int:
+    """Seeds `random` and `np.random`, which users' environments draw from.
+
+    Args:
+        seed: 32 bits.
+        attempt: one more for each time that the seed has led to a failure.
+
+    Returns:
+        a seed for the environment, of 31 bits.
+    """
+    first, second = np.random.SeedSequence((seed, attempt)).generate_state(2)
+    random.seed(int(first))
+    np.random.seed(int(first))
+    return int(second >> np.uint32(1))
 
 
 def _sequence(

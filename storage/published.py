@@ -33,6 +33,16 @@ class Published:
         numbers = (stem.removeprefix(f"{self._name}-") for stem in stems)
         return sorted(int(number) for number in numbers if number.isdecimal())
 
+    def nearest(self, updates: int) -> int:
+        """Of those that are there the newest before `updates`, or else the oldest.
+
+        Raises:
+            IndexError: there is none.
+        """
+        there = self.numbers()
+        earlier = [number for number in there if number < updates]
+        return earlier[-1] if earlier else there[0]
+
     def add(self, updates: int, file: Path) -> None:
         """Gives a complete file a second name here; it takes no further space.
 

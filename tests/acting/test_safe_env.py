@@ -8,7 +8,8 @@ import pytest
 from gymnasium import spaces
 
 from steve.acting import interactor, safe_env
-from steve.acting.safe_env import REBUILDS, WINDOW, SafeEnv, seed_globals
+from steve.acting.safe_env import REBUILDS, WINDOW, SafeEnv
+from steve.settings.seeds import seed_globals
 from steve.util import RunError
 
 
