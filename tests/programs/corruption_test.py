@@ -32,7 +32,7 @@ from steve.util import UserError
 
 SIZES = (support_env.OBS_DIM, support_env.ACTION_DIM)
 CAPACITY, FRAMES = 16, 12
-ROW = 4 * (2 * SIZES[0] + SIZES[1] + 5)  # bytes
+ROW = 4 * (2 * SIZES[0] + SIZES[1] + 11)  # bytes
 
 Damage = Callable[[bytes], bytes | None]  # None: what there is now is no file
 
@@ -127,11 +127,11 @@ REPLAYS: dict[str, Damage] = {
     "first row: observation": flip(HEADER_BYTES),
     "first row: trailer": flip(HEADER_BYTES + ROW - 1),
     "row 5: next observation": flip(HEADER_BYTES + 5 * ROW + 4 * SIZES[0]),
-    "row 5: reward": flip(HEADER_BYTES + 6 * ROW - 20),
+    "row 5: reward": flip(HEADER_BYTES + 6 * ROW - 44),
     "row 5: frame number": flip(HEADER_BYTES + 6 * ROW - 12),
     "row 5: checksum": flip(HEADER_BYTES + 6 * ROW - 4),
     "last row: observation": flip(HEADER_BYTES + 11 * ROW),
-    "last row: terminated": flip(HEADER_BYTES + 12 * ROW - 16),
+    "last row: terminated": flip(HEADER_BYTES + 12 * ROW - 40),
     "last row: trailer": flip(HEADER_BYTES + 12 * ROW - 1),
     "last two rows: zeros": lambda c: (
         c[: HEADER_BYTES + 10 * ROW] + bytes(2 * ROW) + c[HEADER_BYTES + 12 * ROW :]
@@ -168,7 +168,8 @@ def new_run(folder: Path) -> tuple[Run, dict]:
     merged = config.model_dump(mode="json", by_alias=True)
     open_output(run, merged)
     with ReplayBuffer.open(run.folders.replay, writable=True) as replay:
-        append_frames(replay, FRAMES)
+        for _ in range(FRAMES):  # vector steps of one environment
+            append_frames(replay, 1)
     for number in (1, 2):
         tensors = {"w": np.full(9, number, np.float32)}
         path = run.folders.state("valuerl")
@@ -241,9 +242,9 @@ def test_a_damaged_state_is_named_and_the_one_before_used(tmp_path, name):
 REMAINS = {  # by how the name of the damage begins
     "first row": (1, 11),
     "row 5": (6, 11),
-    "last row": (0, 10),
-    "last two rows": (0, 9),
-    "cut in the rows": (0, 2),
+    "last row": (0, 9),  # and the vector step before it, perhaps not whole
+    "last two rows": (0, 8),
+    "cut in the rows": (0, 1),
     "cut in the header": None,
     "cut behind the header": None,
     "empty": None,
