@@ -19,16 +19,19 @@ import tensorflow as tf
 class Assignment(NamedTuple):
     """Which member of an ensemble trains on which row of a batch (SPEC section 4).
 
-    The rows, taken in `order`, are cut into K consecutive parts, one for each entry
-    of `members`; the first B mod K parts hold one row more than the others.
+    The rows are cut into K near-equal shares, one for each member that takes part; the
+    first B mod K shares hold one row more than the others. Batches are independent
+    draws, so nothing is gained by taking the rows in a random order.
 
     Attributes:
-        order: [B] int32, a permutation of the batch's rows.
-        members: [K] int32, the members that take part; None for all, in order.
+        count: K.
+        members: [K] int32, the member of each share; None for all, in order.
+        strided: share k holds the rows k, k + K, k + 2 K ..; else consecutive rows.
     """
 
-    order: tf.Tensor
-    members: tf.Tensor | None
+    count: int
+    members: tf.Tensor | None = None
+    strided: bool = False
 
 
 # Named, because "automatic" would be another one under XLA, and other numbers.
@@ -80,25 +83,31 @@ def sample_members(seed: tf.Tensor, ensemble_size: int, count: int) -> tf.Tensor
 
 
 def sample_assignment(
-    seed: tf.Tensor, batch_size: int, ensemble_size: int, count: int
+    seed: tf.Tensor,
+    update: tf.Tensor,
+    batch_size: int,
+    ensemble_size: int,
+    count: int,
+    *,
+    strided: bool = False,
 ) -> Assignment:
     """Gives each row of a batch to one of `count` randomly drawn members.
 
-    The order of the members is random too, hence so are those that get the rows
-    that remain after an even division. Where all take part and nothing remains, the
-    random order of the rows is enough.
+    Args:
+        seed: of this update, [2] int32.
+        update: its number, []; where all take part, the rows that remain after an
+            even division go round with it.
+        batch_size: B.
+        ensemble_size: E.
+        count: K, 1 .. E.
+        strided: as in `Assignment`.
     """
-    for_rows, for_members = split(seed, 2)
-    order = permutation(for_rows, batch_size)
-    if count == ensemble_size and batch_size % count == 0:
-        return Assignment(order, None)
-    return Assignment(order, permutation(for_members, ensemble_size)[:count])
-
-
-def interleaved_assignment(batch_size: int, count: int) -> Assignment:
-    """Row i to member i mod `count`: the fixed sampled of the reference vectors."""
-    rows = [row for member in range(count) for row in range(member, batch_size, count)]
-    return Assignment(order=tf.constant(rows, tf.int32), members=tf.range(count))
+    members = None
+    if count < ensemble_size:
+        members = permutation(seed, ensemble_size)[:count]
+    elif batch_size % count:
+        members = (tf.range(count) + tf.cast(update, tf.int32)) % count
+    return Assignment(count, members, strided)
 
 
 class FeedForward:
@@ -178,20 +187,13 @@ class FeedForward:
             [B, ..., F], rows in the order of `x`.
         """
         nets = self._unstack(assignment.members)
-        batch_size, *middle, in_dim = x.shape
-        small, larger = divmod(batch_size, len(nets))
-        sizes = [small + (k < larger) for k in range(len(nets))]
-        parts = tf.split(tf.gather(x, assignment.order), sizes)
+        *middle, in_dim = x.shape[1:]
         out_dim = self.biases[-1].shape[-1]
-        outputs = [
-            tf.reshape(
-                _apply(net, tf.reshape(part, [-1, in_dim])), [size, *middle, out_dim]
-            )
-            for net, part, size in zip(nets, parts, sizes, strict=True)
-        ]
-        return tf.gather(
-            tf.concat(outputs, 0), tf.math.invert_permutation(assignment.order)
-        )
+        outputs = []
+        for net, share in zip(nets, _cut(x, assignment), strict=True):
+            rows = _apply(net, tf.reshape(share, [-1, in_dim]))
+            outputs.append(tf.reshape(rows, [share.shape[0], *middle, out_dim]))
+        return _join(outputs, assignment)
 
     def _unstack(
         self, members: tf.Tensor | None
@@ -222,6 +224,26 @@ def _apply(net: list[tuple[tf.Tensor, tf.Tensor]], x: tf.Tensor) -> tf.Tensor:
     for w, b in hidden:
         x = tf.nn.relu(tf.nn.bias_add(tf.matmul(x, w), b))
     return tf.nn.bias_add(tf.matmul(x, last_w), last_b)
+
+
+def _cut(x: tf.Tensor, assignment: Assignment) -> list[tf.Tensor]:
+    """The K shares of the rows of x, [B, ...] -> [B/K, ...] each."""
+    count = assignment.count
+    if assignment.strided:
+        return [x[k::count] for k in range(count)]
+    small, larger = divmod(x.shape[0], count)
+    return tf.split(x, [small + (k < larger) for k in range(count)])
+
+
+def _join(shares: list[tf.Tensor], assignment: Assignment) -> tf.Tensor:
+    """What `_cut` has cut, in order again."""
+    if not assignment.strided or len(shares) == 1:
+        return tf.concat(shares, 0)
+    small = shares[-1].shape[0]
+    whole = tf.stack([share[:small] for share in shares], axis=1)
+    rest = [share[small:] for share in shares if share.shape[0] > small]
+    whole = tf.reshape(whole, [-1, *whole.shape[2:]])
+    return tf.concat([whole, *rest], 0) if rest else whole
 
 
 class Adam:

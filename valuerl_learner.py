@@ -76,8 +76,9 @@ class ValueRLLearner(Learner):
 
     def train_step(self, batch: Batch[tf.Tensor]) -> dict[str, tf.Tensor]:
         """One update of policy and Q."""
-        seed = nn.fold_in(self._seed, self.q_optimizer.steps)
-        sampled = self.valuerl.sample(seed, self.settings.batch_size)
+        update = self.q_optimizer.steps.read_value()
+        seed = nn.fold_in(self._seed, update)
+        sampled = self.valuerl.sample(seed, update, self.settings.batch_size)
         return self.valuerl.update(
             batch, sampled, self.policy_optimizer, self.q_optimizer
         )

@@ -45,8 +45,9 @@ class WorldmodelLearner(Learner):
 
     def train_step(self, batch: Batch[tf.Tensor]) -> dict[str, tf.Tensor]:
         """One update of all three ensembles."""
-        seed = nn.fold_in(self._seed, self.optimizer.steps)
-        assignment = self.model.sample_assignment(seed, self.settings.batch_size)
+        update, size = self.optimizer.steps.read_value(), self.settings.batch_size
+        seed = nn.fold_in(self._seed, update)
+        assignment = self.model.sample_assignment(seed, update, size)
         return self.model.update(batch, assignment, self.optimizer)
 
     @property

@@ -85,6 +85,11 @@ def relative_error(ours: np.ndarray, reference: np.ndarray) -> float:
     return absolute_error(ours, reference) / (largest if largest > 0 else 1.0)
 
 
+def interleaved(count: int) -> nn.Assignment:
+    """Row i to member i mod `count`, as the vectors fix it."""
+    return nn.Assignment(count, tf.range(count), strided=True)
+
+
 class Case:
     """One file: its nets with the given parameters, its batch, its fixed sampled."""
 
@@ -175,18 +180,14 @@ class Case:
         model = ModelMembers(first("transition"), first("reward"))
         return SampledMembers(
             q_members=first("q"),
-            q_assignment=nn.interleaved_assignment(
-                self.meta["batch"], self.sizes["q"][1]
-            ),
+            q_assignment=interleaved(self.sizes["q"][1]),
             model=model if self.world_model else None,
         )
 
     def model_assignment(self) -> ModelAssignment:
         return ModelAssignment(
-            *(
-                nn.interleaved_assignment(self.meta["batch"], self.sizes[net][1])
-                for net in ("transition", "reward")
-            )
+            interleaved(self.sizes["transition"][1]),
+            interleaved(self.sizes["reward"][1]),
         )
 
     @property
