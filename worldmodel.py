@@ -92,7 +92,7 @@ class WorldModelProtocol(Protocol):
     def sample_assignment(
         self, seed: tf.Tensor, update: tf.Tensor, batch_size: int
     ) -> Any:
-        """Which member trains on which row, from the update's seed [2] and number []."""
+        """Which member trains on which row: from the update's seed [2] and number."""
 
     def next_obs(self, obs: tf.Tensor, action: tf.Tensor, members: Any) -> tf.Tensor:
         """s_{h+1}: [M, B, O] (or [1, B, O]), [M, B, A] (or [1, B, A]) -> [M, B, O]."""
