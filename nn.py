@@ -34,6 +34,10 @@ class Assignment(NamedTuple):
     strided: bool = False
 
 
+# Floating-point operations of one product, below which a CPU computes the members of an
+# ensemble in one batched product; measured with benchmarks/learners.py.
+SMALL_PRODUCT = 64e6
+
 # Named, because "automatic" would be another one under XLA, and other numbers.
 RANDOM_ALGORITHM = "philox"
 
@@ -172,6 +176,9 @@ class FeedForward:
         Returns:
             [K, R, F].
         """
+        if self._is_batched(x.shape[1]):
+            weights, biases = self._chosen(members)
+            return _apply_batched(weights, [b[:, None] for b in biases], x)
         nets = self._unstack(members)
         rows = tf.unstack(x) if x.shape[0] != 1 else [x[0]] * len(nets)
         return tf.stack([_apply(n, r) for n, r in zip(nets, rows, strict=True)])
@@ -186,36 +193,61 @@ class FeedForward:
         Returns:
             [B, ..., F], rows in the order of `x`.
         """
-        nets = self._unstack(assignment.members)
         *middle, in_dim = x.shape[1:]
+        shares = _cut(x, assignment)
+        rows = [tf.reshape(share, [-1, in_dim]) for share in shares]
+        if x.shape[0] % assignment.count == 0:
+            outputs = tf.unstack(self(tf.stack(rows), assignment.members))
+        else:
+            nets = self._unstack(assignment.members)
+            outputs = [_apply(net, r) for net, r in zip(nets, rows, strict=True)]
         out_dim = self.biases[-1].shape[-1]
-        outputs = []
-        for net, share in zip(nets, _cut(x, assignment), strict=True):
-            rows = _apply(net, tf.reshape(share, [-1, in_dim]))
-            outputs.append(tf.reshape(rows, [share.shape[0], *middle, out_dim]))
-        return _join(outputs, assignment)
+        results = [
+            tf.reshape(output, [share.shape[0], *middle, out_dim])
+            for output, share in zip(outputs, shares, strict=True)
+        ]
+        return _join(results, assignment)
+
+    def _is_batched(self, rows: int | None) -> bool:
+        """Whether the members' products are one batched product.
+
+        On a GPU they are: otherwise an update is hundreds of tiny kernels. On a CPU
+        small ones are, for which calling a product costs as much as computing it. For
+        large ones TensorFlow's batched product is slower than plain ones, which also
+        run side by side (`compute.prepare_tensorflow`).
+        """
+        if self.ensemble_size == 1 or rows is None:
+            return False
+        widest = max(math.prod(w.shape[1:]) for w in self.weights)
+        on_gpu = bool(tf.config.list_logical_devices("GPU"))
+        return on_gpu or is_small_product(rows, widest)
+
+    def _chosen(
+        self, members: tf.Tensor | None
+    ) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
+        """The weights [K, I, F] and biases [K, F] of K members, for each layer."""
+        if members is None or self.ensemble_size == 1:
+            return [*self.weights], [*self.biases]
+        return (
+            [tf.gather(w, members) for w in self.weights],
+            [tf.gather(b, members) for b in self.biases],
+        )
 
     def _unstack(
         self, members: tf.Tensor | None
     ) -> list[list[tuple[tf.Tensor, tf.Tensor]]]:
-        """The parameters of K members: K lists of (w [I, F], b [F]) per layer.
-
-        One product per member, and not one batched product over a member axis: on a
-        CPU, TensorFlow's batched product is slower than plain ones, which also run
-        side by side (`compute.prepare_tensorflow`).
-        """
-
-        def chosen(variable: tf.Variable) -> list[tf.Tensor]:
-            if members is None or self.ensemble_size == 1:
-                return tf.unstack(variable)
-            return tf.unstack(tf.gather(variable, members))
-
-        weights = [chosen(w) for w in self.weights]
-        biases = [chosen(b) for b in self.biases]
+        """The parameters of K members: K lists of (w [I, F], b [F]) per layer."""
+        weights, biases = self._chosen(members)
         layers = [
-            list(zip(w, b, strict=True)) for w, b in zip(weights, biases, strict=True)
+            list(zip(tf.unstack(w), tf.unstack(b), strict=True))
+            for w, b in zip(weights, biases, strict=True)
         ]
         return [list(net) for net in zip(*layers, strict=True)]
+
+
+def is_small_product(rows: int, weights: int) -> bool:
+    """Whether rows [R, I] times one member's weights [I, F], I F in all, is small."""
+    return 2 * rows * weights <= SMALL_PRODUCT
 
 
 def _apply(net: list[tuple[tf.Tensor, tf.Tensor]], x: tf.Tensor) -> tf.Tensor:
@@ -224,6 +256,15 @@ def _apply(net: list[tuple[tf.Tensor, tf.Tensor]], x: tf.Tensor) -> tf.Tensor:
     for w, b in hidden:
         x = tf.nn.relu(tf.nn.bias_add(tf.matmul(x, w), b))
     return tf.nn.bias_add(tf.matmul(x, last_w), last_b)
+
+
+def _apply_batched(
+    weights: Sequence[tf.Tensor], biases: Sequence[tf.Tensor], x: tf.Tensor
+) -> tf.Tensor:
+    """K nets: weights [K, I, F], biases [K, 1, F]; [K or 1, R, I] -> [K, R, F]."""
+    for w, b in zip(weights[:-1], biases[:-1], strict=True):
+        x = tf.nn.relu(tf.matmul(x, w) + b)
+    return tf.matmul(x, weights[-1]) + biases[-1]
 
 
 def _cut(x: tf.Tensor, assignment: Assignment) -> list[tf.Tensor]:

@@ -7,12 +7,12 @@ import tensorflow as tf
 
 from . import nn
 from .batch import Batch
-from .compute import prepare_tensorflow
-from .learner import Learner, assign
+from .learner import Learner, assign, prepare
 from .replay import DATA_NAME
 from .running import pace
 from .running.child import Context
 from .settings.roles import EVALUATOR, VALUERL, WORLDMODEL, roles
+from .settings.schema import SINGLE_NET
 from .settings.seeds import Stream
 from .storage import checkpoint
 from .storage.checkpoint import CheckpointError, Scalar
@@ -33,10 +33,10 @@ class ValueRLLearner(Learner):
     name = VALUERL
     batch_stream = Stream.VALUERL_BATCH
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, is_compiled: bool = False) -> None:
         run = context.run
         settings = run.config.policy_config
-        super().__init__(context, settings, METRIC_NAMES)
+        super().__init__(context, settings, METRIC_NAMES, is_compiled)
         self._seed = nn.seed_of(context.seed)
         generator = nn.generator_of(context.seed)
         self.world_model = None
@@ -336,22 +336,25 @@ class ValueRLLearner(Learner):
 
 def build(context: Context) -> ValueRLLearner:
     """Prepares TensorFlow for this learner, and builds it."""
-    run, settings = context.run, context.run.config.policy_config
-    ensembles = [settings.bayesian] if settings.bayesian else []
-    if settings.value_expansion and (sizes := run.config.model_section.bayesian):
-        ensembles += [sizes.transition, sizes.reward]
-    members = max((size.eval_sample_count for size in ensembles), default=1)
-    if settings.value_expansion is None:
+    settings = context.run.config.policy_config
+    products = [(settings.batch_size, settings.hidden_dim)]
+    ensembles = [settings.bayesian or SINGLE_NET]
+    if expansion := settings.value_expansion:
+        model = context.run.config.model_section
+        sizes = model.bayesian
+        ensembles += [sizes.transition, sizes.reward] if sizes else []
+        transition = sizes.transition if sizes else SINGLE_NET
+        imagined = (
+            settings.batch_size * transition.eval_sample_count * expansion.rollout_len
+        )
+        products += [
+            (settings.batch_size, model.transition_hidden_dim),
+            (imagined, max(settings.hidden_dim, model.aux_hidden_dim)),
+        ]
+    members = max(size.eval_sample_count for size in ensembles)
+    if expansion is None:
         members = max(members, 2)  # small nets only: policy and Q side by side
-    prepare_tensorflow(
-        context.name,
-        run.cpu_learners,
-        settings.threads,
-        members,
-        run.config.precision,
-        run.config.deterministic,
-    )
-    return ValueRLLearner(context)
+    return ValueRLLearner(context, prepare(context, settings, members, products))
 
 
 def main(context: Context) -> None:

@@ -6,11 +6,11 @@ import tensorflow as tf
 
 from . import nn
 from .batch import Batch
-from .compute import prepare_tensorflow
-from .learner import Learner
+from .learner import Learner, prepare
 from .running import pace
 from .running.child import Context
 from .settings.roles import WORLDMODEL
+from .settings.schema import SINGLE_NET
 from .settings.seeds import Stream
 from .storage.checkpoint import Scalar
 from .util import Every
@@ -23,7 +23,7 @@ class WorldmodelLearner(Learner):
     name = WORLDMODEL
     batch_stream = Stream.WORLDMODEL_BATCH
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, is_compiled: bool = False) -> None:
         settings = context.run.config.model_section
         self.model = build_world_model(
             settings,
@@ -31,7 +31,7 @@ class WorldmodelLearner(Learner):
             context.run.action_dim,
             nn.generator_of(context.seed),
         )
-        super().__init__(context, settings, self.model.metric_names)
+        super().__init__(context, settings, self.model.metric_names, is_compiled)
         self.pretrained = 0
         self._pretraining = settings.pretrain_n or 0  # false: none
         self._seed = nn.seed_of(context.seed)
@@ -85,8 +85,7 @@ class WorldmodelLearner(Learner):
                 target - self.pretrained,
                 *(e.until(self.pretrained) for e in (log, save)),
             )
-            block = self.updates_per_call
-            self.pretrained += self.learn(block if block <= room else 1)
+            self.pretrained += self.learn(min(self.updates_per_call, room))
             self.row["pretrained"] = self.pretrained
             self.tick()
             if log(self.pretrained):
@@ -106,19 +105,13 @@ class WorldmodelLearner(Learner):
 
 def build(context: Context) -> WorldmodelLearner:
     """Prepares TensorFlow for this learner, and builds it."""
-    run, settings = context.run, context.run.config.model_section
+    settings = context.run.config.model_section
     sizes = settings.bayesian
-    ensembles = (sizes.transition, sizes.reward) if sizes else ()
-    members = max((size.train_sample_count for size in ensembles), default=1)
-    prepare_tensorflow(
-        context.name,
-        run.cpu_learners,
-        settings.threads,
-        members,
-        run.config.precision,
-        run.config.deterministic,
-    )
-    return WorldmodelLearner(context)
+    ensembles = (sizes.transition, sizes.reward) if sizes else (SINGLE_NET,)
+    members = max(size.train_sample_count for size in ensembles)
+    width = max(settings.transition_hidden_dim, settings.aux_hidden_dim)
+    products = [(settings.batch_size // members, width)]
+    return WorldmodelLearner(context, prepare(context, settings, members, products))
 
 
 def main(context: Context) -> None:

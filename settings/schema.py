@@ -320,10 +320,10 @@ class LearnerConfig(Section):
         None  # null: all cores; on a GPU TensorFlow decides
     )
     xla: Annotated[SwitchOrNull, ON_RESUME] = (
-        None  # null: true on a GPU, false on a CPU
+        None  # null: true on a GPU, and for small nets on a CPU
     )
     updates_per_call: Annotated[CountOrNull, ON_RESUME] = (
-        None  # null: 1 on a CPU; on a GPU up to 16
+        None  # null: with XLA up to 16, else 1
     )
 
     def _check_shares(self, members: int, key: str) -> None:
