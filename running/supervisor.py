@@ -364,16 +364,21 @@ class Supervisor:
         failures = [
             self._failure_at_the_end(child)
             for child in self._children
-            # By SIGTERM: it was asked to end before it had begun.
             if not (child.done or child in alive or child.process is None)
-            and child.exit_code not in (STOPPED, -signal.SIGTERM)
+            and not self._ended_as_asked(child)
         ]
         self._events.close()
         self._display.show(self.progress, last=True)
         self._display.close()
-        if outcome.code == 0 and (self._at_once or failures):
+        if outcome.code == 0 and (self._at_once or killed or failures):
             return Outcome(1, error="\n".join(failures) or None)
         return outcome
+
+    def _ended_as_asked(self, child: Child) -> bool:
+        """Whether a child that was asked to end has nothing left to save."""
+        if child.exit_code == -signal.SIGTERM:  # it was asked before it had begun
+            return not (child.is_learner and self._board[child.name]["ready"])
+        return child.exit_code == STOPPED
 
     def _failure_at_the_end(self, child: Child) -> str:
         """Why a child that was asked to save and end did not."""

@@ -136,6 +136,14 @@ def die_while_saving(context: Context) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def lose_its_handler(context: Context) -> None:
+    """Learns, and something has taken SIGTERM away from it."""
+    context.board[context.name]["ready"] = 1
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    mark(context, "ready")
+    signal.pause()
+
+
 def obey_slowly(context: Context) -> None:
     """As `obey`, but saving takes a while."""
     mark(context, "ready")

@@ -215,6 +215,16 @@ def test_children_that_do_not_end_when_asked_are_killed_after_a_while(
     assert scene.display.notes == ["stopping: saving what was learned"]
 
 
+def test_a_learner_that_is_killed_before_it_has_saved_is_no_success(
+    watched, monkeypatch
+):
+    monkeypatch.setattr(supervisor_module, "STOP_PATIENCE", 0.5)
+    supervisor, scene = watched({VALUERL: "ignore", "interactor0": "obey"})
+    when_ready(scene, lambda: send(signal.SIGTERM))
+    assert supervisor.run().code == 1
+    assert scene.display.notes[-1].startswith("valuerl killed before the end of its")
+
+
 def test_an_exception_while_it_watches_still_ends_the_children_gracefully(watched):
     supervisor, scene = watched({VALUERL: "obey_slowly", "interactor0": "obey"})
 
@@ -268,6 +278,7 @@ def test_a_childs_line_is_what_the_launcher_says(watched, function, code, line):
         ("cannot_save", "valuerl: .*/file: No space left on device .*--resume"),
         ("fail_to_save", "valuerl ended with exit code 1 when asked to end"),
         ("die_while_saving", "valuerl was ended by SIGKILL when asked to end"),
+        ("lose_its_handler", "valuerl was ended by SIGTERM when asked to end"),
     ],
 )
 def test_who_is_asked_to_end_and_cannot_save_is_no_success(watched, function, line):
