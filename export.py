@@ -10,9 +10,13 @@ Both answer as our greedy policy does, to float32 rounding, and need no module o
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+if __name__ == "__main__":  # Ctrl-C ends the imports without a stack trace
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 try:
     import steve  # noqa: F401
@@ -41,7 +45,7 @@ from steve.util import (
     environment,
     example,
     exit_code,
-    import_from_working_folder,
+    prepare_command,
     redirected,
 )
 
@@ -183,5 +187,5 @@ def main(arguments: Sequence[str] | None = None, program: str = "export.py") -> 
 
 
 if __name__ == "__main__":
-    import_from_working_folder()
+    prepare_command()
     sys.exit(main())

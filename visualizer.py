@@ -19,10 +19,14 @@ O observation, A action.
 import argparse
 import importlib.util
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
+
+if __name__ == "__main__":  # Ctrl-C ends the imports without a stack trace
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 try:
     import steve  # noqa: F401
@@ -76,7 +80,7 @@ from steve.util import (
     environment,
     example,
     exit_code,
-    import_from_working_folder,
+    prepare_command,
     redirected,
     stop_as_by_ctrl_c,
     unused,
@@ -346,5 +350,5 @@ def main(arguments: Sequence[str] | None = None, program: str = "visualizer.py")
 
 
 if __name__ == "__main__":
-    import_from_working_folder()
+    prepare_command()
     sys.exit(main())

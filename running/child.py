@@ -25,7 +25,7 @@ from ..storage.disk import full_disk_line, is_full
 from ..storage.folders import Run
 from ..storage.locks import present
 from ..storage.record import record_chance
-from ..util import RunError, UserError, wait_until
+from ..util import RunError, UserError, escape_unknown_characters, wait_until
 
 # Exit codes of a child; the supervisor reads them.
 STOPPED = 0
@@ -174,6 +174,7 @@ def _redirect_output(run: Run, name: str) -> None:
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.close(descriptor)
+    escape_unknown_characters()
 
 
 def full_disk_advice(error: OSError, run: Run) -> str:
