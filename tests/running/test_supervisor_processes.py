@@ -136,9 +136,9 @@ def test_children_have_their_variables_their_niceness_and_a_seed_of_their_own(
     assert len({facts[name]["seed"] for name in ALL}) == 3
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
-def test_what_the_terminal_sends_to_the_children_does_nothing(watched, number):
-    """By Ctrl-C, or because it is closed; the launcher alone answers."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
+def test_what_is_sent_to_all_processes_does_nothing_to_the_children(watched, number):
+    """By Ctrl-C, a closed terminal, or a cluster; the launcher alone answers."""
     supervisor, scene = watched(dict.fromkeys(ALL, "describe"))
 
     def interrupt():
@@ -155,7 +155,9 @@ def test_what_the_terminal_sends_to_the_children_does_nothing(watched, number):
     assert marked(scene, "saved") == set(ALL)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1]
+)
 def test_the_first_signal_ends_all_gracefully(watched, number):
     supervisor, scene = watched({VALUERL: "obey_slowly", "interactor0": "obey"})
     when_ready(scene, lambda: send(number))
