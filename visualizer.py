@@ -249,12 +249,12 @@ def gpu_variables(gpu_id: str) -> dict[str, str]:
     Raises:
         UserError: no such GPU.
     """
-    gpus = devices.visible_gpus(os.environ)
+    assignment = devices.assigned(gpu_id, False, os.environ)
     return {
         "TF_FORCE_GPU_ALLOW_GROWTH": "true",
         "TF_CPP_MIN_LOG_LEVEL": "2",
         **os.environ,
-        devices.VARIABLE: devices.assign(gpu_id, gpus, False).valuerl,
+        devices.VARIABLE: assignment.valuerl,
     }
 
 
