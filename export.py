@@ -105,7 +105,7 @@ def exported_arrays(config: Config, path: Path, policy: Checkpoint) -> dict:
     env = envwrap.make_env(config.env)
     box = env.get_wrapper_attr("box")
     sizes = envwrap.sizes_of(env)
-    env.close()
+    envwrap.close_env(env)
     checkpoint.check_tensors(path, policy, policy_shapes(config.policy_config, sizes))
     nets = {name.removeprefix("policy/"): t for name, t in policy.tensors.items()}
     low, high = (bound.reshape(-1) for bound in (box.low, box.high))

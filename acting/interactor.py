@@ -18,7 +18,7 @@ from ..settings.roles import Kind
 from ..settings.seeds import Stream, generator, seed_globals, seed_of
 from ..util import wait_until
 from .policy import Policy, PolicyReader, random_actions
-from .safe_env import SafeEnv, Step
+from .safe_env import CLOSE_PATIENCE, SafeEnv, Step, close_all
 
 
 def interact(context: Context) -> None:
@@ -45,16 +45,22 @@ class Interactor:
         self._policy_turn = -1  # at which the policy was last looked up
         seed_globals(context.seed)
         size = self._agent.batch_size
-        self._envs = []
+        self._envs: list[SafeEnv] = []
+        context.ends.callback(self.close)
         for _ in range(size):
             self._envs.append(
                 SafeEnv(config.env, context.name, self._lose, self._note_failure)
             )
-            self._beat()
+            self._stopping()
         self._numbers = self._number * size + np.arange(size)  # [B], of all
         self._episodes = np.zeros(size, int)
         self._steps = np.zeros(size, int)  # of the running episodes
         self._obs = np.zeros((size, context.run.obs_dim))
+
+    def close(self) -> None:
+        """Closes the environments."""
+        self._row["heartbeat"] = time.monotonic() + CLOSE_PATIENCE
+        close_all(self._envs)
 
     # -- the loop ----------------------------------------------------------------------
 
