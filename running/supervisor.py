@@ -352,6 +352,9 @@ class Supervisor:
             if self._at_once or self._clock() > deadline:
                 break
             self._wait_for_exit(alive)
+            for child in self._alive():
+                if not child.is_learner:  # an environment may have taken the first one
+                    child.started.terminate()
         for child in alive:
             child.started.kill()
             child.started.join()

@@ -159,7 +159,25 @@ def ignore(context: Context) -> None:
     mark(context, "ready")
     beat_until_stopped(context)
     mark(context, "asked")
-    signal.pause()
+    while True:
+        signal.pause()
+
+
+def lose_the_first_signal(context: Context) -> None:
+    """As `obey`, but its environment has a handler of its own for a while."""
+    heard = []
+    signal.signal(signal.SIGTERM, lambda *_: heard.append(1))
+    mark(context, "ready")
+    wait_until(lambda: bool(heard))
+    beat_until_stopped(context)
+    mark(context, "saved")
+
+
+def close_after(context: Context) -> None:
+    """Ends as its file "end" says, and has something to close."""
+    context.ends.callback(lambda: print("note: closed", flush=True))
+    end_of = (context.run.folders.log / "end").read_text()
+    globals()[end_of](context)
 
 
 def describe(context: Context) -> None:

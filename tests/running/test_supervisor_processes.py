@@ -227,6 +227,14 @@ def test_a_learner_that_is_killed_before_it_has_saved_is_no_success(
     assert scene.display.notes[-1].startswith("valuerl killed before the end of its")
 
 
+def test_who_has_lost_the_first_request_is_asked_again(watched):
+    functions = {VALUERL: "obey", "interactor0": "lose_the_first_signal"}
+    supervisor, scene = watched(functions)
+    when_ready(scene, lambda: send(signal.SIGTERM))
+    assert supervisor.run().code == 0
+    assert marked(scene, "saved") == names_of(scene)
+
+
 def test_an_exception_while_it_watches_still_ends_the_children_gracefully(watched):
     supervisor, scene = watched({VALUERL: "obey_slowly", "interactor0": "obey"})
 
