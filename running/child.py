@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import faulthandler
 import importlib
+import io
 import multiprocessing
 import os
 import signal
@@ -15,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from types import FrameType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from ..settings.extensions import import_modules
 from ..settings.roles import process_seed
@@ -25,7 +26,7 @@ from ..storage.disk import full_disk_line, is_full
 from ..storage.folders import Run
 from ..storage.locks import present
 from ..storage.record import record_chance
-from ..util import RunError, UserError, escape_unknown_characters, wait_until
+from ..util import RunError, UserError, wait_until
 
 # Exit codes of a child; the supervisor reads them.
 STOPPED = 0
@@ -185,7 +186,25 @@ def _redirect_output(run: Run, name: str) -> None:
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.close(descriptor)
-    escape_unknown_characters()
+    sys.stdout, sys.stderr = _printing_to(1), _printing_to(2)
+
+
+class _ShortOfSpace(io.FileIO):
+    """Drops what finds no space on the disk: no process ends for want of a line."""
+
+    def write(self, data: Any) -> int | None:
+        try:
+            return super().write(data)
+        except OSError as error:
+            if not is_full(error):
+                raise
+            return len(data)
+
+
+def _printing_to(descriptor: int) -> io.TextIOWrapper:
+    """A stream of UTF-8, in which a path that is none is escaped."""
+    file = io.BufferedWriter(_ShortOfSpace(descriptor, "wb", closefd=False))
+    return io.TextIOWrapper(file, "utf-8", "backslashreplace", line_buffering=True)
 
 
 def full_disk_advice(error: OSError, run: Run) -> str:

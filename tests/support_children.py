@@ -69,6 +69,12 @@ def speak(context: Context) -> None:
     os.write(1, b"by a library\n")
 
 
+def speak_of_paths(context: Context) -> None:
+    """Prints what no encoding has, and more than a buffer holds."""
+    print("f\u00fcr/\udcff", flush=True)
+    print("y" * 100_000, file=sys.stderr)
+
+
 def fail(context: Context) -> None:
     print("before the failure")
     raise ValueError(f"failure {starts(context)}")

@@ -219,6 +219,22 @@ def test_a_child_whose_own_output_finds_no_space_still_ends_as_it_should(
     assert child.exitcode == FULL_DISK
 
 
+def test_lines_that_find_no_space_end_no_process(run):
+    run.folders.process_output(NAME).symlink_to("/dev/full")
+    child = start(run, "speak_of_paths")
+    child.join(PATIENCE)
+    assert child.exitcode == STOPPED
+
+
+def test_paths_are_written_as_they_are_whatever_the_terminals_encoding(
+    run, monkeypatch
+):
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    code, output = outcome(run, "speak_of_paths")
+    assert code == STOPPED
+    assert output == f"f\u00fcr/\\udcff\n{'y' * 100_000}\n"
+
+
 def test_sigterm_becomes_a_flag_and_the_folder_is_held_meanwhile(run):
     child = start(run, "obey", nice=3)
     poll(lambda: (run.folders.log / f"{NAME}.ready").exists(), "its start")
