@@ -192,7 +192,7 @@ def _redirect_output(run: Run, name: str) -> None:
 class _ShortOfSpace(io.FileIO):
     """Drops what finds no space on the disk: no process ends for want of a line."""
 
-    def write(self, data: Any) -> int | None:
+    def write(self, data: Any) -> int:
         try:
             return super().write(data)
         except OSError as error:
