@@ -183,8 +183,9 @@ def serve() -> None:
         display = Reporter(output_console(), request.experiment)
         with stop_as_by_ctrl_c(), opened(request, display.note) as run:
             outcome = run_processes(run, display) if run else None
-        if outcome is not None and outcome.error:
-            tell(error=outcome.error, code=outcome.code)
+        if outcome is not None and outcome.code:
+            unsaved = "the run ended before everything was saved; resume it"
+            tell(error=outcome.error or unsaved, code=outcome.code)
         tell(folder=str(folder.absolute()))
     except UserError as error:
         tell(error=str(error), code=2)
