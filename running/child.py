@@ -53,7 +53,8 @@ class Stop:
         self._take_signal()
 
     def _take_signal(self) -> None:
-        signal.signal(signal.SIGTERM, self._request)
+        if threading.current_thread() is threading.main_thread():  # others may not
+            signal.signal(signal.SIGTERM, self._request)
 
     def _request(self, signum: int, frame: FrameType | None) -> None:
         self._requested = True
@@ -72,8 +73,7 @@ class Context:
         name: of this process, as on the status board.
         seed: its own.
         board: the status board.
-        stop: true from the moment at which the process is asked to end; asked in the
-            main thread.
+        stop: true from the moment at which the process is asked to end.
         ends: what is called when the main function is over, however it ended.
     """
 
