@@ -99,7 +99,7 @@ def prepare_command() -> None:
 
     Its standard streams are there, whatever it was started with: a closed one leads to
     /dev/null, else the next file that is opened takes its number. They escape
-    characters that their encoding lacks. Ctrl-C raises KeyboardInterrupt again.
+    characters that their encoding lacks.
     """
     while (descriptor := os.open(os.devnull, os.O_RDWR)) < len(STANDARD_STREAMS):
         os.set_inheritable(descriptor, True)
@@ -108,8 +108,6 @@ def prepare_command() -> None:
         if getattr(sys, name) is None:
             setattr(sys, name, open(number, mode))  # noqa: SIM115 - to the end
     escape_unknown_characters()
-    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
     import_from_working_folder()
 
 
@@ -146,6 +144,8 @@ def exit_code(program: str, command: Callable[[], int | None]) -> int:
         OSError that names a file, or where nobody reads the output any more, 130
         after Ctrl-C. Any other exception is a bug of ours and is raised.
     """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as during the imports
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         code = command() or 0
         sys.stdout.flush()
