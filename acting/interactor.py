@@ -5,6 +5,7 @@ process half a gigabyte.
 """
 
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -16,9 +17,11 @@ from ..running.child import Context
 from ..running.pace import frame_limit, policy_for
 from ..settings.roles import Kind
 from ..settings.seeds import Stream, generator, seed_globals, seed_of
-from ..util import wait_until
+from ..util import RunError, wait_until
 from .policy import Policy, PolicyReader, random_actions
-from .safe_env import SafeEnv, Step
+from .safe_env import CLOSE_PATIENCE, SafeEnv, Step, close_all
+
+TOO_MANY_LOST = 100  # transitions, of twice as many steps
 
 
 def interact(context: Context) -> None:
@@ -45,16 +48,24 @@ class Interactor:
         self._policy_turn = -1  # at which the policy was last looked up
         seed_globals(context.seed)
         size = self._agent.batch_size
-        self._envs = []
+        self._envs: list[SafeEnv] = []
+        context.ends.callback(self.close)
         for _ in range(size):
             self._envs.append(
                 SafeEnv(config.env, context.name, self._lose, self._note_failure)
             )
-            self._beat()
+            self._stopping()
         self._numbers = self._number * size + np.arange(size)  # [B], of all
         self._episodes = np.zeros(size, int)
         self._steps = np.zeros(size, int)  # of the running episodes
         self._obs = np.zeros((size, context.run.obs_dim))
+        # Whether the transition was lost, of each of the last steps.
+        self._lost: deque[bool] = deque(maxlen=2 * TOO_MANY_LOST)
+
+    def close(self) -> None:
+        """Closes the environments."""
+        self._row["heartbeat"] = time.monotonic() + CLOSE_PATIENCE
+        close_all(self._envs)
 
     # -- the loop ----------------------------------------------------------------------
 
@@ -173,6 +184,7 @@ class Interactor:
     def _step(self, turn: int, action: np.ndarray) -> bool:
         """One step of every environment, stored; False: stopped before that."""
         taken = step_all(self._envs, self._obs, action, self._beat)
+        self._check_losses(len(taken.kept))
         origin = Origin(
             self._numbers[taken.kept],
             self._episodes[taken.kept],
@@ -203,6 +215,21 @@ class Interactor:
             if self._context.stop():
                 return False
         return True
+
+    def _check_losses(self, kept: int) -> None:
+        """Counts the steps of a vector step whose transition was lost, and the others.
+
+        Raises:
+            RunError: it was the last of too many losses.
+        """
+        lost = len(self._envs) - kept
+        self._lost.extend([True] * lost + [False] * kept)
+        if lost and (count := sum(self._lost)) >= TOO_MANY_LOST:
+            raise RunError(
+                f"{self._context.name}: {count} of the last {len(self._lost)} steps of "
+                f"{self._config.env.name} gave no transition that is finite; the run "
+                "stops. Correct the environment"
+            )
 
     # -- episodes ----------------------------------------------------------------------
 
