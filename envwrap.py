@@ -26,6 +26,7 @@ from gymnasium.wrappers import FlattenObservation
 
 from .environments import mujoco
 from .environments.box2d import make_hardcore
+from .environments.contract import Contract, try_out
 from .environments.old_gym import MUJOCO_PY_ID, make_with_gym
 from .environments.roboschool import make_roboschool
 from .settings.extensions import import_module
@@ -62,7 +63,7 @@ def make_env(env_config: "Environment") -> gymnasium.Env:
 
 
 def measure(env_config: "Environment", explore_chance: float = 0.0) -> EnvSpec:
-    """The sizes of an environment, read from the environment itself.
+    """The sizes of an environment, read from the environment itself and tried out.
 
     Args:
         env_config: the configuration's `env`.
@@ -80,6 +81,7 @@ def measure(env_config: "Environment", explore_chance: float = 0.0) -> EnvSpec:
             each.message, each.category, each.filename, each.lineno, source=each.source
         )
     try:
+        try_out(env, env_config.name)
         return replace(sizes_of(env), interface=interface_of(env, explore_chance))
     finally:
         env.close()
@@ -93,9 +95,11 @@ def adapt(env: gymnasium.Env, env_config: "Environment") -> gymnasium.Env:
             environment is closed then.
     """
     try:
-        _check_observation_space(env.observation_space, env_config.name)
-        _check_action_space(env.action_space, env_config)
+        _check_spaces(env, env_config)
+        env = Contract(env, env_config.name)
         env = FlattenObservation(env)
+        if mujoco.counts_warnings(env):
+            env = mujoco.DivergenceGuard(env)
         env = AgentActions(env, rescale=env_config.rescale_actions)
         env = EpisodeClock(env, env_config.max_frames)
         _check_sizes(sizes_of(env), env_config)
@@ -214,6 +218,11 @@ def _made(
         return make()
     except UserError:
         raise
+    except SystemExit as error:
+        raise UserError(
+            f"env.name {name}: the environment called sys.exit when it was made (exit "
+            f"code {error.code}); correct the environment"
+        ) from error
     except gymnasium.error.DependencyNotInstalled as error:
         raise UserError(
             f"env.name {name}: a package is missing ({error_text(error)})"
@@ -245,6 +254,26 @@ def _nearest(name: str) -> str:
     # Upper and lower case are often all that is wrong.
     close = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.0)
     return lower[close[0]]
+
+
+def _check_spaces(env: gymnasium.Env, env_config: "Environment") -> None:
+    name = env_config.name
+    for key in ("observation_space", "action_space"):
+        if not isinstance(getattr(env, key, None), spaces.Space):
+            raise UserError(
+                f"env.name {name}: the environment has no {key}; set it in __init__"
+            )
+    _check_observation_space(env.observation_space, name)
+    _check_action_space(env.action_space, env_config)
+    for space, what in (
+        (env.observation_space, "observes nothing"),
+        (env.action_space, "takes no action"),
+    ):
+        if spaces.flatdim(space) == 0:
+            raise UserError(
+                f"env.name {name}: {what} ({space} has no number in it); choose "
+                "another environment"
+            )
 
 
 def _check_observation_space(space: spaces.Space, name: str) -> None:

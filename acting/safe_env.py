@@ -1,7 +1,8 @@
 """An environment that may fail: what it did wrong is not stored, the run continues.
 
 Simulators diverge, and users' environments raise. A transition that is not finite is
-dropped; an environment that raises is built again, so many times in a while.
+dropped; an environment that raises is built again, so many times in a while. An
+observation that does not fit its space is a user's mistake, and ends the run.
 """
 
 import itertools
@@ -68,6 +69,7 @@ class SafeEnv:
 
         Raises:
             RunError: the environment fails too often.
+            UserError: what it gives is wrong at any time.
         """
         for attempt in itertools.count():
             try:
@@ -91,9 +93,12 @@ class SafeEnv:
 
         Raises:
             RunError: the environment fails too often.
+            UserError: what it gives is wrong at any time.
         """
         try:
             obs, reward, terminated, truncated, _ = self._env.step(action)
+        except UserError:
+            raise
         except Exception as error:
             self._on_loss()
             self._rebuild(error)

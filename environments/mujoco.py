@@ -142,6 +142,70 @@ class OldHumanoid(OldMujoco):
         return obs, reward, terminated, truncated, info
 
 
+class DivergenceGuard(gymnasium.Wrapper):
+    """Shows a simulation that diverged as an observation of NaN.
+
+    When a state is no longer finite, MuJoCo puts the simulation back to its start
+    within the step and counts a warning. The observation that follows belongs to
+    another episode; NaN is what the state was.
+
+    Args:
+        env: one whose simulation `counts_warnings`, with an array as observation.
+    """
+
+    def __init__(self, env: gymnasium.Env) -> None:
+        super().__init__(env)
+        self._simulation = simulation_of(env)
+        _say_warnings()
+        import mujoco
+
+        kinds = mujoco.mjtWarning
+        self._kinds = [
+            int(getattr(kinds, f"mjWARN_BAD{what}"))
+            for what in ("QPOS", "QVEL", "QACC", "CTRL")
+        ]
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        obs, info = self.env.reset(seed=seed, options=options)
+        # Then each count is of this episode, whatever the environment's reset does.
+        self._simulation.data.warning.number[:] = 0
+        return obs, info
+
+    def step(
+        self, action: np.ndarray
+    ) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        number = self._simulation.data.warning.number
+        if number.any() and number[self._kinds].any():
+            obs = np.full_like(obs, np.nan)
+        return obs, float(reward), terminated, truncated, info
+
+
+def counts_warnings(env: gymnasium.Env) -> bool:
+    """Whether an environment's simulation is MuJoCo's own, with its warnings."""
+    data = getattr(simulation_of(env), "data", None)
+    return isinstance(
+        getattr(getattr(data, "warning", None), "number", None), np.ndarray
+    )
+
+
+def _say_warnings() -> None:
+    """MuJoCo's warnings are printed; without this a file in the working folder grows.
+
+    A handler that somebody has set stays.
+    """
+    import mujoco
+
+    if mujoco.get_mju_user_warning() is None:
+        mujoco.set_mju_user_warning(_print_warning)
+
+
+def _print_warning(text: str) -> None:
+    print(f"MuJoCo: {text}", flush=True)
+
+
 def _set_old_inertia(simulation: Any, name: str) -> None:
     """Weighs the bodies as MuJoCo 2.1.0 compiled them from the same model file."""
     import mujoco

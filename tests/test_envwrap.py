@@ -12,6 +12,7 @@ from gymnasium import spaces
 from support_environments import (
     PAPER_SIZES,
     error_of,
+    leave_no_id,
     made,
     needs_dm_control,
     needs_pybullet,
@@ -286,6 +287,37 @@ def test_a_mistake_is_one_line_that_says_what_to_do(name, keys, said):
 def test_observations_that_are_no_vectors_of_floats_are_refused(space, said):
     with pytest.raises(UserError, match=said):
         adapted(Recorder(space))
+
+
+EMPTY = spaces.Box(-1, 1, (0,))
+
+
+@pytest.mark.parametrize("space", [EMPTY, spaces.Dict({}), spaces.Dict({"a": EMPTY})])
+def test_a_space_without_numbers_is_refused(space):
+    recorder = Recorder()
+    recorder.observation_space = space
+    with pytest.raises(UserError, match="observes nothing"):
+        adapted(recorder)
+
+
+def test_actions_without_numbers_are_refused():
+    with pytest.raises(UserError, match="takes no action"):
+        adapted(Recorder(action_space=EMPTY))
+
+
+def test_an_environment_without_spaces_is_refused():
+    with pytest.raises(UserError, match="has no observation_space"):
+        adapted(gymnasium.Env())
+
+
+def test_an_environment_that_calls_sys_exit_is_a_mistake():
+    def leave():
+        sys.exit(0)
+
+    gymnasium.register("Leaves-v0", leave)
+    said = error_of("Leaves-v0")
+    leave_no_id("Leaves-v0")
+    assert "called sys.exit when it was made (exit code 0)" in said
 
 
 def test_discrete_parts_and_whole_numbers_are_refused_as_actions():
