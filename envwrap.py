@@ -59,7 +59,7 @@ def make_env(env_config: "Environment") -> gymnasium.Env:
     Raises:
         UserError: the environment cannot be had or cannot be used; one line.
     """
-    return adapt(_raw_env(env_config), env_config)
+    return adapt(_with_wrappers(_raw_env(env_config), env_config), env_config)
 
 
 def measure(env_config: "Environment", explore_chance: float = 0.0) -> EnvSpec:
@@ -165,7 +165,9 @@ def _raw_env(env_config: "Environment") -> gymnasium.Env:
     if (entry_point := env_config.entry_point) is not None:
         return _made(
             env_config,
-            lambda: _from_entry_point(entry_point, env_config.make_kwargs),
+            lambda: _from_entry_point(
+                entry_point, env_config.make_kwargs, key="env.entry_point"
+            ),
         )
     if env_config.inertia == "2.1" and name not in mujoco.MUJOCO:
         raise UserError(
@@ -189,23 +191,48 @@ def _raw_env(env_config: "Environment") -> gymnasium.Env:
     return _made(env_config, lambda: gymnasium.make(name, **keys))
 
 
-def _from_entry_point(entry_point: str, make_kwargs: dict[str, Any]) -> gymnasium.Env:
-    """Calls the class or function that `env.entry_point` names.
+def _from_entry_point(
+    entry_point: str, make_kwargs: dict[str, Any], *inner: gymnasium.Env, key: str
+) -> gymnasium.Env:
+    """Calls the class or function that a key names, with the environment to wrap.
 
     Raises:
         UserError: it cannot be had, or gives something that is no environment.
     """
     module, _, name = entry_point.partition(":")
-    import_module(module, "env.entry_point")
+    import_module(module, key)
     make = getattr(sys.modules[module], name, None)
     if not callable(make):
-        raise UserError(f"env.entry_point {entry_point}: {module} has no {name}")
-    env = make(**make_kwargs)
+        raise UserError(f"{key} {entry_point}: {module} has no {name}")
+    env = make(*inner, **make_kwargs)
     if not isinstance(env, gymnasium.Env):
         raise UserError(
-            f"env.entry_point {entry_point}: gives {type(env).__name__}, which is no "
+            f"{key} {entry_point}: gives {type(env).__name__}, which is no "
             "gymnasium.Env"
         )
+    return env
+
+
+def _with_wrappers(env: gymnasium.Env, env_config: "Environment") -> gymnasium.Env:
+    """Puts the wrappers of `env.wrappers` around it, the first one innermost.
+
+    Raises:
+        UserError: one cannot be had; the environment is closed then.
+    """
+    for wrapper in env_config.wrappers:
+        where = f"env.wrappers {wrapper.entry_point}"
+        try:
+            env = _from_entry_point(
+                wrapper.entry_point, wrapper.kwargs, env, key="env.wrappers"
+            )
+        except (Exception, SystemExit) as error:
+            env.close()
+            if isinstance(error, UserError):
+                raise
+            raise UserError(
+                f"{where} with kwargs {wrapper.kwargs}: cannot be made "
+                f"({error_text(error)})"
+            ) from error
     return env
 
 

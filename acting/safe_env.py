@@ -112,6 +112,13 @@ class SafeEnv:
         self._on_loss()
         return None
 
+    def close(self) -> None:
+        """Closes the environment; what goes wrong then is printed."""
+        try:
+            self._env.close()
+        except Exception:
+            traceback.print_exc()
+
     def _rebuild(self, error: Exception) -> None:
         """Makes the environment again after an error.
 
@@ -130,10 +137,7 @@ class SafeEnv:
                 f"{WINDOW / 60:g} minutes, last with {type(error).__name__}: "
                 f"{one_line(error)}; the run stops"
             )
-        try:
-            self._env.close()
-        except Exception:
-            traceback.print_exc()  # it is given up anyway
+        self.close()  # it is given up anyway
         self._env = make_env(self._config)
 
 
