@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 # From this many dimensions on a box of floats is an image, and no net here sees images.
 IMAGE_DIMENSIONS = 3
 
+NO_DISPLAY = r".*\bDISPLAY environment variable is missing"  # GLFW's words
+
 # The paper's other environments.
 OTHERS: dict[str, Callable[[dict[str, Any]], gymnasium.Env]] = {
     "BipedalWalkerHardcore-v2": make_hardcore,
@@ -161,7 +163,10 @@ def _raw_env(env_config: "Environment") -> gymnasium.Env:
     """The environment with its own spaces, wherever it comes from."""
     name = env_config.name
     if env_config.module is not None:
-        import_module(env_config.module, "env.module")
+        with warnings.catch_warnings():
+            # dm_control looks for a display when it is imported; nothing is drawn here.
+            warnings.filterwarnings("ignore", NO_DISPLAY)
+            import_module(env_config.module, "env.module")
     if (entry_point := env_config.entry_point) is not None:
         return _made(
             env_config,

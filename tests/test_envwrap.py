@@ -354,6 +354,85 @@ def test_the_named_module_is_imported_and_may_register(tmp_path, monkeypatch):
     assert "is_broken: cannot be imported (RuntimeError: two lines)" in said
 
 
+def test_a_missing_display_is_not_worth_a_warning(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "looks_for_display.py").write_text(
+        "import warnings\n"
+        "warnings.warn(\"b'X11: The DISPLAY environment variable is missing'\")\n"
+        "warnings.warn('something else')\n"
+    )
+    with pytest.warns(UserWarning, match="something else") as seen:
+        made("Pendulum-v1", module="looks_for_display")
+    assert len(seen) == 1
+
+
+# Wrappers of the user's own
+
+
+def wrapper(name, **kwargs):
+    return {"entry_point": f"support_env:{name}", "kwargs": kwargs}
+
+
+def test_wrappers_are_put_on_in_their_order():
+    adds, scales = wrapper("AddedReward", amount=1.0), wrapper("ScaledReward", factor=3)
+
+    def reward(*wrappers):
+        env = made("Recorder-v0", wrappers=list(wrappers))
+        env.reset()
+        return env.step(np.zeros(1))[1]
+
+    assert reward() == 1.0
+    assert reward(adds, scales) == 6.0
+    assert reward(scales, adds) == 4.0
+
+
+def test_wrappers_may_change_what_is_observed_and_how_long_a_step_is():
+    # The last three observations, and two steps of the environment for each action.
+    keys = {
+        "wrappers": [
+            wrapper("Skipping", steps=2),
+            {
+                "entry_point": "gymnasium.wrappers:FrameStackObservation",
+                "kwargs": {"stack_size": 3},
+            },
+        ],
+        "max_frames": 3,
+    }
+    config = Environment(name="Recorder-v0", **keys)
+    assert envwrap.measure(config) == EnvSpec(6, 1)
+    env = envwrap.make_env(config)
+    env.reset()
+    steps = [env.step(np.zeros(1)) for _ in range(3)]
+    assert [obs.shape for obs, *_ in steps] == [(6,)] * 3
+    assert [obs[-1] for obs, *_ in steps] == [2, 4, 6]
+    assert [truncated for _, _, _, truncated, _ in steps] == [False, False, True]
+
+
+def test_an_environment_is_judged_by_what_its_wrappers_make_of_it():
+    with pytest.raises(UserError, match="only continuous actions"):
+        made("CartPole-v1")
+    assert made("CartPole-v1", wrappers=[wrapper("PushedCart")]).action_space.shape
+    short = Environment(name="Recorder-v0", wrappers=[wrapper("Shortened")])
+    with pytest.raises(UserError, match=r"1 number \(shape \(1,\)\) instead of 2"):
+        envwrap.measure(short)
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"entry_point": "nowhere:W"}, "env.wrappers nowhere: cannot be imported"),
+        (wrapper("Nothing"), "env.wrappers support_env:Nothing: support_env has no"),
+        (wrapper("ScaledReward"), "ScaledReward with kwargs {}: cannot be made (Type"),
+        (
+            {"entry_point": "builtins:type"},
+            "env.wrappers builtins:type: gives type, which is no gymnasium.Env",
+        ),
+    ],
+)
+def test_a_wrapper_that_cannot_be_had_is_one_line(keys, said):
+    assert said in error_of("Recorder-v0", wrappers=[keys])
+
+
 def test_make_kwargs_reach_the_environment():
     env = made("Pendulum-v1", make_kwargs={"g": 2.5})
     assert env.unwrapped.g == 2.5
