@@ -313,6 +313,17 @@ def test_without_a_model_there_is_no_world_model_learner(tmp_path):
     assert WORLDMODEL not in {child.name for child in children}
 
 
+def test_a_module_that_reads_the_command_line_is_one_line(tmp_path, monkeypatch, capfd):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "their_script.py").write_text(
+        "import argparse\nargparse.ArgumentParser().parse_args(['--theirs'])\n"
+    )
+    config = Config(env=Environment(name="Pendulum-v1", module="their_script"))
+    with pytest.raises(UserError, match=r"^env\.module their_script: ends the program"):
+        launch_module._measure(config)
+    assert capfd.readouterr() == ("", ""), "no usage of another program"
+
+
 @pytest.mark.parametrize(
     ("measure", "patience", "said"),
     [

@@ -9,7 +9,7 @@ import pytest
 from support import make_config, poll
 from support_actors import Script, context_of, new_run
 
-from steve.acting.interactor import Interactor, interact
+from steve.acting.interactor import Interactor, interact, step_all
 from steve.acting.remote_env import RemoteEnv
 from steve.acting.safe_env import SafeEnv
 from steve.replay import ReplayBuffer
@@ -17,9 +17,10 @@ from steve.storage.record import read_run
 from steve.util import UserError
 
 SPAWN = multiprocessing.get_context("spawn")
-# One action decides what happens: an error, NaN, a wrong size, the process's end.
+# The action decides what happens: an error, NaN, a wrong size, an end, a wait.
 MODULE = """
 import os
+import time
 from pathlib import Path
 
 import gymnasium
@@ -49,13 +50,21 @@ class Env(gymnasium.Env):
             return np.zeros(5), 0.0, False, False, {}
         if what == 4:
             os._exit(7)
+        if what == 5:  # waits until two environments are here
+            (Path(self.folder) / f"here-{os.getpid()}").touch()
+            for _ in range(1000):
+                if len(list(Path(self.folder).glob("here-*"))) == 2:
+                    break
+                time.sleep(0.01)
+            else:
+                raise TimeoutError("alone")
         return np.array([os.getpid(), self.start]), 1.0, False, False, {}
 
     def close(self):
         if self.folder:
             (Path(self.folder) / f"closed-{os.getpid()}").touch()
 """
-FINE, BROKEN, NAN, WRONG, GONE = (np.full(1, what / 10) for what in range(5))
+FINE, BROKEN, NAN, WRONG, GONE, MEET = (np.full(1, n / 10) for n in range(6))
 
 
 @pytest.fixture
@@ -94,7 +103,8 @@ def made(config):
 
 def ends(config):
     folder = config.env.make_kwargs["folder"]
-    return [int(name.removeprefix("closed-")) for name in os.listdir(folder)]
+    names = [name for name in os.listdir(folder) if name.startswith("closed-")]
+    return [int(name.removeprefix("closed-")) for name in names]
 
 
 def is_gone(pid):
@@ -164,16 +174,13 @@ def test_the_end_of_its_process_is_an_error(made):
         env.step(GONE)
 
 
-def test_environments_work_at_the_same_time(made):
+def test_environments_step_at_the_same_time(made):
     envs = [made(), made()]
-    for env in envs:
-        env.wait_until_made()
-        env.begin_reset(0)
-    for env in envs:
-        env.reset(0)
-        env.begin_step(FINE)
-    first, second = (env.step(FINE).obs[0] for env in envs)
-    assert first != second
+    obs = np.stack([(env.wait_until_made(), env.reset(0))[1] for env in envs])
+    taken = step_all(envs, obs, np.stack([MEET, MEET]), lambda: None)
+    np.testing.assert_array_equal(taken.kept, [0, 1])
+    first, second = taken.next_obs[:, 0]
+    assert first != second, "they are in two processes"
 
 
 def test_closing_closes_the_environment_and_ends_its_process(made, config):

@@ -11,6 +11,7 @@ from support_environments import leave_no_id
 from steve import envwrap
 from steve.acting import safe_env
 from steve.acting.safe_env import SafeEnv
+from steve.analysis.episodes import run_episode
 from steve.environments.contract import observation_fault
 from steve.settings.schema import Environment
 from steve.util import UserError
@@ -235,3 +236,14 @@ def test_what_is_wrong_in_a_run_is_a_mistake_and_no_rebuild(monkeypatch):
     with pytest.raises(UserError, match=r"5 numbers \(shape \(5,\)\) instead of 3"):
         env.reset(0)
     assert len(made) == 2
+
+
+class Still:
+    def greedy(self, obs):
+        return np.zeros((len(obs), 1))
+
+
+def test_the_visualizers_episodes_are_judged_in_the_same_way():
+    env = envwrap.make_env(config_of(**step_of(0), good_steps=2))
+    with pytest.raises(UserError, match=r"1 number \(shape \(\)\) instead of 3"):
+        run_episode(env, Still(), 0)
