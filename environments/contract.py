@@ -5,7 +5,7 @@ None would become NaN or False.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import gymnasium
@@ -119,21 +119,16 @@ def observation_fault(space: spaces.Space, obs: Any, where: str = "") -> str | N
     if type(obs) is np.ndarray and obs.shape == shape and obs.dtype.kind == "f":
         return None  # nearly always
     at = f" at {where}" if where else ""
-    if isinstance(space, spaces.Dict | spaces.Tuple):
-        is_dict = isinstance(space, spaces.Dict)
-        if not isinstance(obs, Mapping if is_dict else tuple | list):
-            return f"is {_what(obs)}{at}, not a {'dict' if is_dict else 'tuple'}"
-        parts = dict(space.items() if is_dict else enumerate(space))
-        there = list(obs) if is_dict else range(len(obs))
-        for key, inner in parts.items():
-            if key not in there:
-                return f"lacks {key!r}{at}, which its observation_space has"
-            fault = observation_fault(inner, obs[key], f"{where}[{key!r}]")
-            if fault:
-                return fault
-        if not is_dict and len(obs) != len(parts):
-            return f"has {len(obs)} parts{at} instead of {len(parts)}"
-        return None
+    if isinstance(space, spaces.Dict):
+        if not isinstance(obs, Mapping):
+            return f"is {_what(obs)}{at}, not a dict"
+        return _fault_inside(space.spaces, obs, list(obs), where)
+    if isinstance(space, spaces.Tuple):
+        if not isinstance(obs, tuple | list):
+            return f"is {_what(obs)}{at}, not a tuple"
+        if len(obs) != len(space):
+            return f"has {len(obs)} parts{at} instead of {len(space)}"
+        return _fault_inside(dict(enumerate(space)), obs, range(len(obs)), where)
     array = _array(obs)
     if array is None:
         return f"is {_what(obs)}{at}, not an array of numbers"
@@ -144,6 +139,19 @@ def observation_fault(space: spaces.Space, obs: Any, where: str = "") -> str | N
             f"has {array.size} number{plural}{at} (shape {array.shape}) instead of "
             f"{wanted} (shape {shape}), as its observation_space says"
         )
+    return None
+
+
+def _fault_inside(
+    parts: Mapping[Any, spaces.Space], obs: Any, there: Collection[Any], where: str
+) -> str | None:
+    for key, inner in parts.items():
+        if key not in there:
+            at = f" at {where}" if where else ""
+            return f"lacks {key!r}{at}, which its observation_space has"
+        fault = observation_fault(inner, obs[key], f"{where}[{key!r}]")
+        if fault:
+            return fault
     return None
 
 

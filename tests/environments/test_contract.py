@@ -116,7 +116,7 @@ def test_an_observation_of_another_size_names_both_sizes(method, obs, said):
         ({"goal": np.zeros(2)}, "lacks 'more', which its observation_space has"),
         ({**GOAL, "goal": np.zeros(3)}, "has 3 numbers at ['goal'] (shape (3,)) inst"),
         ({**GOAL, "goal": None}, "is None at ['goal'], not an array of numbers"),
-        ({**GOAL, "more": ()}, "lacks 0 at ['more'], which"),
+        ({**GOAL, "more": ()}, "has 0 parts at ['more'] instead of 1"),
         ({**GOAL, "more": (0.0, 1.0)}, "has 2 parts at ['more'] instead of 1"),
         ({**GOAL, "more": (np.zeros(2),)}, "has 2 numbers at ['more'][0] (shape (2,))"),
         ({**GOAL, "more": 1.0}, "is a value of type float at ['more'], not a tuple"),
