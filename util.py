@@ -192,8 +192,6 @@ def redirected(descriptor: int) -> Iterator[None]:
             os.dup2(descriptor, number)
         yield
     finally:
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
         for number, original in zip((1, 2), kept, strict=True):
             os.dup2(original, number)
             os.close(original)
