@@ -123,7 +123,9 @@ def _serve(pipe: Connection, config: Config, name: str, seed: int, number: int) 
     Each answer is (result or UserError, transitions lost, failures).
     """
     for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, signal.SIG_IGN)  # its end is that of the process above
+        # It ends with the process above. Not SIG_IGN: a simulator's own processes would
+        # inherit it, and no longer be ended by these signals.
+        signal.signal(each, lambda *_: None)
     threading.Thread(target=_end_after_parent, daemon=True).start()
     counts = {"lost": 0, "failed": 0}
 

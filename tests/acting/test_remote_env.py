@@ -20,6 +20,7 @@ SPAWN = multiprocessing.get_context("spawn")
 # The action decides what happens: an error, NaN, a wrong size, an end, a wait.
 MODULE = """
 import os
+import subprocess
 import time
 from pathlib import Path
 
@@ -32,8 +33,9 @@ class Env(gymnasium.Env):
     observation_space = spaces.Box(-np.inf, np.inf, (2,))
     action_space = spaces.Box(-1.0, 1.0, (1,))
 
-    def __init__(self, folder=None):
+    def __init__(self, folder):
         self.folder = folder
+        self.simulator = subprocess.Popen(["sleep", "600"])
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
@@ -49,6 +51,7 @@ class Env(gymnasium.Env):
         if what == 3:
             return np.zeros(5), 0.0, False, False, {}
         if what == 4:
+            self.simulator.kill()
             os._exit(7)
         if what == 5:  # waits until two environments are here
             (Path(self.folder) / f"here-{os.getpid()}").touch()
@@ -61,8 +64,9 @@ class Env(gymnasium.Env):
         return np.array([os.getpid(), self.start]), 1.0, False, False, {}
 
     def close(self):
-        if self.folder:
-            (Path(self.folder) / f"closed-{os.getpid()}").touch()
+        self.simulator.terminate()
+        self.simulator.wait()
+        (Path(self.folder) / f"closed-{os.getpid()}").touch()
 """
 FINE, BROKEN, NAN, WRONG, GONE, MEET = (np.full(1, n / 10) for n in range(6))
 
@@ -153,6 +157,7 @@ def test_faults_come_through_as_they_are_in_one_process(made, config, capfd):
     with pytest.raises(UserError, match=r"5 numbers \(shape \(5,\)\) instead of 2"):
         env.step(WRONG)
     assert "ValueError: broken" in capfd.readouterr().err
+    local.close()
 
 
 def test_an_environment_that_cannot_be_made_is_the_users_mistake(tmp_path):
