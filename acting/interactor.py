@@ -77,6 +77,9 @@ class Interactor:
     def close(self) -> None:
         """Closes the environments."""
         for env in self._envs:
+            if isinstance(env, RemoteEnv):
+                env.begin_close()
+        for env in self._envs:
             env.close()
 
     # -- the loop ----------------------------------------------------------------------

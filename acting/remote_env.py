@@ -85,9 +85,13 @@ class RemoteEnv:
             self.begin_step(action)
         return self._result()
 
+    def begin_close(self) -> None:
+        """Begins what `close` waits for."""
+        self._pipe.close()
+
     def close(self) -> None:
         """Closes the environment and ends its process."""
-        self._pipe.close()
+        self.begin_close()
         self._process.join(2 * CLOSE_PATIENCE)
         if self._process.is_alive():
             self._process.kill()

@@ -81,8 +81,8 @@ class Contract(gymnasium.Wrapper):
             raise self._fault(f"{method} gives an observation that {fault}")
 
     def _number(self, what: str, value: Any) -> float:
-        if type(value) is float:
-            return value
+        if isinstance(value, float):  # np.float64 too
+            return float(value)
         array = _array(value)
         if array is None or array.size != 1:
             raise self._fault(
@@ -91,8 +91,8 @@ class Contract(gymnasium.Wrapper):
         return float(array.item())
 
     def _flag(self, what: str, value: Any) -> bool:
-        if type(value) is bool:
-            return value
+        if isinstance(value, bool | np.bool_):
+            return bool(value)
         array = _array(value)
         if array is None or array.size != 1 or array.item() not in (0, 1):
             raise self._fault(

@@ -155,9 +155,12 @@ class DivergenceGuard(gymnasium.Wrapper):
 
     def __init__(self, env: gymnasium.Env) -> None:
         super().__init__(env)
-        self._simulation = simulation_of(env)
-        _say_warnings()
         import mujoco
+
+        _say_warnings()
+        self._simulation = simulation_of(env)
+        self._watch()
+        self._quiet = bytes(self._number.nbytes)
 
         kinds = mujoco.mjtWarning
         self._kinds = [
@@ -169,18 +172,25 @@ class DivergenceGuard(gymnasium.Wrapper):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
         obs, info = self.env.reset(seed=seed, options=options)
+        self._watch()
         # Then each count is of this episode, whatever the environment's reset does.
-        self._simulation.data.warning.number[:] = 0
+        self._number[:] = 0
         return obs, info
 
     def step(
         self, action: np.ndarray
-    ) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+    ) -> tuple[np.ndarray, Any, bool, bool, dict[str, Any]]:
         obs, reward, terminated, truncated, info = self.env.step(action)
-        number = self._simulation.data.warning.number
-        if number.any() and number[self._kinds].any():
+        if self._simulation.data is not self._data:  # the model was loaded again
+            self._watch()
+        # Nearly always equal, and the fastest way to see it.
+        if self._number.tobytes() != self._quiet and self._number[self._kinds].any():
             obs = np.full_like(obs, np.nan)
-        return obs, float(reward), terminated, truncated, info
+        return obs, reward, terminated, truncated, info
+
+    def _watch(self) -> None:
+        self._data = self._simulation.data
+        self._number = self._data.warning.number  # a view of the engine's memory
 
 
 def counts_warnings(env: gymnasium.Env) -> bool:
