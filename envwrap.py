@@ -24,7 +24,7 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.wrappers import FlattenObservation
 
-from .environments import mujoco
+from .environments import dm_control, mujoco
 from .environments.box2d import make_hardcore
 from .environments.contract import Contract, try_out
 from .environments.old_gym import MUJOCO_PY_ID, make_with_gym
@@ -102,6 +102,8 @@ def adapt(env: gymnasium.Env, env_config: "Environment") -> gymnasium.Env:
         env = FlattenObservation(env)
         if mujoco.counts_warnings(env):
             env = mujoco.DivergenceGuard(env)
+        elif (error := dm_control.physics_error()) is not None:
+            env = dm_control.DivergenceAsNan(env, error)
         env = AgentActions(env, rescale=env_config.rescale_actions)
         env = EpisodeClock(env, env_config.max_frames)
         _check_sizes(sizes_of(env), env_config)

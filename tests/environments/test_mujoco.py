@@ -233,6 +233,15 @@ def test_humanoids_contact_cost_is_part_of_the_reward_unless_switched_off():
 # Simulations that diverge
 
 
+@pytest.fixture
+def _nobody_handles_warnings():
+    """dm_control does, once it is imported."""
+    before = engine.get_mju_user_warning()
+    engine.set_mju_user_warning(None)
+    yield
+    engine.set_mju_user_warning(before)
+
+
 def diverged(env, what="qvel"):
     """One step from a state that the engine gives up on: observation and clock."""
     data = env.unwrapped.data
@@ -241,6 +250,7 @@ def diverged(env, what="qvel"):
     return obs, data.time
 
 
+@pytest.mark.usefixtures("_nobody_handles_warnings")
 @pytest.mark.parametrize("name", [*mujoco.MUJOCO, "HalfCheetah-v5"])
 @pytest.mark.parametrize("what", ["qpos", "qvel"])
 def test_a_simulation_that_resets_itself_shows_nan(
@@ -287,14 +297,11 @@ def test_other_warnings_of_the_engine_lose_nothing(kind):
     assert np.isnan(env.step(np.zeros(3))[0]).all()
 
 
+@pytest.mark.usefixtures("_nobody_handles_warnings")
 def test_a_users_own_handler_of_warnings_stays():
-    before = engine.get_mju_user_warning()
     said = []
     engine.set_mju_user_warning(said.append)
-    try:
-        env = made("HalfCheetah-v1")
-        env.reset(seed=0)
-        diverged(env)
-    finally:
-        engine.set_mju_user_warning(before)
+    env = made("HalfCheetah-v1")
+    env.reset(seed=0)
+    diverged(env)
     assert len(said) == 1
