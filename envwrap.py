@@ -31,7 +31,7 @@ from .environments.old_gym import MUJOCO_PY_ID, make_with_gym
 from .environments.roboschool import make_roboschool
 from .settings.extensions import import_module
 from .settings.interface import EnvSpec, Interface, Leaf, to_box
-from .util import UserError, error_text
+from .util import UserError, error_text, time_limit
 
 if TYPE_CHECKING:
     from .settings.schema import Environment
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 # From this many dimensions on a box of floats is an image, and no net here sees images.
 IMAGE_DIMENSIONS = 3
 
+CLOSE_PATIENCE = 5.0  # seconds; less than a run gives its processes to end
 NO_DISPLAY = r".*\bDISPLAY environment variable is missing"  # GLFW's words
 
 # The paper's other environments.
@@ -86,7 +87,22 @@ def measure(env_config: "Environment", explore_chance: float = 0.0) -> EnvSpec:
         try_out(env, env_config.name)
         return replace(sizes_of(env), interface=interface_of(env, explore_chance))
     finally:
-        env.close()
+        close_env(env)
+
+
+def close_env(env: gymnasium.Env, patience: float = CLOSE_PATIENCE) -> None:
+    """Closes an environment; what goes wrong then is one line on stderr.
+
+    Args:
+        env: from `make_env`, or one that it would wrap.
+        patience: seconds that it may take.
+    """
+    try:
+        with time_limit(patience):
+            env.close()
+    except (Exception, SystemExit) as error:
+        line = f"note: closing an environment failed ({error_text(error)})"
+        print(line, file=sys.stderr, flush=True)
 
 
 def adapt(env: gymnasium.Env, env_config: "Environment") -> gymnasium.Env:
@@ -108,7 +124,7 @@ def adapt(env: gymnasium.Env, env_config: "Environment") -> gymnasium.Env:
         env = EpisodeClock(env, env_config.max_frames)
         _check_sizes(sizes_of(env), env_config)
     except UserError:
-        env.close()
+        close_env(env)
         raise
     return env
 
@@ -233,7 +249,7 @@ def _with_wrappers(env: gymnasium.Env, env_config: "Environment") -> gymnasium.E
                 wrapper.entry_point, wrapper.kwargs, env, key="env.wrappers"
             )
         except (Exception, SystemExit) as error:
-            env.close()
+            close_env(env)
             if isinstance(error, UserError):
                 raise
             raise UserError(

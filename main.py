@@ -7,16 +7,18 @@ interactors and evaluators, and watches them until the run's limit or Ctrl-C.
 import argparse
 import errno
 import shlex
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+if __name__ == "__main__":  # Ctrl-C ends the imports without a stack trace
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 try:
     import steve  # noqa: F401
 except ModuleNotFoundError:
     sys.exit("main.py: the package steve is not installed; run: pip install -e .")
-
-from rich.console import Console
 
 from steve import __version__
 from steve.running.display import Display
@@ -27,9 +29,11 @@ from steve.storage.folders import Folders
 from steve.util import (
     OneLineParser,
     UserError,
+    drop_unwritten_output,
     example,
     exit_code,
-    import_from_working_folder,
+    output_console,
+    prepare_command,
     print_once,
     script_words,
     stop_as_by_ctrl_c,
@@ -153,7 +157,7 @@ def train(request: Request, program: str) -> int:
     Raises:
         UserError: a mistake; nothing has been written if it shows before the start.
     """
-    display = Display(Console(highlight=False), request.experiment)
+    display = Display(output_console(), request.experiment)
     with opened(request, display.note) as run:
         if run is None:
             return 0
@@ -223,8 +227,10 @@ def main(arguments: Sequence[str] | None = None, program: str = "main.py") -> in
     except KeyboardInterrupt:
         print("stopped before the start", file=sys.stderr)
         return 0
+    finally:
+        drop_unwritten_output()
 
 
 if __name__ == "__main__":
-    import_from_working_folder()
+    prepare_command()
     sys.exit(main())

@@ -9,9 +9,13 @@ reach a score.
 import argparse
 import math
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+if __name__ == "__main__":  # Ctrl-C ends the imports without a stack trace
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 try:
     import steve  # noqa: F401
@@ -30,8 +34,8 @@ from steve.util import (
     atomic_write,
     example,
     exit_code,
-    import_from_working_folder,
     number,
+    prepare_command,
     unused,
     whole_number,
 )
@@ -220,5 +224,5 @@ def main(arguments: Sequence[str] | None = None, program: str = "plot.py") -> in
 
 
 if __name__ == "__main__":
-    import_from_working_folder()
+    prepare_command()
     sys.exit(main())

@@ -11,6 +11,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+if __name__ == "__main__":  # Ctrl-C ends the imports without a stack trace
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 try:
     import steve  # noqa: F401
 except ModuleNotFoundError:
@@ -33,8 +36,8 @@ from steve.util import (
     clock,
     example,
     exit_code,
-    import_from_working_folder,
     number,
+    prepare_command,
     print_once,
     whole_number,
 )
@@ -410,5 +413,5 @@ def main(arguments: Sequence[str] | None = None, program: str = "sweep.py") -> i
 
 
 if __name__ == "__main__":
-    import_from_working_folder()
+    prepare_command()
     sys.exit(main())

@@ -4,12 +4,15 @@ if not __package__:
     raise ModuleNotFoundError("util is steve.util", name="util")
 
 import argparse
+import errno
+import io
 import itertools
 import math
 import os
 import shutil
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,10 +21,12 @@ from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 NOT_A_TERMINAL = 1000  # columns: in a file no line is broken
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)  # on the disk, or in the user's quota
+STANDARD_STREAMS = {"stdin": "r", "stdout": "w", "stderr": "w"}  # by their numbers
 
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from rich.console import Console, RenderableType
 
 # The scripts as subcommands of `steve`.
 SUBCOMMANDS = {
@@ -89,6 +94,32 @@ def import_from_working_folder() -> None:
     sys.path[:] = [*others, working]
 
 
+def prepare_command() -> None:
+    """Prepares the process of a command, once its modules are imported.
+
+    Its standard streams are there, whatever it was started with: a closed one leads to
+    /dev/null, else the next file that is opened takes its number. They escape
+    characters that their encoding lacks. Ctrl-C raises KeyboardInterrupt again.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) < len(STANDARD_STREAMS):
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+    for number, (name, mode) in enumerate(STANDARD_STREAMS.items()):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, mode))  # noqa: SIM115 - to the end
+    escape_unknown_characters()
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    import_from_working_folder()
+
+
+def escape_unknown_characters() -> None:
+    """Has stdout and stderr escape what their encoding lacks, such as of a path."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def script_words(program: str, other: str) -> list[str]:
     """How to call another command of ours in the way in which this one was called.
 
@@ -123,10 +154,12 @@ def exit_code(program: str, command: Callable[[], int | None]) -> int:
         print(f"{program}: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:
-        # `| head`, say; nor must the interpreter's last flush find that pipe.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_unwritten_output()  # `| head`, say
         return 1
     except OSError as error:
+        if error.filename is None and error.errno in NO_SPACE:
+            drop_unwritten_output()
+            error.filename = "stdout"
         if error.filename is None:
             raise
         print(f"{program}: {error.filename}: {error.strerror}", file=sys.stderr)
@@ -136,10 +169,25 @@ def exit_code(program: str, command: Callable[[], int | None]) -> int:
         return 130
 
 
+def drop_unwritten_output() -> None:
+    """Flushes stdout; what it does not take is dropped.
+
+    Python's own flush at the end would else meet the same, and give exit code 120.
+    """
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def stop_signals() -> list[int]:
-    """Those that ask a program to end; not SIGHUP where nohup has it ignored."""
-    is_deaf = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
-    return [signal.SIGINT, signal.SIGTERM, *([] if is_deaf else [signal.SIGHUP])]
+    """Those that ask a program to end; SIGUSR1 is what clusters announce an end with.
+
+    Not SIGHUP where nohup has it ignored, nor SIGUSR1 where somebody has.
+    """
+    may_be_deaf = (signal.SIGHUP, signal.SIGUSR1)
+    heard = [n for n in may_be_deaf if signal.getsignal(n) != signal.SIG_IGN]
+    return [signal.SIGINT, signal.SIGTERM, *heard]
 
 
 @contextmanager
@@ -160,6 +208,28 @@ def stop_as_by_ctrl_c() -> Iterator[None]:
     """Meanwhile every stop signal does what Ctrl-C does by default."""
     with on_stop_signals(signal.default_int_handler):
         yield
+
+
+@contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Raises TimeoutError in what lasts longer.
+
+    It interrupts what waits in Python, in the main thread; elsewhere there is no limit.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise TimeoutError(f"it took over {seconds:g} s")
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before or signal.SIG_DFL)
 
 
 @contextmanager
@@ -357,11 +427,20 @@ def clock(seconds: float | None) -> str:
     return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"
 
 
-def print_once(shown: "RenderableType") -> None:
-    """Prints it; what is redirected to a file is plain and not wrapped."""
+def output_console() -> "Console":
+    """A console on stdout; a terminal only where stdout is one, and text is text.
+
+    FORCE_COLOR makes no terminal of a file, and ":100:" in a path no picture.
+    """
     from rich.console import Console  # here: most who import this print nothing
 
-    console = Console(highlight=False)
+    is_terminal = sys.stdout.isatty()
+    return Console(highlight=False, emoji=False, force_terminal=is_terminal)
+
+
+def print_once(shown: "RenderableType") -> None:
+    """Prints it; what is redirected to a file is plain and not wrapped."""
+    console = output_console()
     if console.is_terminal:
         console.print(shown)
         return

@@ -7,12 +7,16 @@ part: what they do changes nothing in what is learned.
 
 import argparse
 import json
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+if __name__ == "__main__":  # Ctrl-C ends the imports without a stack trace
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 try:
     import steve  # noqa: F401
@@ -34,7 +38,7 @@ from steve.util import (
     UserError,
     example,
     exit_code,
-    import_from_working_folder,
+    prepare_command,
     whole_number,
 )
 
@@ -191,5 +195,5 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    import_from_working_folder()
+    prepare_command()
     sys.exit(main())

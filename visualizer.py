@@ -19,10 +19,14 @@ O observation, A action.
 import argparse
 import importlib.util
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
+
+if __name__ == "__main__":  # Ctrl-C ends the imports without a stack trace
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 try:
     import steve  # noqa: F401
@@ -76,7 +80,7 @@ from steve.util import (
     environment,
     example,
     exit_code,
-    import_from_working_folder,
+    prepare_command,
     redirected,
     stop_as_by_ctrl_c,
     unused,
@@ -245,12 +249,12 @@ def gpu_variables(gpu_id: str) -> dict[str, str]:
     Raises:
         UserError: no such GPU.
     """
-    gpus = devices.visible_gpus(os.environ)
+    assignment = devices.assigned(gpu_id, False, os.environ)
     return {
         "TF_FORCE_GPU_ALLOW_GROWTH": "true",
         "TF_CPP_MIN_LOG_LEVEL": "2",
         **os.environ,
-        devices.VARIABLE: devices.assign(gpu_id, gpus, False).valuerl,
+        devices.VARIABLE: assignment.valuerl,
     }
 
 
@@ -346,5 +350,5 @@ def main(arguments: Sequence[str] | None = None, program: str = "visualizer.py")
 
 
 if __name__ == "__main__":
-    import_from_working_folder()
+    prepare_command()
     sys.exit(main())

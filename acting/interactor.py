@@ -19,16 +19,12 @@ from ..settings.seeds import Stream, generator, seed_globals, seed_of
 from ..util import wait_until
 from .policy import Policy, PolicyReader, random_actions
 from .remote_env import RemoteEnv
-from .safe_env import SafeEnv, Step
+from .safe_env import CLOSE_PATIENCE, SafeEnv, Step, close_all
 
 
 def interact(context: Context) -> None:
     """An interactor's main function: steps environments, appends to the replay."""
-    interactor = Interactor(context)
-    try:
-        interactor.run()
-    finally:
-        interactor.close()
+    Interactor(context).run()
 
 
 class Interactor:
@@ -50,37 +46,37 @@ class Interactor:
         self._policy_turn = -1  # at which the policy was last looked up
         seed_globals(context.seed)
         size = self._agent.batch_size
-        self._envs = self._make_envs(size)
+        self._envs: list[SafeEnv | RemoteEnv] = []
+        context.ends.callback(self.close)
+        self._make_envs(size)
         self._numbers = self._number * size + np.arange(size)  # [B], of all
         self._episodes = np.zeros(size, int)
         self._steps = np.zeros(size, int)  # of the running episodes
         self._obs = np.zeros((size, context.run.obs_dim))
 
-    def _make_envs(self, size: int) -> list[SafeEnv] | list[RemoteEnv]:
+    def _make_envs(self, size: int) -> None:
         config, name = self._config, self._context.name
         callbacks = self._lose, self._note_failure
-        if self._agent.vectorization == "async":
-            remote = [
-                RemoteEnv(config, name, *callbacks, self._context.seed, i)
-                for i in range(size)
-            ]
-            for env in remote:
-                env.wait_until_made()
-                self._beat()
-            return remote
-        envs = []
-        for _ in range(size):
-            envs.append(SafeEnv(config.env, name, *callbacks))
-            self._beat()
-        return envs
+        for i in range(size):
+            if self._agent.vectorization == "async":
+                seed = self._context.seed
+                self._envs.append(RemoteEnv(config, name, *callbacks, seed, i))
+            else:
+                self._envs.append(SafeEnv(config.env, name, *callbacks))
+            self._stopping()
+        for env in self._remote_envs():
+            env.wait_until_made()
+            self._stopping()
+
+    def _remote_envs(self) -> list[RemoteEnv]:
+        return [env for env in self._envs if isinstance(env, RemoteEnv)]
 
     def close(self) -> None:
         """Closes the environments."""
-        for env in self._envs:
-            if isinstance(env, RemoteEnv):
-                env.begin_close()
-        for env in self._envs:
-            env.close()
+        self._row["heartbeat"] = time.monotonic() + CLOSE_PATIENCE
+        for env in self._remote_envs():
+            env.begin_close()
+        close_all(self._envs)
 
     # -- the loop ----------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
@@ -20,10 +21,9 @@ from ..settings.extensions import import_modules
 from ..settings.schema import Config
 from ..settings.seeds import seed_globals
 from ..util import UserError
-from .safe_env import SafeEnv, Step
+from .safe_env import CLOSE_PATIENCE, SafeEnv, Step
 
 SPAWN = multiprocessing.get_context("spawn")
-CLOSE_PATIENCE = 5.0  # seconds that an environment has to close itself
 
 
 class RemoteEnv:
@@ -87,12 +87,19 @@ class RemoteEnv:
 
     def begin_close(self) -> None:
         """Begins what `close` waits for."""
-        self._pipe.close()
+        if not self._pipe.closed:
+            self._pipe.close()
+            self._give_up = time.monotonic() + CLOSE_PATIENCE
 
-    def close(self) -> None:
-        """Closes the environment and ends its process."""
+    def close(self, patience: float = CLOSE_PATIENCE) -> None:
+        """Closes the environment and ends its process.
+
+        Args:
+            patience: seconds that it may take at least; CLOSE_PATIENCE since
+                `begin_close`, where that is more.
+        """
         self.begin_close()
-        self._process.join(2 * CLOSE_PATIENCE)
+        self._process.join(max(patience, self._give_up - time.monotonic()))
         if self._process.is_alive():
             self._process.kill()
             self._process.join()
@@ -173,5 +180,5 @@ def _end_after_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     wait([parent.sentinel])
-    threading.Event().wait(CLOSE_PATIENCE)
+    threading.Event().wait(2 * CLOSE_PATIENCE)  # a step may be under way
     os._exit(1)

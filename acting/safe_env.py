@@ -9,17 +9,18 @@ import itertools
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from ..envwrap import make_env
+from ..envwrap import CLOSE_PATIENCE, close_env, make_env
 from ..settings.schema import Environment
 from ..settings.seeds import seed_globals
 from ..util import RunError, UserError, one_line
 
 REBUILDS, WINDOW = 5, 600.0  # times, in seconds
+SHORTEST_CLOSE = 0.05  # seconds that each environment gets at least
 
 
 class Step(NamedTuple):
@@ -112,12 +113,9 @@ class SafeEnv:
         self._on_loss()
         return None
 
-    def close(self) -> None:
-        """Closes the environment; what goes wrong then is printed."""
-        try:
-            self._env.close()
-        except Exception:
-            traceback.print_exc()
+    def close(self, patience: float = CLOSE_PATIENCE) -> None:
+        """Closes the environment; see `envwrap.close_env`."""
+        close_env(self._env, patience)
 
     def _rebuild(self, error: Exception) -> None:
         """Makes the environment again after an error.
@@ -137,8 +135,22 @@ class SafeEnv:
                 f"{WINDOW / 60:g} minutes, last with {type(error).__name__}: "
                 f"{one_line(error)}; the run stops"
             )
-        self.close()  # it is given up anyway
+        self.close()
         self._env = make_env(self._config)
+
+
+class Closable(Protocol):
+    """An environment here or in a process of its own."""
+
+    def close(self, patience: float) -> None: ...
+
+
+def close_all(envs: Sequence[Closable]) -> None:
+    """Closes environments, all within CLOSE_PATIENCE seconds."""
+    give_up = time.monotonic() + CLOSE_PATIENCE
+    for done, env in enumerate(envs):
+        left = max(0.0, give_up - time.monotonic())
+        env.close(left / (len(envs) - done) + SHORTEST_CLOSE)
 
 
 def _is_finite(value: np.ndarray | float) -> bool:

@@ -4,6 +4,7 @@ import ctypes.util
 import importlib
 import os
 from collections.abc import Callable, MutableMapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -88,15 +89,21 @@ def choose_gl(
 
 
 def _open(
-    env_config: Environment, video: Video | None
+    env_config: Environment, video: Video | None, ends: ExitStack
 ) -> "tuple[gymnasium.Env, Recorder | None]":
-    """Makes the environment and, for a video, draws it once.
+    """Makes the environment and, for a video, draws it once; `ends` will close it.
 
     Raises:
         UserError: it cannot be made, or not be drawn.
     """
     missing = choose_gl(os.environ)
-    make_env = importlib.import_module("steve.envwrap").make_env
+    envwrap = importlib.import_module("steve.envwrap")
+
+    def make_env(env_config: Environment) -> "gymnasium.Env":
+        env = envwrap.make_env(env_config)
+        ends.callback(envwrap.close_env, env)
+        return env
+
     if video is None:
         return make_env(env_config), None
     drawn = {**env_config.make_kwargs, "render_mode": "rgb_array"}
@@ -118,7 +125,8 @@ def _open(
 
 def _can_be_made(env_config: Environment) -> bool:
     try:
-        importlib.import_module("steve.envwrap").make_env(env_config).close()
+        envwrap = importlib.import_module("steve.envwrap")
+        envwrap.close_env(envwrap.make_env(env_config))
     except Exception:  # then this is what is wrong, not the drawing
         return False
     return True

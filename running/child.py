@@ -12,7 +12,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from types import FrameType
 from typing import TypeVar
@@ -25,7 +25,7 @@ from ..storage.disk import full_disk_line, is_full
 from ..storage.folders import Run
 from ..storage.locks import present
 from ..storage.record import record_chance
-from ..util import RunError, UserError, wait_until
+from ..util import RunError, UserError, escape_unknown_characters, wait_until
 
 # Exit codes of a child; the supervisor reads them.
 STOPPED = 0
@@ -42,16 +42,23 @@ Result = TypeVar("Result")
 
 
 class Stop:
-    """Turns SIGTERM into a flag that the process's loop asks for."""
+    """Turns SIGTERM into a flag that the process's loop asks for.
+
+    Each question takes the signal again: environments may have handlers of their own.
+    """
 
     def __init__(self) -> None:
         self._requested = False
+        self._take_signal()
+
+    def _take_signal(self) -> None:
         signal.signal(signal.SIGTERM, self._request)
 
     def _request(self, signum: int, frame: FrameType | None) -> None:
         self._requested = True
 
     def __call__(self) -> bool:
+        self._take_signal()
         return self._requested
 
 
@@ -64,7 +71,9 @@ class Context:
         name: of this process, as on the status board.
         seed: its own.
         board: the status board.
-        stop: true from the moment at which the process is asked to end.
+        stop: true from the moment at which the process is asked to end; asked in the
+            main thread.
+        ends: what is called when the main function is over, however it ended.
     """
 
     run: Run
@@ -72,6 +81,7 @@ class Context:
     seed: int
     board: Board
     stop: Stop
+    ends: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
     def store(self, write: Callable[[], Result]) -> Result:
         """Calls a function that writes; while the disk is full, again and again.
@@ -130,8 +140,8 @@ def child_main(
     `main` is "module:function", so that the launcher need not import what its
     children import; the function takes a Context.
     Ends the process with STOPPED, FAILED (after a traceback in its output file) or
-    MISTAKE, HOPELESS or FULL_DISK (after one line). Ends it at once when the launcher
-    is gone.
+    MISTAKE, HOPELESS or FULL_DISK (after one line, its last). Ends it at once when the
+    launcher is gone.
     """
     _redirect_output(run, name)
     faulthandler.enable()
@@ -147,7 +157,8 @@ def child_main(
             board = Board.open(run.folders.board)
             board[name]["pid"] = os.getpid()
             import_modules(run.config.module)
-            main_function(Context(run, name, seed, board, stop))
+            with contextlib.ExitStack() as ends:
+                main_function(Context(run, name, seed, board, stop, ends))
         except UserError as error:
             _say(str(error))
             hopeless = isinstance(error, (RunError, CheckpointError))
@@ -174,6 +185,7 @@ def _redirect_output(run: Run, name: str) -> None:
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.close(descriptor)
+    escape_unknown_characters()
 
 
 def full_disk_advice(error: OSError, run: Run) -> str:

@@ -18,7 +18,7 @@ from ..storage.record import record_finish
 from ..util import UserError, environment, redirected
 from . import devices
 from .child import end_with_parent
-from .devices import NO_GPU, VARIABLE
+from .devices import CPU, NO_GPU, VARIABLE
 from .display import Display, closing_lines
 from .supervisor import Child, Outcome, Supervisor
 
@@ -45,11 +45,9 @@ def opened(request: Request, note: Callable[[str], None]) -> Iterator[Run | None
         UserError: a mistake; nothing has been written if it shows before the start.
     """
     config = request.loaded.config
-    assignment = devices.assign(
-        request.device, devices.visible_gpus(os.environ), config.has_model
-    )
+    assignment = devices.assigned(request.device, config.has_model, os.environ)
     gpus: dict[str, str] = {}
-    if request.device != "cpu":
+    if request.device != CPU:
         gpus = {VALUERL: assignment.valuerl, WORLDMODEL: assignment.worldmodel}
     with opening.opened(request, measure_environment, gpus, note) as run:
         if run is not None and assignment.note:

@@ -1,9 +1,10 @@
 """The disk under a run: it may be full, or it may belong to another host."""
 
-import errno
 import re
 import shutil
 from pathlib import Path
+
+from ..util import NO_SPACE
 
 MOUNTS = Path("/proc/self/mountinfo")
 NETWORK_FILESYSTEM = re.compile(
@@ -15,7 +16,7 @@ NETWORK_FILESYSTEM = re.compile(
 
 def is_full(error: OSError) -> bool:
     """Whether an error says that no space, or none of the user's quota, is left."""
-    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return error.errno in NO_SPACE
 
 
 def full_disk_line(error: OSError, folder: Path) -> str:

@@ -136,6 +136,14 @@ def die_while_saving(context: Context) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def lose_its_handler(context: Context) -> None:
+    """Learns, and something has taken SIGTERM away from it."""
+    context.board[context.name]["ready"] = 1
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    mark(context, "ready")
+    signal.pause()
+
+
 def obey_slowly(context: Context) -> None:
     """As `obey`, but saving takes a while."""
     mark(context, "ready")
@@ -151,7 +159,25 @@ def ignore(context: Context) -> None:
     mark(context, "ready")
     beat_until_stopped(context)
     mark(context, "asked")
-    signal.pause()
+    while True:
+        signal.pause()
+
+
+def lose_the_first_signal(context: Context) -> None:
+    """As `obey`, but its environment has a handler of its own for a while."""
+    heard = []
+    signal.signal(signal.SIGTERM, lambda *_: heard.append(1))
+    mark(context, "ready")
+    wait_until(lambda: bool(heard))
+    beat_until_stopped(context)
+    mark(context, "saved")
+
+
+def close_after(context: Context) -> None:
+    """Ends as its file "end" says, and has something to close."""
+    context.ends.callback(lambda: print("note: closed", flush=True))
+    end_of = (context.run.folders.log / "end").read_text()
+    globals()[end_of](context)
 
 
 def describe(context: Context) -> None:

@@ -9,6 +9,7 @@ import gymnasium
 import numpy as np
 import pytest
 from gymnasium import spaces
+from support_closing import closing_env, times_closed
 from support_environments import (
     PAPER_SIZES,
     error_of,
@@ -338,6 +339,25 @@ def test_a_refused_environment_is_closed():
     with pytest.raises(UserError):
         adapted(recorder)
     assert closed == [True]
+
+
+@pytest.mark.parametrize(
+    ("closing", "why"),
+    [("raises", "ValueError: no viewer"), ("hangs", "TimeoutError: it took over ")],
+)
+def test_what_goes_wrong_in_close_is_a_note_and_hides_nothing(
+    tmp_path, capfd, monkeypatch, closing, why
+):
+    monkeypatch.setattr(envwrap.close_env, "__defaults__", (0.05,))
+    keys = closing_env(tmp_path, closing=closing)
+    assert envwrap.measure(Environment(**keys)).obs_dim == 2
+    with pytest.raises(UserError, match=r"env.obs_dims is \[9\]"):
+        envwrap.measure(Environment(**keys, obs_dims=[9]))
+    assert times_closed(tmp_path) == 2
+    notes = capfd.readouterr().err.splitlines()
+    assert len(notes) == 2
+    for note in notes:
+        assert note.startswith(f"note: closing an environment failed ({why}")
 
 
 def test_the_named_module_is_imported_and_may_register(tmp_path, monkeypatch):

@@ -130,7 +130,9 @@ def rows_of(tmp_path, vectorization, frames=120):
     replay = ReplayBuffer.create(run.folders.replay, 3, 1, 100_000)
     for until in (frames // 2, frames):
         stop = Script(lambda until=until: replay.frames >= until, limit=10**6)
-        interact(context_of(run, board, "interactor0", stop))
+        context = context_of(run, board, "interactor0", stop)
+        with context.ends:
+            interact(context)
     assert "not_reproducible" not in read_run(run.folders)
     return np.array(replay._rows[: replay.frames])
 
@@ -167,8 +169,10 @@ def test_an_environment_that_cannot_be_made_is_the_users_mistake(tmp_path):
         agent_config={"batch_size": 2, "vectorization": "async"},
     )
     ReplayBuffer.create(run.folders.replay, 3, 1, 1000)
-    with pytest.raises(UserError, match="Nowhere-v0: no such environment"):
-        Interactor(context_of(run, board, "interactor0"))
+    context = context_of(run, board, "interactor0")
+    mistake = pytest.raises(UserError, match="Nowhere-v0: no such environment")
+    with mistake, context.ends:
+        Interactor(context)
 
 
 def test_the_end_of_its_process_is_an_error(made):

@@ -115,6 +115,25 @@ def test_a_bug_is_a_traceback(run, function, last_line):
     assert output.splitlines()[-1] == last_line
 
 
+@pytest.mark.parametrize(
+    ("function", "code", "last_line"),
+    [
+        ("end", STOPPED, "note: closed"),
+        ("mistake", MISTAKE, "the key is wrong"),
+        ("fail", FAILED, "ValueError: failure 1"),
+        ("leave", FAILED, "SystemExit: 0"),
+    ],
+)
+def test_what_it_holds_is_closed_before_the_line_of_its_end(
+    run, function, code, last_line
+):
+    (run.folders.log / "end").write_text(function)
+    found, output = outcome(run, "close_after")
+    assert found == code
+    assert output.count("note: closed") == 1
+    assert output.splitlines()[-1] == last_line
+
+
 def test_a_crash_in_a_library_leaves_where_it_was(run):
     code, output = outcome(run, "abort")
     assert code == -signal.SIGABRT
