@@ -5,6 +5,7 @@ process half a gigabyte.
 """
 
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -16,10 +17,12 @@ from ..running.child import Context
 from ..running.pace import frame_limit, policy_for
 from ..settings.roles import Kind
 from ..settings.seeds import Stream, generator, seed_globals, seed_of
-from ..util import wait_until
+from ..util import RunError, wait_until
 from .policy import Policy, PolicyReader, random_actions
 from .remote_env import RemoteEnv
 from .safe_env import CLOSE_PATIENCE, SafeEnv, Step, close_all
+
+TOO_MANY_LOST = 100  # transitions, of twice as many steps
 
 
 def interact(context: Context) -> None:
@@ -53,6 +56,8 @@ class Interactor:
         self._episodes = np.zeros(size, int)
         self._steps = np.zeros(size, int)  # of the running episodes
         self._obs = np.zeros((size, context.run.obs_dim))
+        # Whether the transition was lost, of each of the last steps.
+        self._lost: deque[bool] = deque(maxlen=2 * TOO_MANY_LOST)
 
     def _make_envs(self, size: int) -> None:
         config, name = self._config, self._context.name
@@ -195,6 +200,7 @@ class Interactor:
     def _step(self, turn: int, action: np.ndarray) -> bool:
         """One step of every environment, stored; False: stopped before that."""
         taken = step_all(self._envs, self._obs, action, self._beat)
+        self._check_losses(len(taken.kept))
         origin = Origin(
             self._numbers[taken.kept],
             self._episodes[taken.kept],
@@ -230,6 +236,21 @@ class Interactor:
             if self._context.stop():
                 return False
         return True
+
+    def _check_losses(self, kept: int) -> None:
+        """Counts the steps of a vector step whose transition was lost, and the others.
+
+        Raises:
+            RunError: it was the last of too many losses.
+        """
+        lost = len(self._envs) - kept
+        self._lost.extend([True] * lost + [False] * kept)
+        if lost and (count := sum(self._lost)) >= TOO_MANY_LOST:
+            raise RunError(
+                f"{self._context.name}: {count} of the last {len(self._lost)} steps of "
+                f"{self._config.env.name} gave no transition that is finite; the run "
+                "stops. Correct the environment"
+            )
 
     # -- episodes ----------------------------------------------------------------------
 

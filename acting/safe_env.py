@@ -6,6 +6,7 @@ observation that does not fit its space is a user's mistake, and ends the run.
 """
 
 import itertools
+import math
 import time
 import traceback
 from collections import deque
@@ -20,6 +21,7 @@ from ..settings.seeds import seed_globals
 from ..util import RunError, UserError, one_line
 
 REBUILDS, WINDOW = 5, 600.0  # times, in seconds
+SAID = 5  # dropped transitions of which each is said
 SHORTEST_CLOSE = 0.05  # seconds that each environment gets at least
 
 
@@ -57,6 +59,7 @@ class SafeEnv:
         self._name = name
         self._on_loss = on_loss
         self._on_failure = on_failure
+        self._dropped = 0  # transitions that were not finite
         self._failed: deque[float] = deque()  # when, monotonic seconds
         self._env = make_env(config)
 
@@ -109,9 +112,17 @@ class SafeEnv:
         if _is_finite(step.obs) and _is_finite(step.reward):
             return step
         what = "reward" if _is_finite(step.obs) else "observation"
-        print(f"{self._name}: a transition is dropped: {what} not finite", flush=True)
-        self._on_loss()
+        self._drop(f"{what} not finite")
         return None
+
+    def _drop(self, why: str) -> None:
+        """Counts a lost transition; says so of the first ones, then at powers of 10."""
+        self._dropped += 1
+        if self._dropped <= SAID or math.log10(self._dropped).is_integer():
+            count = f" (number {self._dropped:,})" if self._dropped > SAID else ""
+            line = f"{self._name}: a transition is dropped: {why}{count}"
+            print(line, flush=True)
+        self._on_loss()
 
     def close(self, patience: float = CLOSE_PATIENCE) -> None:
         """Closes the environment; see `envwrap.close_env`."""

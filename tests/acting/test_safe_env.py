@@ -225,6 +225,20 @@ def test_what_is_not_finite_is_lost_and_said(made, bad, capsys):
     assert len(envs) == 1, "it need not be built anew"
 
 
+def test_of_many_losses_the_first_are_said_then_a_count(made, capsys):
+    _, script = made
+    script += [np.nan] * 1500
+    env = build(lost := [])
+    env.reset(0)
+    for _ in range(1500):
+        assert env.step(np.zeros(1)) is None
+    assert len(lost) == 1500
+    lines = capsys.readouterr().out.splitlines()
+    said = "me: a transition is dropped: reward not finite"
+    counts = [f"{said} (number {count})" for count in ("10", "100", "1,000")]
+    assert lines == [said] * 5 + counts
+
+
 def test_an_environment_that_raises_is_built_anew(made, capfd):
     envs, script = made
     script += [ValueError("broken"), 1.0]
