@@ -249,20 +249,24 @@ def environment(variables: Mapping[str, str]) -> Iterator[None]:
 
 
 @contextmanager
-def redirected(descriptor: int) -> Iterator[None]:
+def redirected(descriptor: int, numbers: tuple[int, ...] = (1, 2)) -> Iterator[None]:
     """For a moment, stdout and stderr lead to another file, also those of libraries.
 
     A child process that starts meanwhile keeps it so.
+
+    Args:
+        descriptor: of the file.
+        numbers: 1 for stdout, 2 for stderr.
     """
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
-    kept = [os.dup(number) for number in (1, 2)]
+    kept = [os.dup(number) for number in numbers]
     try:
-        for number in (1, 2):
+        for number in numbers:
             os.dup2(descriptor, number)
         yield
     finally:
-        for number, original in zip((1, 2), kept, strict=True):
+        for number, original in zip(numbers, kept, strict=True):
             os.dup2(original, number)
             os.close(original)
 

@@ -1,7 +1,8 @@
 """An environment that may fail: what it did wrong is not stored, the run continues.
 
 Simulators diverge, and users' environments raise. A transition that is not finite is
-dropped; an environment that raises is built again, so many times in a while.
+dropped; an environment that raises is built again, so many times in a while. An
+observation that does not fit its space is a user's mistake, and ends the run.
 """
 
 import itertools
@@ -10,7 +11,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -72,6 +73,7 @@ class SafeEnv:
 
         Raises:
             RunError: the environment fails too often.
+            UserError: what it gives is wrong at any time.
         """
         for attempt in itertools.count():
             try:
@@ -95,9 +97,12 @@ class SafeEnv:
 
         Raises:
             RunError: the environment fails too often.
+            UserError: what it gives is wrong at any time.
         """
         try:
             obs, reward, terminated, truncated, _ = self._env.step(action)
+        except UserError:
+            raise
         except Exception as error:
             self._on_loss()
             self._rebuild(error)
@@ -145,7 +150,13 @@ class SafeEnv:
         self._env = make_env(self._config)
 
 
-def close_all(envs: Sequence[SafeEnv]) -> None:
+class Closable(Protocol):
+    """An environment here or in a process of its own."""
+
+    def close(self, patience: float) -> None: ...
+
+
+def close_all(envs: Sequence[Closable]) -> None:
     """Closes environments, all within CLOSE_PATIENCE seconds."""
     give_up = time.monotonic() + CLOSE_PATIENCE
     for done, env in enumerate(envs):

@@ -81,6 +81,10 @@ def _measure(config: Config) -> EnvSpec:
     # Libraries such as TensorFlow print notes that obey no log level.
     with open(os.devnull, "w") as nowhere, redirected(nowhere.fileno()):
         extensions.import_modules(config.module)
+    if config.env.module is not None:
+        # Its errors are one line, without the usage of a script that reads argv.
+        with open(os.devnull, "w") as nowhere, redirected(nowhere.fileno(), (2,)):
+            extensions.import_module(config.env.module, "env.module")
     _check_extensions(config)
     return envwrap.measure(config.env, config.policy_config.explore_chance)
 

@@ -372,9 +372,10 @@ def _fault(
         keys = [(*path, *key.split(".")) for key in detail["ctx"]["keys"]]
         text = f"{dotted(keys[0])} {detail['ctx']['text']}"
         return f"{settings.source(*keys)}: {text}"
-    if detail["type"] == "missing":
+    is_in_list = any(isinstance(part, int) for part in detail["loc"])
+    if detail["type"] == "missing" and not is_in_list:
         text = f"{dotted(path)} is missing"
-    elif detail["type"] == "extra_forbidden":
+    elif detail["type"] == "extra_forbidden" and not is_in_list:
         text = _unknown_key(path)
     else:
         field = field_at(path)

@@ -170,6 +170,16 @@ class ModelEnsembles(Section):
     reward: Annotated[Ensemble, Field(description="an object")]
 
 
+EntryPoint = Annotated[str, AfterValidator(_entry_point)]
+
+
+class Wrapper(Section):
+    """A wrapper of the user's own around the environment."""
+
+    entry_point: EntryPoint
+    kwargs: Settings = {}
+
+
 class Environment(Section):
     """The environment; its sizes are read from it and checked where given here."""
 
@@ -198,12 +208,19 @@ class Environment(Section):
         Module | None, Field(description="the dotted name of a Python module, or null")
     ] = None
     entry_point: Annotated[
-        Annotated[str, AfterValidator(_entry_point)] | None,
+        EntryPoint | None,
         Field(description='"package.module:Class" (what makes it), or null'),
     ] = None
     make_kwargs: Annotated[
         dict[str, JsonValue], Field(description="an object of keyword arguments")
     ] = {}
+    wrappers: Annotated[
+        list[Wrapper],
+        Field(
+            description='a list of {"entry_point": "package.module:Class", "kwargs": '
+            "{...}}, the innermost first"
+        ),
+    ] = []
     rescale_actions: Switch = False
     inertia: Annotated[
         Literal["2.1", "native"] | None, Field(description='"2.1", "native" or null')
@@ -218,6 +235,9 @@ class AgentConfig(Section):
     batch_size: Count = 8
     reload_every_n: Count = 1
     full_random_n: CountOrZero = 10_000
+    vectorization: Annotated[
+        Literal["sync", "async"], ON_RESUME, Field(description='"sync" or "async"')
+    ] = "sync"
 
 
 class EvaluatorConfig(Section):
@@ -612,7 +632,9 @@ def known_keys(section: type[Section]) -> dict[str, FieldInfo]:
 
 
 def section_of(field: FieldInfo) -> type[Section] | None:
-    """The section that a key holds; None where it holds a plain value."""
+    """The section that a key holds; None where it holds a plain value, or a list."""
+    if get_origin(field.annotation) is list:
+        return None
     for kind in (field.annotation, *get_args(field.annotation)):
         if isinstance(kind, type) and issubclass(kind, Section):
             return kind

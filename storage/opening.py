@@ -81,6 +81,10 @@ def opened(
             yield None
             return
         notes = list(request.loaded.notes)
+        if measured.interface is not None and (
+            reach := measured.interface.reach_note()
+        ):
+            notes.append(f"{config.env.name}: {reach}")
         if request.start is Start.OVERWRITE and has_output(folders):
             notes.append(f"the earlier output is now {put_aside(folders)}")
         if request.rewind_to is not None:

@@ -313,6 +313,26 @@ def test_without_a_model_there_is_no_world_model_learner(tmp_path):
     assert WORLDMODEL not in {child.name for child in children}
 
 
+def test_a_module_that_reads_the_command_line_is_one_line(tmp_path):
+    """And nobody sees the usage of another program."""
+    (tmp_path / "their_script.py").write_text(
+        "import argparse\nargparse.ArgumentParser().parse_args()\n"
+    )
+    keys = ("--set", f"output_root={tmp_path}", "env.module=their_script")
+    done = subprocess.run(
+        [sys.executable, PROJECT / "main.py", QUICKSTART, "cpu", *keys],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("main.py: env.module their_script: ends the program")
+    assert done.stderr.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("measure", "patience", "said"),
     [

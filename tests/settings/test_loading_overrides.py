@@ -52,6 +52,7 @@ def test_override_makes_a_section_that_defaults_cover_and_no_other(tree):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
+        ("env.wrappers.entry_point=a:B", "env.wrappers.entry_point is not a known key"),
         ("policy_config.batchsize=1", "policy_config.batchsize is not a known key"),
         ("policy_confg.batch_size=1", "policy_confg is not a known key; did you mean"),
         ("*model_config=null", "*model_config is not a known key"),

@@ -27,7 +27,7 @@ def test_the_papers_values_are_the_defaults(tree):
     }
     expected = {
         "agent_config": {"count": 1, "batch_size": 8, "reload_every_n": 1}
-        | {"full_random_n": 10_000},
+        | {"full_random_n": 10_000, "vectorization": "sync"},
         "evaluator_config": {"count": 2, "batch_size": 1, "episodes_per_policy": 1}
         | {"every_n_epochs": 1},
         "policy_config": learner
@@ -236,6 +236,14 @@ GOOD_BAD = [
     ("env.action_dim", [1, None], [0, False, 1.0]),
     ("env.module", ["a", "a.b_c", None], ["", "a..b", "a-b", "import", "a;b", "../a"]),
     ("env.make_kwargs", [{}, {"a": [1, {"b": None}]}], [None, [], "x", False]),
+    (
+        "env.wrappers",
+        [[], [{"entry_point": "a.b:C", "kwargs": {"x": [1]}}]],
+        [
+            *(None, {}, "a:B", ["a:B"], [{}], [{"entry_point": "a"}], [{"kwargs": {}}]),
+            *([{"entry_point": "a:B", "kwarg": {}}], [{"entry_point": "a:B;c"}]),
+        ],
+    ),
     ("env.rescale_actions", [True, False], [0, 1, "true", None]),
     ("env.inertia", ["2.1", "native", None], [2.1, "3.0", False]),
     ("env.step_timeout", [0.1, 5], [0, None, False]),
@@ -244,6 +252,7 @@ GOOD_BAD = [
     ("agent_config", [{}], [None, False, 3, []]),
     ("agent_config.count", [1], [0, 1.0]),
     ("agent_config.full_random_n", [0], [-1, False]),
+    ("agent_config.vectorization", ["sync", "async"], ["Async", None, True, 1]),
     ("evaluator_config.count", [0], [-1, 1.5]),
     ("evaluator_config.episodes_per_policy", [0, 1], [-1, False]),
     ("evaluator_config.every_n_epochs", [False, 1, 7], [0, True, -1, 1.0, None]),

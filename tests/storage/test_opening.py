@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 import pytest
-from support import PATIENCE, PROJECT
+from support import PATIENCE, PROJECT, QUICKSTART
 from support_storage import (
     MERGED,
     SIZES,
@@ -20,6 +20,8 @@ from support_storage import (
 )
 
 from steve.replay import HEADER_BYTES, ReplayBuffer
+from steve.settings.interface import EnvSpec, Interface
+from steve.settings.request import Request
 from steve.storage import checkpoint, opening
 from steve.storage.board import Board
 from steve.storage.checkpoint import CheckpointError
@@ -431,3 +433,21 @@ def test_of_two_launches_at_once_one_wins_each_time(tmp_path):
         for launch in launches:
             launch.communicate(timeout=PATIENCE)
     assert any(reasons), "they were never there at once"
+
+
+# Notes
+
+
+@pytest.mark.parametrize(("rescale", "said"), [(False, 1), (True, 0)])
+def test_actions_that_do_not_span_the_environments_box_are_noted(
+    tmp_path, rescale, said
+):
+    interface = Interface((), (-2000.0,), (2000.0,), (1,), "float32", rescale, 0.0)
+    overrides = (f"output_root={tmp_path}", "agent_config.count=1")
+    request = Request(QUICKSTART, "cpu", overrides=overrides)
+    notes = []
+    sizes = EnvSpec(3, 1, interface)
+    with opening.opened(request, lambda config: sizes, {}, notes.append):
+        pass
+    assert sum("env.rescale_actions" in line for line in notes) == said
+    assert sum("InvertedPendulum-v5" in line for line in notes) == said
