@@ -6,6 +6,7 @@ to a pool on this machine. `status`, `cancel` and `retry` look after them.
 
 import argparse
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Sequence
@@ -30,6 +31,7 @@ from steve.sweeps.status import FAILED, STATES, State
 from steve.util import (
     OneLineParser,
     UserError,
+    check_path,
     clock,
     example,
     exit_code,
@@ -181,15 +183,16 @@ def submit(arguments: argparse.Namespace) -> int:
             return _run_pool([(sweep, index) for index in range(len(left))], slots)
         slurm.write_script(sweep, _resources(arguments, left))
         if arguments.no_submit:
-            print(f"written; to submit it: sbatch {sweep.script}")
+            print(f"written; to submit it: {slurm.command(sweep)}")
             return 0
         job = slurm.submit(sweep)
         print(f"submitted {len(left)} runs as job {job}: {sweep.script}")
-        print(f"to follow them: python sweep.py status {output_root}")
+        print(f"to follow them: {_status_command(output_root)}")
         return 0
 
 
 def _check(arguments: argparse.Namespace) -> None:
+    check_path(Path.cwd(), "the working folder")
     for limit in ("frames", "hours"):
         if arguments.endless and getattr(arguments, limit) is not None:
             raise UserError(f"--endless and --{limit} contradict each other")
@@ -277,7 +280,7 @@ def _cost(runs: Sequence[PlannedRun], updates_per_s: float) -> str:
 def _run_pool(runs: Sequence[tuple[Sweep, int]], slots: list[dict[str, str]]) -> int:
     codes = Pool(runs, slots, lambda line: print(line, flush=True)).run()
     root = runs[0][0].output_root
-    print(f"to see all runs: python sweep.py status {_shown(root)}")
+    print(f"to see all runs: {_status_command(root)}")
     return 1 if set(codes) - set(NO_FAILURE) else 0
 
 
@@ -341,6 +344,10 @@ def _shown(path: Path) -> str:
     """A path as a user would type it here."""
     here = Path.cwd()
     return str(path.relative_to(here) if path.is_relative_to(here) else path)
+
+
+def _status_command(output_root: Path) -> str:
+    return shlex.join(["python", "sweep.py", "status", _shown(output_root)])
 
 
 def cancel(output_root: Path) -> int:

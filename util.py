@@ -11,6 +11,7 @@ import shutil
 import signal
 import sys
 import time
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,10 @@ from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 NOT_A_TERMINAL = 1000  # columns: in a file no line is broken
+# Unicode's categories of control characters, surrogates and separators of lines.
+NOT_IN_A_PATH = ("Cc", "Cs", "Zl", "Zp")
+MAX_NAME_BYTES = 255  # the kernel's
+MAX_PATH_BYTES = 3000  # the kernel's 4095, less what is made below
 
 
 if TYPE_CHECKING:
@@ -195,6 +200,33 @@ def redirected(descriptor: int) -> Iterator[None]:
         for number, original in zip((1, 2), kept, strict=True):
             os.dup2(original, number)
             os.close(original)
+
+
+def check_path(path: str | Path, what: str) -> None:
+    """Refuses a path that no file can have, or that would not stay on its line.
+
+    Args:
+        path: of a file or a folder.
+        what: what messages call it.
+
+    Raises:
+        UserError: a character of it ends a line, steers a terminal or is no text; a
+            name in it is too long.
+    """
+    text = str(path)
+    for character in text:
+        if unicodedata.category(character) in NOT_IN_A_PATH:
+            raise UserError(
+                f"{what} must not hold the character {character!a}: {text!a}"
+            )
+    longest = max(map(len, os.fsencode(text).split(b"/")))
+    if longest > MAX_NAME_BYTES:
+        raise UserError(
+            f"{what} must not hold a name of more than {MAX_NAME_BYTES} bytes, as one "
+            f"of {longest}"
+        )
+    if len(os.fsencode(text)) > MAX_PATH_BYTES:
+        raise UserError(f"{what} must be at most {MAX_PATH_BYTES} bytes long")
 
 
 def one_line(text: object) -> str:

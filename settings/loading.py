@@ -19,7 +19,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from ..util import UserError
+from ..util import UserError, check_path
 from .files import (
     PACKAGE,
     Files,
@@ -105,6 +105,7 @@ def load(
         if hours is not None:
             settings.replace(("total_hours",), hours, "--hours")
         config = _validate(settings)
+        _check_output_root(settings, config)
     except RecursionError:
         raise UserError(
             f"{files.label}: objects or lists are nested too deeply"
@@ -352,6 +353,13 @@ def _validate(settings: _Settings) -> Config:
             for path, is_rule in order
         ]
     )
+
+
+def _check_output_root(settings: _Settings, config: Config) -> None:
+    """Also where the folder is relative, its whole path must do."""
+    source = settings.source(("output_root",))
+    check_path(config.output_root, f"{source}: output_root")
+    check_path(Path(config.output_root).absolute(), "the path of output_root")
 
 
 def _schema_path(location: tuple[str | int, ...]) -> KeyPath:

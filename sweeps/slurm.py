@@ -1,6 +1,7 @@
 """The Slurm engine: a readable job script, and what Slurm knows of its jobs."""
 
 import getpass
+import os
 import re
 import shlex
 import shutil
@@ -10,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..util import UserError, atomic_write
+from ..util import UserError, atomic_write, check_path
 from .record import Sweep
 
 MAIN = Path(__file__).resolve().parents[1] / "main.py"
@@ -25,7 +26,7 @@ TEMPLATE = """\
 #!/bin/bash
 # {count} runs as one Slurm array, written by sweep.py. To change something, edit this
 # file and submit it again (finished runs end at once, running ones must be cancelled):
-#     sbatch {script}
+#     {command}
 {directives}
 
 case $SLURM_ARRAY_TASK_ID in
@@ -66,7 +67,21 @@ class Resources:
 
 
 def job_script(sweep: Sweep, resources: Resources) -> str:
-    """The array's script: an element for each run, by its index."""
+    """The array's script: an element for each run, by its index.
+
+    Raises:
+        UserError: a path or a word holds a character that would end a comment.
+    """
+    for path, what in (
+        (sweep.script, "the path of Slurm's script"),
+        (sweep.working_folder, "the working folder"),
+        (sys.executable, "Python's path"),
+        (MAIN, "the path of the project"),
+        (resources.partition or "", "--partition"),
+        (resources.time or "", "--time"),
+        (resources.mem or "", "--mem"),
+    ):
+        check_path(path, what)
     last = len(sweep.runs) - 1
     limit = f"%{sweep.max_parallel}" if sweep.max_parallel else ""
     output = str(sweep.log(0)).replace("%", "%%").removesuffix("0.txt") + "%a.txt"
@@ -80,18 +95,22 @@ def job_script(sweep: Sweep, resources: Resources) -> str:
         "cpus-per-task": resources.cpus,
         "mem": resources.mem,
         "gres": f"gpu:{sweep.gpus_per_run}" if sweep.gpus_per_run else None,
-        "output": shlex.quote(output),
+        "output": output,
         "open-mode": "append",
         "signal": f"B:USR1@{SAVE_SECONDS}",
     }
-    lines = [f"#SBATCH --{key}={value}" for key, value in options.items() if value]
+    lines = [
+        f"#SBATCH --{key}={shlex.quote(str(value))}"
+        for key, value in options.items()
+        if value
+    ]
     cases = [
         f"{index}) set -- {shlex.join(run.arguments)} ;;"
         for index, run in enumerate(sweep.runs)
     ]
     return TEMPLATE.format(
         count=len(sweep.runs),
-        script=shlex.quote(str(sweep.script)),
+        command=command(sweep),
         directives="\n".join([*lines, "#SBATCH --requeue"]),
         cases="\n".join(cases),
         working_folder=shlex.quote(sweep.working_folder),
@@ -101,7 +120,12 @@ def job_script(sweep: Sweep, resources: Resources) -> str:
 
 
 def write_script(sweep: Sweep, resources: Resources) -> None:
-    atomic_write(sweep.script, job_script(sweep, resources).encode())
+    atomic_write(sweep.script, os.fsencode(job_script(sweep, resources)))
+
+
+def command(sweep: Sweep) -> str:
+    """The command line that submits a sweep by hand."""
+    return shlex.join(["sbatch", str(sweep.script)])
 
 
 def require() -> None:
@@ -131,7 +155,7 @@ def submit(sweep: Sweep, indices: Iterable[int] | None = None) -> str:
     done = _call([*words, str(sweep.script)])
     if done.returncode:
         raise UserError(
-            f"{_last_line(done.stderr)}; the script stays: sbatch {sweep.script}"
+            f"{_last_line(done.stderr)}; the script stays: {command(sweep)}"
         )
     return done.stdout.strip().partition(";")[0]
 

@@ -160,8 +160,10 @@ def test_a_refusal_of_sbatch_is_one_line_that_names_the_script(sweep, stand_in):
     )
     with pytest.raises(UserError) as caught:
         slurm.submit(sweep)
-    said = str(caught.value)
-    assert said == f"sbatch: Invalid partition; the script stays: sbatch {sweep.script}"
+    command = f"sbatch {shlex.quote(str(sweep.script))}"
+    assert str(caught.value) == (
+        f"sbatch: Invalid partition; the script stays: {command}"
+    )
 
 
 def test_without_slurm_it_is_said_and_the_queue_is_empty(monkeypatch):
