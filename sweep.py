@@ -1,7 +1,7 @@
 """Runs many experiments: python sweep.py CONFIGS_OR_FOLDERS... [--engine slurm|local]
 
-Expands files and grids into runs of main.py and hands them to Slurm, as one array, or
-to a pool on this machine. `status`, `cancel` and `retry` look after them.
+Expands files and grids into runs of main.py and hands them to Slurm, as arrays, or to
+a pool on this machine. `status`, `cancel` and `retry` look after them.
 """
 
 import argparse
@@ -10,6 +10,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 try:
@@ -177,17 +178,22 @@ def submit(arguments: argparse.Namespace) -> int:
         if not left:
             print("nothing is left to start")
             return 0
-        sweep = _sweep(arguments, output_root, left)
-        record.save(sweep)
         if is_local:
+            sweep = _sweep(arguments, output_root, left)
+            record.save(sweep)
             return _run_pool([(sweep, index) for index in range(len(left))], slots)
-        slurm.write_script(sweep, _resources(arguments, left))
-        if arguments.no_submit:
-            print(f"written; to submit it: {slurm.command(sweep)}")
-            return 0
-        job = slurm.submit(sweep)
-        print(f"submitted {len(left)} runs as job {job}: {sweep.script}")
-        print(f"to follow them: {_status_command(output_root)}")
+        resources = _resources(arguments, left)
+        for sweep in _arrays(arguments, output_root, left):
+            script = slurm.job_script(sweep, resources)
+            record.save(sweep)
+            slurm.write_script(sweep, script)
+            if arguments.no_submit:
+                print(f"written; to submit it: {slurm.command(sweep)}")
+                continue
+            job = slurm.submit(sweep)
+            print(f"submitted {len(sweep.runs)} runs as job {job}: {sweep.script}")
+        if not arguments.no_submit:
+            print(f"to follow them: {_status_command(output_root)}")
         return 0
 
 
@@ -223,6 +229,40 @@ def _sweep(
     )
 
 
+def _arrays(
+    arguments: argparse.Namespace, output_root: Path, runs: Sequence[PlannedRun]
+) -> list[Sweep]:
+    """The runs as sweeps of one Slurm array each, no longer than the cluster takes.
+
+    They share `--max-parallel`.
+
+    Raises:
+        UserError: it is less than the number of arrays.
+    """
+    whole, longest = _sweep(arguments, output_root, runs), slurm.longest_array()
+    parts = [runs[first : first + longest] for first in range(0, len(runs), longest)]
+    limits: list[int | None] = [None] * len(parts)
+    if (limit := arguments.max_parallel) is not None:
+        if limit < len(parts):
+            raise UserError(
+                f"{len(runs)} runs are {len(parts)} Slurm arrays, each of at most "
+                f"{longest} (MaxArraySize): --max-parallel must be at least "
+                f"{len(parts)}"
+            )
+        each, rest = divmod(limit, len(parts))
+        limits = [each + (number < rest) for number in range(len(parts))]
+    first = int(whole.folder.name)
+    return [
+        replace(
+            whole,
+            folder=whole.folder.with_name(str(first + number)),
+            max_parallel=share,
+            runs=tuple(part),
+        )
+        for number, (part, share) in enumerate(zip(parts, limits, strict=True))
+    ]
+
+
 def _resources(arguments: argparse.Namespace, runs: Sequence[PlannedRun]) -> Resources:
     return Resources(
         cpus=arguments.cpus or max(run.processes for run in runs),
@@ -254,9 +294,9 @@ def _show_plan(
     for run in runs:
         print(pool_module.command(run.arguments))
     if arguments.engine == SLURM:
-        sweep = _sweep(arguments, output_root, runs)
-        print(f"\n# {sweep.script} would be:\n")
-        print(slurm.job_script(sweep, _resources(arguments, runs)))
+        for sweep in _arrays(arguments, output_root, runs):
+            print(f"\n# {sweep.script} would be:\n")
+            print(slurm.job_script(sweep, _resources(arguments, runs)))
     if arguments.updates_per_s is not None:
         print(_cost(runs, arguments.updates_per_s))
 
