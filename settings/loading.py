@@ -35,10 +35,12 @@ from .schema import (
     Config,
     Section,
     all_paths,
+    allowed,
     field_at,
     is_changeable,
     is_free_object,
     known_keys,
+    meaning,
     section_of,
 )
 
@@ -386,8 +388,9 @@ def _fault(
         text = _unknown_key(path)
     else:
         field = field_at(path)
-        allowed = field.description if field else "known"
-        text = f"{dotted(path)} must be {allowed}, not {quoted(settings.get(path))}"
+        assert field is not None, "a value has a key"
+        text = f"{dotted(path)} must be {allowed(field)}, not "
+        text += f"{quoted(settings.get(path))} ({meaning(field)})"
     return f"{settings.source(path)}: {text}"
 
 
