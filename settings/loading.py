@@ -249,7 +249,7 @@ class _Settings:
     def sources(self) -> dict[str, str]:
         """What set each value that is no object or an empty one, by its dotted key."""
         found: dict[str, str] = {}
-        origins = {(): 0}  # of the objects around a value
+        origins: dict[KeyPath, int] = {}  # of the objects around a value
         for path, _ in leaves(self.values):
             above = path[:-1]
             if above not in origins:

@@ -75,7 +75,7 @@ def parameters(config: Config, spec: EnvSpec) -> dict[str, int]:
     obs, action = spec.obs_dim, spec.action_dim
     hidden, layers = policy.hidden_dim, policy.layers
     members = (policy.bayesian or SINGLE_NET).ensemble_size
-    found = {
+    found: dict[str, int] = {
         VALUERL: _net(obs, hidden, action, layers)
         + members * _net(obs + action, hidden, 1, layers)
     }
