@@ -17,7 +17,6 @@ from .compute import (
     Updater,
     prepare_tensorflow,
 )
-from .nn import is_small_product
 from .replay import ReplayBuffer
 from .running import pace
 from .running.child import Context
@@ -387,7 +386,7 @@ def prepare(
     context: Context,
     settings: LearnerConfig,
     members: int,
-    products: list[tuple[int, int]],
+    is_small: bool,
 ) -> bool:
     """Prepares TensorFlow for a learner, before its first operation.
 
@@ -396,20 +395,18 @@ def prepare(
         settings: the learner's section of the configuration.
         members: how many nets of an ensemble take part in an update; 1 for single
             nets.
-        products: rows and hidden width of the largest products of an update.
+        is_small: whether all products of an update are (`nn.is_small_product`).
 
     Returns:
         whether XLA compiles its updates. Where the configuration leaves it open, it
-        does so on a GPU, and on a CPU where all products are small: there calling
+        does so on a GPU, and on a CPU where products are small: there calling
         an operation costs as much as what it does. XLA computes an operation with all
         threads, one after the other.
     """
     config, on_cpu = context.run.config, context.run.cpu_learners
     is_compiled = settings.xla
     if is_compiled is None:
-        is_compiled = not on_cpu or all(
-            is_small_product(rows, width * width) for rows, width in products
-        )
+        is_compiled = is_small or not on_cpu
     prepare_tensorflow(
         context.name,
         on_cpu,

@@ -23,6 +23,7 @@ except ModuleNotFoundError:
 from steve import __version__
 from steve.running.display import Display
 from steve.running.launch import opened, run_processes
+from steve.settings.files import locate
 from steve.settings.request import Request, Start
 from steve.storage.disk import full_disk_line, is_full
 from steve.storage.folders import Folders
@@ -49,7 +50,8 @@ def parse_arguments(
         prog=program,
         usage=f"{program} CONFIG.json GPU_ID [options]\n"
         f"       {program} --describe CONFIG.json [--set KEY=VALUE ...]\n"
-        f"       {program} --list",
+        f"       {program} --describe KEY\n"
+        f"       {program} --list [WORD ...]",
         description="Trains a policy by STEVE or one of its relatives.",
         epilog=f"example: {example(program, 'main.py')} config/quickstart.json cpu "
         "--name first --set seed=1",
@@ -68,12 +70,16 @@ def parse_arguments(
         'the next one gets the world model; or "cpu"',
     )
     parser.add_argument(
-        "--list", action="store_true", help="show the experiments that come along"
+        "--list",
+        nargs="*",
+        metavar="WORD",
+        help="show the experiments that come along, or those that hold all the words",
     )
     parser.add_argument(
         "--describe",
         action="store_true",
-        help="show the merged configuration and where each value comes from",
+        help="show the merged configuration and where each value comes from; or, of a "
+        "key in its place, what it means",
     )
     how = parser.add_mutually_exclusive_group()
     how.add_argument(
@@ -109,7 +115,7 @@ def parse_arguments(
     parsed = parser.parse_intermixed_args(arguments)
     needed = {"CONFIG.json": parsed.config, "GPU_ID": parsed.gpu_id or parsed.describe}
     missing = [name for name, given in needed.items() if not given]
-    if missing and not parsed.list:
+    if missing and parsed.list is None:
         parser.error(f"the following arguments are required: {', '.join(missing)}")
     return parsed
 
@@ -143,9 +149,13 @@ def show(arguments: argparse.Namespace, program: str) -> None:
     """
     from steve.settings import catalogue  # here: a run has no use for it
 
-    if arguments.list:
+    if arguments.list is not None:
         command = example(program, "main.py")
-        print_once(catalogue.list_experiments(command=command))
+        print_once(catalogue.list_experiments(command=command, words=arguments.list))
+    elif (keys := catalogue.keys_called(arguments.config)) and not locate(
+        arguments.config
+    ).is_file():
+        print_once(catalogue.describe_keys(keys))
     else:
         loaded = request_of(arguments).loaded
         print_once(catalogue.describe(arguments.config, loaded))
@@ -208,7 +218,7 @@ def next_command(program: str, script: str, request: Request, addition: str) -> 
 def main(arguments: Sequence[str] | None = None, program: str = "main.py") -> int:
     """The command; returns the exit code (SPEC section 12)."""
     parsed = parse_arguments(arguments, program)
-    if parsed.list or parsed.describe:
+    if parsed.list is not None or parsed.describe:
         return exit_code(program, lambda: show(parsed, program))
     try:
         with stop_as_by_ctrl_c():  # until the supervisor takes over

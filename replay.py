@@ -209,6 +209,15 @@ class _Layout:
         return layout
 
 
+def file_bytes(obs_dim: int, action_dim: int, capacity: int) -> int:
+    """The size of a new buffer's file, in bytes.
+
+    Raises:
+        ValueError: a dimension or the capacity is out of range.
+    """
+    return _Layout(obs_dim, action_dim, capacity).file_bytes
+
+
 class ReplayBuffer:
     """A ring of the newest `capacity` transitions; see the module for the rules.
 

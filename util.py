@@ -14,6 +14,7 @@ import signal
 import sys
 import threading
 import time
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,10 @@ from typing import TYPE_CHECKING, NoReturn
 NOT_A_TERMINAL = 1000  # columns: in a file no line is broken
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)  # on the disk, or in the user's quota
 STANDARD_STREAMS = {"stdin": "r", "stdout": "w", "stderr": "w"}  # by their numbers
+# Unicode's categories of control characters, surrogates and separators of lines.
+NOT_IN_A_PATH = ("Cc", "Cs", "Zl", "Zp")
+MAX_NAME_BYTES = 255  # the kernel's
+MAX_PATH_BYTES = 3000  # the kernel's 4095, less what is made below
 
 
 if TYPE_CHECKING:
@@ -269,6 +274,33 @@ def redirected(descriptor: int, numbers: tuple[int, ...] = (1, 2)) -> Iterator[N
         for number, original in zip(numbers, kept, strict=True):
             os.dup2(original, number)
             os.close(original)
+
+
+def check_path(path: str | Path, what: str) -> None:
+    """Refuses a path that no file can have, or that would not stay on its line.
+
+    Args:
+        path: of a file or a folder.
+        what: what messages call it.
+
+    Raises:
+        UserError: a character of it ends a line, steers a terminal or is no text; a
+            name in it is too long.
+    """
+    text = str(path)
+    for character in text:
+        if unicodedata.category(character) in NOT_IN_A_PATH:
+            raise UserError(
+                f"{what} must not hold the character {character!a}: {text!a}"
+            )
+    longest = max(map(len, os.fsencode(text).split(b"/")))
+    if longest > MAX_NAME_BYTES:
+        raise UserError(
+            f"{what} must not hold a name of more than {MAX_NAME_BYTES} bytes, as one "
+            f"of {longest}"
+        )
+    if len(os.fsencode(text)) > MAX_PATH_BYTES:
+        raise UserError(f"{what} must be at most {MAX_PATH_BYTES} bytes long")
 
 
 def one_line(text: object) -> str:

@@ -337,7 +337,7 @@ class ValueRLLearner(Learner):
 def build(context: Context) -> ValueRLLearner:
     """Prepares TensorFlow for this learner, and builds it."""
     settings = context.run.config.policy_config
-    products = [(settings.batch_size, settings.hidden_dim)]
+    products = [(settings.batch_size, settings.hidden_dim)]  # rows and width
     ensembles = [settings.bayesian or SINGLE_NET]
     if expansion := settings.value_expansion:
         model = context.run.config.model_section
@@ -354,7 +354,8 @@ def build(context: Context) -> ValueRLLearner:
     members = max(size.eval_sample_count for size in ensembles)
     if expansion is None:
         members = max(members, 2)  # small nets only: policy and Q side by side
-    return ValueRLLearner(context, prepare(context, settings, members, products))
+    is_small = all(nn.is_small_product(rows, width * width) for rows, width in products)
+    return ValueRLLearner(context, prepare(context, settings, members, is_small))
 
 
 def main(context: Context) -> None:

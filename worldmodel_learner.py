@@ -110,8 +110,8 @@ def build(context: Context) -> WorldmodelLearner:
     ensembles = (sizes.transition, sizes.reward) if sizes else (SINGLE_NET,)
     members = max(size.train_sample_count for size in ensembles)
     width = max(settings.transition_hidden_dim, settings.aux_hidden_dim)
-    products = [(settings.batch_size // members, width)]
-    return WorldmodelLearner(context, prepare(context, settings, members, products))
+    is_small = nn.is_small_product(settings.batch_size // members, width * width)
+    return WorldmodelLearner(context, prepare(context, settings, members, is_small))
 
 
 def main(context: Context) -> None:

@@ -16,6 +16,7 @@ from . import checkpoint
 from .board import Board
 from .checkpoint import CheckpointError
 from .disk import network_filesystem
+from .fitting import check_fits
 from .folders import Folders, Run
 from .locks import claimed, unwritable
 from .record import (
@@ -70,6 +71,7 @@ def opened(
     # Checked before anything is written; and again when no other launch can interfere.
     check_mode(folders, merged, request.start)
     measured = measure(config)
+    notes = check_fits(config, measured, folders, on_gpus=bool(gpus))
     with claimed(folders):
         resumes = check_mode(folders, merged, request.start)
         if (
@@ -80,7 +82,7 @@ def opened(
             note(f"{folders.root} is finished: nothing is left to do")
             yield None
             return
-        notes = list(request.loaded.notes)
+        notes += request.loaded.notes
         if measured.interface is not None and (
             reach := measured.interface.reach_note()
         ):
@@ -103,11 +105,36 @@ def opened(
             gpus=gpus,
             interface=measured.interface,
         )
-        notes += open_output(run, merged)
-        record_start(run, resumes)
-        for line in notes:
-            note(line)
+        try:
+            with removed_if_it_fails(folders):
+                notes += open_output(run, merged)
+                record_start(run, resumes)
+        finally:
+            for line in notes:
+                note(line)
         yield run
+
+
+@contextmanager
+def removed_if_it_fails(folders: Folders) -> Iterator[None]:
+    """Removes what an opening that fails has made, where there was no output before.
+
+    The corrected call then starts as if nothing had been tried. What else lies there
+    stays, and so does output: it can be resumed.
+    """
+    if has_output(folders):
+        yield
+        return
+    root = folders.root
+    before = {root, *root.rglob("*")} if root.exists() else set()
+    try:
+        yield
+    except BaseException:
+        made = {root, *root.rglob("*")} - before
+        for path in sorted(made, reverse=True):  # what is in a folder, then the folder
+            with suppress(OSError):
+                path.rmdir() if path.is_dir() else path.unlink()
+        raise
 
 
 def check_mode(folders: Folders, merged: dict[str, Any], start: str) -> bool:

@@ -260,6 +260,10 @@ def test_without_pacing_nobody_waits(tmp_path):
         ([QUICKSTART, "cpu", "--set", "env.name=InvertedPendulum-v1"], "nearest known"),
         ([QUICKSTART, "cpu", "--set", "env.action_dim=9"], "action_dim"),
         ([QUICKSTART, "cpu", "--set", "env.name=CartPole-v1"], "CartPole-v1"),
+        ([QUICKSTART, "cpu", "--set", f"policy_config.replay_size={10**10}"], "from 1"),
+        ([QUICKSTART, "cpu", "--set", "policy_config.hidden_dim=65536"], "of memory"),
+        ([QUICKSTART, "cpu", "--set", "env.step_timeout=1e300"], "1e+08"),
+        ([QUICKSTART, "cpu", "--frames", "1" + "0" * 400], "total_frames must be"),
     ],
 )
 def test_a_mistake_is_one_line_and_leaves_nothing_on_the_disk(

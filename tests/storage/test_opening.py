@@ -134,6 +134,43 @@ def test_temporary_files_are_no_output(config, folders):
     assert has_output(folders)
 
 
+# A first opening that fails
+
+
+@pytest.mark.parametrize("error", [UserError("no"), ValueError("bug"), OSError("io")])
+def test_a_first_opening_that_fails_leaves_nothing(config, folders, monkeypatch, error):
+    """So the corrected call starts; what somebody else put there stays."""
+
+    def fail(*arguments):
+        raise error
+
+    for is_there in (False, True):
+        if is_there:
+            (folders.root / "empty").mkdir(parents=True)
+        with monkeypatch.context() as broken:
+            broken.setattr(ReplayBuffer, "create", fail)
+            with (
+                claimed(folders),
+                pytest.raises((UserError, ValueError)),
+                opening.removed_if_it_fails(folders),
+            ):
+                open_now(folders, config)
+        assert not has_output(folders)
+        assert folders.root.exists() == is_there
+    assert list(folders.root.iterdir()) == [folders.root / "empty"]
+    check_mode(folders, MERGED, "fresh")
+    open_now(folders, config)
+    assert has_output(folders)
+
+
+def test_a_later_opening_that_fails_removes_nothing(config, folders):
+    open_now(folders, config)
+    before = sorted(folders.root.rglob("*"))
+    with pytest.raises(UserError), opening.removed_if_it_fails(folders):
+        raise UserError("no")
+    assert sorted(folders.root.rglob("*")) == before
+
+
 # Output
 
 

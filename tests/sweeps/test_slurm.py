@@ -48,7 +48,7 @@ def sweep(tmp_path, monkeypatch) -> Sweep:
 
 
 def start(sweep: Sweep, index: int) -> subprocess.Popen[str]:
-    slurm.write_script(sweep, Resources(cpus=5))
+    slurm.write_script(sweep, slurm.job_script(sweep, Resources(cpus=5)))
     return subprocess.Popen(
         ["bash", str(sweep.script)],
         env={
@@ -160,8 +160,39 @@ def test_a_refusal_of_sbatch_is_one_line_that_names_the_script(sweep, stand_in):
     )
     with pytest.raises(UserError) as caught:
         slurm.submit(sweep)
-    said = str(caught.value)
-    assert said == f"sbatch: Invalid partition; the script stays: sbatch {sweep.script}"
+    command = f"sbatch {shlex.quote(str(sweep.script))}"
+    assert str(caught.value) == (
+        f"sbatch: Invalid partition; the script stays: {command}"
+    )
+
+
+def test_a_refusal_names_every_reason(sweep, stand_in):
+    stand_in("scontrol", "echo 'MaxArraySize            = 50'")
+    stand_in(
+        "sbatch",
+        "echo 'sbatch: error: QOSMaxSubmitJobPerUserLimit' >&2\n"
+        "echo 'sbatch: error: Batch job submission failed: Invalid job array "
+        "specification' >&2; exit 1",
+    )
+    with pytest.raises(UserError) as caught:
+        slurm.submit(sweep)
+    assert str(caught.value).startswith(
+        "sbatch: QOSMaxSubmitJobPerUserLimit; Batch job submission failed: Invalid "
+        "job array specification (MaxArraySize is 50 here); the script stays: sbatch "
+    )
+
+
+@pytest.mark.parametrize(
+    ("answer", "longest"),
+    [
+        ("MailProg = /bin/mail\nMaxArraySize            = 50\n", 50),
+        ("MaxArraySize = 0\n", 1),
+        ("", 1001),
+    ],
+)
+def test_the_longest_array_is_what_the_cluster_says(stand_in, answer, longest):
+    stand_in("scontrol", f"echo '{answer}'")
+    assert slurm.longest_array() == longest
 
 
 def test_without_slurm_it_is_said_and_the_queue_is_empty(monkeypatch):
