@@ -20,10 +20,18 @@ except ModuleNotFoundError:
 
 import pandas as pd
 
-from steve.analysis.curve_figures import all_figures
+from steve.analysis.curve_figures import SHORT_HOURS, all_figures
 from steve.analysis.curves import SMOOTH, reach_table, score_table
-from steve.analysis.drawing import KINDS, rendered, text_table
-from steve.analysis.records import GROUPINGS, SCORE, X_AXES, find_runs, remarks
+from steve.analysis.drawing import KINDS, origin, rendered, significant, text_table
+from steve.analysis.records import (
+    GROUPINGS,
+    SCORE,
+    X_AXES,
+    Record,
+    find_runs,
+    grouped,
+    remarks,
+)
 from steve.util import (
     OneLineParser,
     UserError,
@@ -48,17 +56,17 @@ def printed_scores(table: pd.DataFrame) -> str:
     header = "environment,algorithm,frames,runs,mean,95% interval,IQM,hours"
     rows = [tuple(header.split(","))]
     for row in table.itertuples():
-        interval = f"{row.low:,.1f} .. {row.high:,.1f}"
+        interval = f"{significant(row.low)} .. {significant(row.high)}"
         rows.append(
             (
                 row.environment,
                 row.algorithm,
                 f"{row.frames:,}",
                 f"{row.seeds} of {row.runs}",
-                f"{row.mean:,.1f}" if row.seeds else "-",
+                significant(row.mean) if row.seeds else "-",
                 "-" if math.isnan(row.low) else interval,
-                "-" if math.isnan(row.iqm) else f"{row.iqm:,.1f}",
-                f"{row.hours:.3g}" if row.seeds else "-",
+                "-" if math.isnan(row.iqm) else significant(row.iqm),
+                duration(row.hours) if row.seeds else "-",
             )
         )
     return text_table(rows)
@@ -75,10 +83,28 @@ def printed_reach(table: pd.DataFrame) -> str:
                 row.algorithm,
                 f"{row.reached} of {row.runs}",
                 "-" if never else f"{row.frames:,.0f}",
-                "-" if never else f"{row.hours:.3g}",
+                "-" if never else duration(row.hours),
             )
         )
     return text_table(rows)
+
+
+def duration(hours: float) -> str:
+    """Hours; below a tenth, minutes with their unit."""
+    return f"{hours:.3g}" if hours >= SHORT_HOURS else f"{60 * hours:.2g} min"
+
+
+def printed_groups(runs: Sequence[Record], group_by: str) -> str:
+    """Which runs each line is of."""
+    return "\n".join(
+        f"  {environment}, {name}: {', '.join(_folder(run) for run in group)}"
+        for (environment, name), group in grouped(runs, group_by).items()
+    )
+
+
+def _folder(run: Record) -> str:
+    folder = run.path.parent
+    return str(folder.parent if folder.name == run.config.log_path else folder)
 
 
 # ---- The command line ---------------------------------------------------------------
@@ -187,8 +213,9 @@ def run(arguments: argparse.Namespace) -> None:
     out = arguments.out
     if out is not None and out.suffix not in SUFFIXES:
         raise UserError(f"--out {out}: the name must end in {', '.join(SUFFIXES)}")
-    runs = find_runs(arguments.folders)
-    for line in remarks(runs, arguments.group):
+    notes: list[str] = []
+    runs = find_runs(arguments.folders, notes.append)
+    for line in [*notes, *remarks(runs, arguments.group)]:
         print(f"note: {line}")
     if not any(run.end("frames") for run in runs):
         raise UserError("no run has an evaluation yet")
@@ -199,10 +226,11 @@ def run(arguments: argparse.Namespace) -> None:
         tables["reach"] = reach_table(runs, arguments.reach, **settings)
     tables["curves"] = curves
     paths = destinations(out, list(figures), list(tables))
+    about = origin(_command(arguments))
     content = {
         path: tables[name].to_csv(index=False, float_format="%.6g").encode()
         if kind == "csv"
-        else rendered(figures[name], kind)
+        else rendered(figures[name], kind, about)
         for (name, kind), path in paths.items()
     }
     write(content, arguments.overwrite)
@@ -210,7 +238,15 @@ def run(arguments: argparse.Namespace) -> None:
     if "reach" in tables:
         print(f"\nuntil the score is {arguments.reach:g}, median over runs:")
         print(printed_reach(tables["reach"]))
+    print("\nthe runs of each line:", printed_groups(runs, arguments.group), sep="\n")
     print("\nwritten:", *content, sep="\n  ")
+
+
+def _command(arguments: argparse.Namespace) -> str:
+    """The command of a figure; where it was written does not matter."""
+    options = [f"--x {arguments.x} --group {arguments.group}"]
+    options += [f"--smooth {arguments.smooth:g}"]
+    return " ".join(["plot.py", *map(str, arguments.folders), *options])
 
 
 def main(arguments: Sequence[str] | None = None, program: str = "plot.py") -> int:

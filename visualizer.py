@@ -31,7 +31,7 @@ except ModuleNotFoundError:
 
 import numpy as np
 
-from steve.analysis.drawing import KINDS, csv_bytes, rendered
+from steve.analysis.drawing import KINDS, csv_bytes, rendered, significant
 from steve.analysis.episodes import Episode, EpisodeRunner
 from steve.analysis.inspection import (
     LONGEST_ROLLOUT,
@@ -157,7 +157,7 @@ def show_episode(config: Config, episode: Episode, judged: EpisodeValues) -> Sho
     with_value = discounted_returns(episode.reward, *settings, judged.final_value)
     title = (
         f"{config.env.name}, episode 1: {episode.length} steps, {ending(episode)}, "
-        f"score {episode.score:.1f}"
+        f"score {significant(episode.score)}"
     )
     figure = episode_figure(judged, returns, with_value, title, config.env.reward_scale)
     files = {"episode.csv": episode_csv(episode, judged, returns, with_value)}
@@ -312,7 +312,7 @@ def run(arguments: argparse.Namespace) -> None:
                 episodes.append(episode)
                 print(
                     f"episode {len(episodes)}: {episode.length} steps, "
-                    f"{ending(episode)}, score {episode.score:.2f}",
+                    f"{ending(episode)}, score {significant(episode.score)}",
                     flush=True,
                 )
         print(summary(episodes), flush=True)

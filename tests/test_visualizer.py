@@ -369,7 +369,7 @@ def test_wrong_options_are_one_line(capsys, wrong):
         ("no picture", 2, "gives no pictures"),
         ("abort", 1, "ended (SIGABRT): the display is on fire"),
         ("raise", 1, "ValueError: two lines (drawn_env.py, line"),
-        ("nan", 1, "not finite"),
+        ("nan", 1, "step 1 of the episode"),
     ],
 )
 def test_what_happens_to_the_environment_is_one_line(
