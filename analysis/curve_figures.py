@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pandas as pd
 
+from .aggregates import OverEnvironments
 from .curves import aggregated_curves, single_curves
 from .drawing import (
     BLACK,
@@ -392,3 +393,49 @@ def all_figures(
         figures["losses"] = curves_figure(panels, x, "Losses", len(losses))
     together = [table.assign(quantity=q) for q, table in curves.items()]
     return figures, pd.concat(together, ignore_index=True)
+
+
+def aggregate_figure(over: OverEnvironments) -> "Figure":
+    """Interquartile means with their intervals, and performance profiles."""
+    from matplotlib.figure import Figure
+
+    names = over.scores["algorithm"].tolist()
+    styles = line_styles(names)
+    figure = Figure(figsize=(7.2, 2.0 + 0.2 * len(names)), layout="constrained")
+    means, shares = figure.subplots(1, 2)
+    for place, row in enumerate(over.scores.itertuples()):
+        color = styles[row.algorithm]["color"]
+        means.plot([row.low, row.high], [place, place], color=color, linewidth=4)
+        means.plot([row.iqm], [place], color=color, marker="o", markeredgecolor="white")
+    labels = [
+        f"{_wrapped(row.algorithm, 24)}\n(n = {row.runs})"
+        for row in over.scores.itertuples()
+    ]
+    means.set_yticks(range(len(names)), labels, fontsize=8)
+    means.set_ylim(len(names) - 0.5, -0.5)
+    means.set_xlabel("interquartile mean of normalised scores", fontsize=8)
+    for name, style in styles.items():
+        rows = over.profiles[over.profiles["algorithm"] == name]
+        line = {key: style[key] for key in style if key != "marker"}
+        shares.plot(rows["score"], rows["share"], label=name, linewidth=1.4, **line)
+        if len(names) <= FEW:
+            band = {"color": style["color"], "alpha": 0.15, "lw": 0}
+            shares.fill_between(rows["score"], rows["low"], rows["high"], **band)
+    shares.set_xlabel("normalised score", fontsize=8)
+    shares.set_ylabel("share of runs above it", fontsize=8)
+    shares.set_ylim(0, 1.02)
+    for axes in (means, shares):
+        axes.tick_params(labelsize=8)
+        finish_axes(axes)
+    figure.suptitle(
+        "Over environments; bars and bands: 95% stratified bootstrap", fontsize=9
+    )
+    figure.legend(
+        *shares.get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=min(4, len(names)),
+        frameon=False,
+        handlelength=3.2,
+        fontsize=8,
+    )
+    return figure

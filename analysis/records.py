@@ -232,7 +232,7 @@ def grouped(
     horizons = {HORIZON.sub("", name) for _, name in found if HORIZON.search(name)}
     groups: dict[tuple[str, str], list[Record]] = {}
     for (environment, name), together in found.items():
-        if group_by == "algorithm":
+        if together[0].title is None and group_by == "algorithm":
             first, *rest = name.split(" unpaced")
             if name in horizons:  # among others it says its own
                 name = f"{first} H={PAPER_HORIZON}" + " unpaced" * len(rest)
