@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 try:
-    import steve  # noqa: F401
+    import steve
 except ModuleNotFoundError:
     sys.exit("plot.py: the package steve is not installed; run: pip install -e .")
 
@@ -279,7 +279,7 @@ def run(arguments: argparse.Namespace) -> None:
         tables["aggregate"], tables["improvement"] = over.scores, over.improvement
         figures["aggregate"] = aggregate_figure(over)
     paths = destinations(out, list(figures), list(tables))
-    about = origin(_command(arguments))
+    about = origin(_command(arguments), steve.__version__)
     content = {
         path: tables[name].to_csv(index=False, float_format="%.6g").encode()
         if kind == "csv"

@@ -37,11 +37,11 @@ if TYPE_CHECKING:
     from matplotlib.lines import Line2D
 
 LOSSES = {  # name and unit
-    "q_loss": "Q loss (squared return)",
+    "q_loss": "Q loss (return$^2$)",
     "policy_loss": "policy loss (return)",
-    "transition_loss": "transition loss (squared obs.)",
+    "transition_loss": "transition loss (obs.$^2$)",
     "termination_loss": "termination loss (nats)",
-    "reward_loss": "reward loss (squared reward)",
+    "reward_loss": "reward loss (reward$^2$)",
 }
 X_LABELS = {
     "frames": "environment frames",
@@ -160,7 +160,8 @@ def plot_curves(axes: "Axes", panel: Panel, x: str, styles: dict[str, dict]) -> 
             axes.fill_between(
                 place, rows["low"], rows["high"], alpha=0.15, color=color, lw=0
             )
-            _plot_single(axes, panel, name, x, color)
+            if not name.endswith(RESULTS):
+                _plot_single(axes, panel, name, x, color)
         every = max(1, len(rows) // MARKED)
         axes.plot(
             place,
@@ -233,7 +234,8 @@ def curves_figure(
         finish_axes(axes)
     for axes in grid[len(panels) :]:
         axes.set_axis_off()
-    below = textwrap.fill(statistics(together, bool(shown)), letters)
+    has_runs = any(panel.single is not None for panel in panels)
+    below = textwrap.fill(statistics(together, not shown, has_runs), letters)
     figure.suptitle(f"{_wrapped(title, letters)}\n{below}", fontsize=9)
     if shown:
         figure.legend(
@@ -276,15 +278,21 @@ def _wrapped(text: str, width: int) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def statistics(curves: pd.DataFrame, with_bands: bool = True) -> str:
-    """What lines, bands and markers are, for a title."""
+def statistics(curves: pd.DataFrame, alone: bool, has_runs: bool) -> str:
+    """What lines, bands and markers are, for a title.
+
+    Args:
+        curves: of all panels.
+        alone: whether each group has a panel.
+        has_runs: whether single runs are drawn.
+    """
     counts = curves.groupby(["environment", "algorithm"])["seeds"]
     few, many = counts.max().min(), counts.max().max()
     if many == 1:
         return "single runs"
     text = "mean over runs"
-    if curves["algorithm"].nunique() <= FEW or not with_bands:
-        text = "mean, thin: each run; band: "
+    if curves["algorithm"].nunique() <= FEW or alone:
+        text = f"mean{', thin: each run' if has_runs else ''}; band: "
         interval = "95% bootstrap interval"
         if many == 2:
             text += "range"
@@ -306,7 +314,8 @@ def legend_names(
     for name in styles:
         few, many = counts[name].min(), counts[name].max()
         count = f"{many}" if few == many else f"{few} to {many}"
-        names[name] = _wrapped(f"{name} (n = {count})", width)
+        text = f"{name} (n = {count})".replace(") (n", ", n")
+        names[name] = _wrapped(text, width)
     return names
 
 
@@ -399,17 +408,18 @@ def aggregate_figure(over: OverEnvironments) -> "Figure":
     """Interquartile means with their intervals, and performance profiles."""
     from matplotlib.figure import Figure
 
-    names = over.scores["algorithm"].tolist()
-    styles = line_styles(names)
+    styles = line_styles(over.scores["algorithm"].tolist())
+    names = list(styles)
+    scores = over.scores.set_index("algorithm").loc[names].reset_index()
     figure = Figure(figsize=(7.2, 2.0 + 0.2 * len(names)), layout="constrained")
     means, shares = figure.subplots(1, 2)
-    for place, row in enumerate(over.scores.itertuples()):
+    for place, row in enumerate(scores.itertuples()):
         color = styles[row.algorithm]["color"]
         means.plot([row.low, row.high], [place, place], color=color, linewidth=4)
         means.plot([row.iqm], [place], color=color, marker="o", markeredgecolor="white")
     labels = [
         f"{_wrapped(row.algorithm, 24)}\n(n = {row.runs})"
-        for row in over.scores.itertuples()
+        for row in scores.itertuples()
     ]
     means.set_yticks(range(len(names)), labels, fontsize=8)
     means.set_ylim(len(names) - 0.5, -0.5)

@@ -40,13 +40,12 @@ def wants_log_scale(values: np.ndarray) -> bool:
     return known.size > 0 and known.max() > LOG_SCALE_FROM * known.min() > 0
 
 
-def origin(command: str) -> str:
+def origin(command: str, version: str) -> str:
     """What made a figure: the command, the version and the commit."""
-    from .. import __version__
     from ..storage.record import program_commit
 
     commit = program_commit()
-    return f"{command}; steve {__version__}" + (f", commit {commit}" if commit else "")
+    return f"{command}; steve {version}" + (f", commit {commit}" if commit else "")
 
 
 def rendered(figure: "Figure", kind: str, about: str = "") -> bytes:

@@ -200,7 +200,7 @@ def test_a_figure_says_what_made_it():
     figure = curves_figure(made_up(1, 1), "frames", "Score")
     for kind in ("png", "svg"):
         assert b"plot.py output; steve" in rendered(
-            figure, kind, origin("plot.py output")
+            figure, kind, origin("plot.py output", "1.0")
         )
 
 
