@@ -69,7 +69,7 @@ def interval(
         )
         for _ in range(RESAMPLES)
     ]
-    low, high = np.percentile(drawn, [2.5, 97.5], axis=0)
+    low, high = np.percentile(np.array(drawn), [2.5, 97.5], axis=0)
     return low, high
 
 

@@ -61,15 +61,15 @@ def rendered(figure: "Figure", kind: str, about: str = "") -> bytes:
 
     FigureCanvasAgg(figure)
     buffer = io.BytesIO()
-    metadata: dict[str, Any] = {
+    metadata: dict[str, dict[str, Any]] = {
         "png": {"Description": about},
         "pdf": {"CreationDate": None, "Subject": about},
         "svg": {"Date": None, "Description": about},
-    }[kind]
+    }
     # 42: fonts as TrueType. Many a conference refuses matplotlib's default, Type 3.
     settings: dict[Any, Any] = {"pdf.fonttype": 42, "svg.hashsalt": "steve"}
     with matplotlib.rc_context(settings):
-        figure.savefig(buffer, format=kind, dpi=200, metadata=metadata)
+        figure.savefig(buffer, format=kind, dpi=200, metadata=metadata[kind])
     return buffer.getvalue()
 
 

@@ -1,7 +1,7 @@
 """The visualizer's figures and tables, from the numbers of `inspection`."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 # ---- Pictures: the only part that needs matplotlib ----------------------------------
 
-MODEL_STYLES = {
+MODEL_STYLES: dict[str, tuple[str, str, Any]] = {
     "error": ("error of the members' mean", VERMILION, SOLID),
     "spread": ("spread of the members", BLUE, DASHED),
     "trivial": ("error without a model", BLACK, DOTTED),

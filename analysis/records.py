@@ -143,8 +143,9 @@ def find_runs(
             faults.append(error)
     if faults and (passed_over is None or not runs):
         raise faults[0]
-    for fault in faults:
-        passed_over(f"a run is left out: {fault}")
+    if passed_over:
+        for fault in faults:
+            passed_over(f"a run is left out: {fault}")
     return runs
 
 
