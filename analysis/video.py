@@ -64,7 +64,8 @@ def choose_gl(
 ) -> str | None:
     """Sets MUJOCO_GL to what can draw without a display, before MuJoCo is imported.
 
-    The user's own choice is kept where its library is there. With no library it
+    The user's own choice, or that of PYOPENGL_PLATFORM, is kept where its library is
+    there. With no library, or an unknown name, it
     becomes "disable": then MuJoCo can be imported and steps, but does not draw.
 
     Returns:
@@ -75,8 +76,9 @@ def choose_gl(
     if not chosen and platform in GL_BACKENDS:
         chosen = platform  # MuJoCo refuses another one than PyOpenGL's
     if chosen and chosen not in GL_NAMES:
+        environ[GL_VARIABLE] = NO_GL
         return (
-            f"{GL_VARIABLE}={environ[GL_VARIABLE]} is none of {', '.join(GL_NAMES)}: "
+            f"{GL_VARIABLE}={chosen} is none of {', '.join(GL_NAMES)}: "
             "correct it or leave it unset"
         )
     if chosen and chosen not in GL_BACKENDS:
@@ -106,8 +108,6 @@ def _open(
         UserError: it cannot be made, or not be drawn.
     """
     missing = choose_gl(os.environ)
-    if video is None and os.environ.get(GL_VARIABLE) not in (None, *GL_NAMES):
-        os.environ[GL_VARIABLE] = NO_GL  # nothing is drawn: a wrong one does not matter
     make_env = importlib.import_module("steve.envwrap").make_env
     if video is None:
         return make_env(env_config), None
