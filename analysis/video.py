@@ -65,16 +65,18 @@ def choose_gl(
     """Sets MUJOCO_GL to what can draw without a display, before MuJoCo is imported.
 
     The user's own choice, or that of PYOPENGL_PLATFORM, is kept where its library is
-    there. With no library, or an unknown name, it
-    becomes "disable": then MuJoCo can be imported and steps, but does not draw.
+    there. With no library, or an unknown name, it becomes "disable": then MuJoCo can be
+    imported and steps, but does not draw.
 
     Returns:
         None, or what is missing; it concerns those environments that MuJoCo draws.
     """
-    chosen = environ.get(GL_VARIABLE, "").strip().lower()
+    variable = GL_VARIABLE
+    chosen = environ.get(variable, "").strip().lower()
     platform = environ.get(PLATFORM_VARIABLE, "").strip().lower()
     if not chosen and platform in GL_BACKENDS:
-        chosen = platform  # MuJoCo refuses another one than PyOpenGL's
+        # MuJoCo refuses another one than PyOpenGL's.
+        variable, chosen = PLATFORM_VARIABLE, platform
     if chosen and chosen not in GL_NAMES:
         environ[GL_VARIABLE] = NO_GL
         return (
@@ -93,7 +95,7 @@ def choose_gl(
     if chosen:
         library, package = GL_BACKENDS[chosen]
         return (
-            f"{GL_VARIABLE}={chosen} needs the library {library} (Debian: {package}, "
+            f"{variable}={chosen} needs the library {library} (Debian: {package}, "
             "libgl1-mesa-dri)"
         )
     return f"no EGL or OSMesa library was found (Debian: {GL_PACKAGES})"

@@ -67,6 +67,7 @@ def test_other_pictures_are_one_line_with_what_they_are(picture):
         ({"DISPLAY": ":0"}, set(), None, None),
         ({}, set(), "disable", "libegl1 or libosmesa6, and libgl1-mesa-dri"),
         ({"PYOPENGL_PLATFORM": "osmesa"}, {"EGL", "OSMesa"}, "osmesa", None),
+        ({"PYOPENGL_PLATFORM": "osmesa"}, {"EGL"}, "disable", "PYOPENGL_PLATFORM=osm"),
         ({"MUJOCO_GL": "bogus"}, {"EGL"}, "disable", "MUJOCO_GL=bogus is none of"),
         ({"MUJOCO_GL": "egl"}, {"OSMesa"}, "disable", "libegl1, libgl1-mesa-dri"),
         ({"MUJOCO_GL": "osmesa"}, {"EGL"}, "disable", "libosmesa6, libgl1-mesa-dri"),
