@@ -1,12 +1,14 @@
 """plot.py: whole calls on made-up experiments."""
 
 import csv
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from support import PROJECT
 from support_results import DDPG, STEVE, write_experiment
 
 from steve import plot
@@ -232,3 +234,13 @@ def test_an_unreadable_run_is_a_note(results, capsys):
     printed = capsys.readouterr().out
     assert "note: a run is left out: results/Chain-v0/steve1/hps.json" in printed
     assert "1 of 1" in printed
+
+
+def test_the_example_of_the_readme_draws_a_figure(results):
+    readme = (PROJECT / "README.md").read_text()
+    (example,) = re.findall(r"```python\n([^`]*curves_figure[^`]*)```", readme)
+    program = example.replace("InvertedPendulum-v5", "Chain-v0").replace(
+        '"output"', '"results"'
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+    assert Path("quickstart.pdf").read_bytes().startswith(MAGIC["pdf"])
