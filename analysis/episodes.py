@@ -48,6 +48,7 @@ class Episode(NamedTuple):
         reward: [T], as the environment gives it.
         next_obs: [T, O].
         terminated: whether the environment ended it; else it was cut.
+        broken: whether its next step was not finite: that step is not in it.
     """
 
     seed: int
@@ -56,6 +57,7 @@ class Episode(NamedTuple):
     reward: np.ndarray
     next_obs: np.ndarray
     terminated: bool
+    broken: bool = False
 
     @property
     def length(self) -> int:
@@ -234,12 +236,17 @@ def run_episode(
             steps and score so far, and whether the episode is over.
 
     Raises:
-        EpisodeError: an observation or a reward is not finite.
+        EpisodeError: the first observation or step is not finite. A later such step
+            ends the episode, as in training, and is left out.
     """
     seed_globals(seed)
     obs, _ = env.reset(seed=seed)
     steps: list[tuple[np.ndarray, np.ndarray, float, np.ndarray]] = []
-    score, over = 0.0, False
+    score, over, broken = 0.0, False, False
+    if not np.isfinite(obs).all():
+        raise EpisodeError(
+            f"the first observation of the episode with seed {seed} is not finite"
+        )
     if look:
         look(env, 0, score, False)
     while not over:
@@ -247,10 +254,13 @@ def run_episode(
         next_obs, given, terminated, truncated, _ = env.step(action)
         reward = float(given)
         if not (np.isfinite(reward) and np.isfinite(next_obs).all()):
-            raise EpisodeError(
-                f"step {len(steps) + 1} of the episode with seed {seed} gave an "
-                "observation or a reward that is not finite"
-            )
+            if not steps:
+                raise EpisodeError(
+                    f"step 1 of the episode with seed {seed} gave an observation or a "
+                    "reward that is not finite"
+                )
+            broken = True
+            break
         steps.append((obs, action, reward, next_obs))
         score += reward
         over = terminated or truncated
@@ -264,7 +274,8 @@ def run_episode(
         action=np.asarray(actions, np.float32),
         reward=np.asarray(rewards, np.float64),
         next_obs=np.asarray(all_next_obs, np.float32),
-        terminated=bool(terminated),
+        terminated=bool(terminated) and not broken,
+        broken=broken,
     )
 
 

@@ -103,7 +103,7 @@ def start_record(
         "processor": processor(),
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in PACKAGES},
-        "commit": _commit(),
+        "commit": program_commit(),
         "devices": devices,
         "precision": config.precision,
         "seeds": {name: process_seed(config, name) for name in process_names(config)},
@@ -158,7 +158,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _commit() -> str | None:
+def program_commit() -> str | None:
     """The commit of the program's checkout, "+" behind it where files differ."""
     folder = Path(__file__).resolve().parents[1]
     if not (folder / ".git").exists() or shutil.which("git") is None:

@@ -6,6 +6,7 @@ from support_closing import closing_env, times_closed
 
 from steve.acting.policy import Policy
 from steve.analysis.episodes import EpisodeRunner, run_episode
+from steve.analysis.policy_figures import ending
 from steve.analysis.video import EpisodeError
 from steve.settings.schema import Config
 from steve.storage.checkpoint import Checkpoint
@@ -58,9 +59,23 @@ def test_an_episode_is_what_the_environment_did(terminated):
     assert seen == [(0, 0.0, False), (1, 1.0, False), (2, 3.0, False), (3, 7.0, True)]
 
 
-def test_a_reward_that_is_not_finite_is_an_error():
-    with pytest.raises(EpisodeError, match="step 3"):
-        run_episode(Scripted(reward=np.nan), constant_policy(), 0)
+def test_a_step_that_is_not_finite_ends_the_episode_and_is_left_out():
+    episode = run_episode(Scripted(reward=np.nan), constant_policy(), 0)
+    assert (episode.length, episode.score) == (2, 3.0)
+    assert episode.broken
+    assert not episode.terminated
+    assert ending(episode) == "not finite"
+
+
+def test_an_episode_that_cannot_begin_is_an_error(monkeypatch):
+    for name, result in (
+        ("reset", (np.full(2, np.nan), {})),
+        ("step", (np.zeros(2), np.inf, False, False, {})),
+    ):
+        env = Scripted()
+        monkeypatch.setattr(env, name, lambda *_, result=result, **__: result)
+        with pytest.raises(EpisodeError, match="not finite"):
+            run_episode(env, constant_policy(), 0)
 
 
 # The process of the environment
