@@ -4,11 +4,13 @@ if not __package__:
     raise ModuleNotFoundError("util is steve.util", name="util")
 
 import argparse
+import errno
 import itertools
 import math
 import os
 import shutil
 import signal
+import stat
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -251,6 +253,21 @@ def named(path: Path) -> Iterator[None]:
         if error.filename is None:
             error.filename = str(path)
         raise
+
+
+def regular_opener(path: str, flags: int) -> int:
+    """An opener for `open` that refuses what is no file.
+
+    Opening a pipe that nobody else has open would wait for ever.
+
+    Raises:
+        OSError: it cannot be opened, or is a pipe or a device.
+    """
+    descriptor = os.open(path, flags | os.O_NONBLOCK, 0o666)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "is not a regular file", path)
+    return descriptor
 
 
 def file_stamp(path: Path) -> tuple[int, int, int] | None:

@@ -11,10 +11,11 @@ from ..settings.loading import changed_keys
 from ..settings.request import Request, Start
 from ..settings.roles import VALUERL, WORLDMODEL, learners
 from ..settings.schema import AgentConfig, Config
-from ..util import UserError
+from ..util import UserError, atomic_write, unused
 from . import checkpoint
 from .board import Board
 from .checkpoint import CheckpointError
+from .digests import TEXTS, Digest
 from .disk import network_filesystem
 from .folders import Folders, Run
 from .locks import claimed, unwritable
@@ -27,6 +28,8 @@ from .record import (
     write_json,
 )
 from .rewind import finish_rewind, put_aside, rewind
+from .scores import COLUMNS
+from .tables import read_table
 
 
 def has_output(folders: Folders) -> bool:
@@ -177,6 +180,7 @@ def open_output(run: Run, merged: dict[str, Any]) -> list[str]:
         write_json(folders.hyperparameters, merged)
         for leftover in folders.root.rglob(".*.tmp"):  # of writers that were killed
             leftover.unlink()
+        notes += _mended_tables(run)
         notes += _mended_replay(run)
         notes += _checked_states(run)
         notes += _adopted_files(run)
@@ -184,6 +188,31 @@ def open_output(run: Run, merged: dict[str, Any]) -> list[str]:
         Board.create(folders.board, run.config)
     except OSError as error:
         raise unwritable(error, folders) from None
+    return notes
+
+
+def _mended_tables(run: Run) -> list[str]:
+    """Lines about damage of csv files; without its columns' names none can be read.
+
+    Scores and digests get theirs again. A log's are not known: it is put aside.
+    """
+    folders, notes = run.folders, []
+    known = {folders.scores: COLUMNS, folders.final_scores: COLUMNS}
+    known[folders.digests] = Digest._fields
+    for path in (*known, *map(folders.learner_log, learners(run.config))):
+        table = read_table(path, TEXTS)
+        if table is None:
+            continue
+        columns = known.get(path)
+        if columns and table.columns != list(columns):
+            atomic_write(path, table.under(columns))
+            notes.append(f"{path}: its first line was damaged and is written again")
+        elif not columns and "updates" not in table.columns:
+            aside = unused(path.with_name(f"{path.name}.damaged"))
+            path.rename(aside)
+            notes.append(f"{path}: its first line is damaged; it is now {aside.name}")
+        elif table.damaged:
+            notes.append(f"{path}: {table.damaged} damaged lines are passed over")
     return notes
 
 

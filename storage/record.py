@@ -17,7 +17,7 @@ import portalocker
 
 from ..settings.roles import learners, process_names, process_seed
 from ..settings.schema import Config, limit_reached
-from ..util import UserError, atomic_write
+from ..util import UserError, atomic_write, regular_opener
 from .folders import Folders, Run
 
 PACKAGES = ("tensorflow", "gymnasium", "mujoco", "numpy", "safetensors", "portalocker")
@@ -119,7 +119,7 @@ def read_run(folders: Folders) -> dict[str, Any]:
 
 def read_json(path: Path) -> dict[str, Any]:
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=regular_opener) as file:
             content = json.loads(file.read(MAX_JSON_BYTES))
     except FileNotFoundError:
         raise UserError(

@@ -215,13 +215,14 @@ def _frames(folders: Folders) -> int:
 
 
 def _score(folders: Folders) -> float | None:
-    scores = [row["score"] for row in last_rows(folders.scores)[-LAST_SCORES:]]
+    rows = last_rows(folders.scores, ("score",))[-LAST_SCORES:]
+    scores = [row["score"] for row in rows]
     return sum(scores) / len(scores) if scores else None
 
 
 def _seconds_left(folders: Folders, run: PlannedRun, frames: int) -> float | None:
     """To the nearer limit, by the learner's last log lines."""
-    rows = last_rows(folders.learner_log(VALUERL))
+    rows = last_rows(folders.learner_log(VALUERL), ("hours", "frames"))
     if not rows:
         return None
     first, last = rows[0], rows[-1]
