@@ -111,10 +111,35 @@ def start_record(
 
 
 def read_run(folders: Folders) -> dict[str, Any]:
-    """run.json; for a run that has none yet, an empty one."""
+    """run.json; for a run that has none yet, an empty one.
+
+    Raises:
+        UserError: it cannot be read, or is none of ours.
+    """
     if not folders.run.exists():
         return {"experiment": folders.experiment, "starts": [], "finished": None}
-    return read_json(folders.run)
+    content = read_json(folders.run)
+    if not _is_record(content):
+        raise UserError(
+            f"{folders.run} is no record of a run; rename it, and the run resumes "
+            "with a new one"
+        )
+    return content
+
+
+def _is_record(content: dict[str, Any]) -> bool:
+    """Whether what is read of a run.json is there and has the right type."""
+    try:
+        reached = content["finished"]
+        numbers = (reached["frames"], reached["hours"]) if reached else ()
+        whys = [each["why"] for each in content.get("not_reproducible", [])]
+        return (
+            isinstance(content["starts"], list)
+            and all(isinstance(number, int | float) for number in numbers)
+            and all(isinstance(why, str) for why in whys)
+        )
+    except (KeyError, TypeError):
+        return False
 
 
 def read_json(path: Path) -> dict[str, Any]:
