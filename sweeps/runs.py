@@ -14,7 +14,7 @@ from ..settings.loading import LoadedConfig
 from ..settings.roles import process_names
 from ..settings.schema import Config
 from ..storage import opening
-from ..storage.folders import Folders
+from ..storage.folders import Folders, output_folder
 from ..util import UserError
 from .record import PlannedRun
 
@@ -196,7 +196,7 @@ def _planned(
         updates=_updates(config),
         processes=len(process_names(config)) - 1,
     )
-    return planned, config.output_root
+    return planned, str(output_folder(config))
 
 
 def _check_output(folders: Folders, loaded: LoadedConfig) -> None:
