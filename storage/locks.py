@@ -1,5 +1,7 @@
 """Who may use an experiment's folder: the locks next to it."""
 
+import errno
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -11,6 +13,8 @@ from .disk import full_disk_line, is_full
 from .folders import Folders
 
 CHILDREN_PATIENCE = 15.0  # seconds that a killed launch's processes get to end
+# What flock answers where there is none; ENOTSUP is EOPNOTSUPP here.
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
 ASKING_PATIENCE = 1.0  # seconds in which one who only asks (`is_locked`) lets go
 
 
@@ -39,7 +43,8 @@ def claimed(folders: Folders) -> Iterator[None]:
                     folders.lock("run"), "a", timeout=ASKING_PATIENCE, flags=exclusive
                 )
             )
-        except portalocker.LockException:
+        except portalocker.LockException as error:
+            _check_locks(error, folders)
             raise UserError(
                 f"{folders.root} is in use by another launch; stop that one first, "
                 "or give this one another --name"
@@ -57,6 +62,17 @@ def claimed(folders: Folders) -> Iterator[None]:
                 f"processes of an earlier launch still use {folders.root}; end them"
             ) from None
         yield
+
+
+def _check_locks(error: portalocker.LockException, folders: Folders) -> None:
+    """Raises a UserError where the filesystem, and no other process, refused a lock."""
+    cause = error.__cause__ or error.__context__
+    code = getattr(cause, "errno", None)
+    if code in NO_LOCKS:
+        raise UserError(
+            f"{folders.root.parent} is on a filesystem without file locks "
+            f"({os.strerror(code)}); choose another output_root"
+        ) from None
 
 
 @contextmanager

@@ -188,9 +188,13 @@ def _commit() -> str | None:
     folder = Path(__file__).resolve().parents[1]
     if not (folder / ".git").exists() or shutil.which("git") is None:
         return None
+    # safe.directory: git else refuses a checkout of another owner.
     environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
     described = subprocess.run(
-        ["git", "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"],
+        [
+            *("git", "-c", "safe.directory=*"),
+            *("describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"),
+        ],
         cwd=folder,
         env=environment,
         capture_output=True,

@@ -1,6 +1,6 @@
 """The Slurm engine: a readable job script, and what Slurm knows of its jobs."""
 
-import getpass
+import os
 import re
 import shlex
 import shutil
@@ -162,7 +162,7 @@ def queue() -> Queue:
     """
     if shutil.which("squeue") is None:
         return {}
-    user, shown = f"--user={getpass.getuser()}", "--format=%K|%T|%i|%r|%Z|%o"
+    user, shown = f"--user={os.getuid()}", "--format=%K|%T|%i|%r|%Z|%o"
     done = _call(["squeue", "--noheader", "--array", user, shown])
     if done.returncode:
         raise UserError(_last_line(done.stderr))

@@ -1,5 +1,6 @@
 """The locks of an experiment's folder: claims of launches, presence of processes."""
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -144,3 +145,21 @@ def test_a_folder_that_cannot_be_made_is_an_error(tmp_path):
     (tmp_path / "file").touch()
     message = claim_error(Folders.of(make_config(tmp_path / "file"), "first"))
     assert str(tmp_path / "file") in message
+
+
+# A filesystem without locks
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_filesystem_without_locks_is_said_and_is_no_other_launch(
+    folders, monkeypatch, code
+):
+    def refuse(*_):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("portalocker.portalocker.LOCKER", refuse)
+    monkeypatch.setattr(locks, "ASKING_PATIENCE", 0)
+    match = "filesystem without file locks"
+    with pytest.raises(UserError, match=match) as caught, claimed(folders):
+        pass
+    assert "choose another output_root" in one_line(caught)
