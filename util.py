@@ -101,12 +101,22 @@ def script_words(program: str, other: str) -> list[str]:
     if program.startswith("steve "):
         return ["steve", SUBCOMMANDS[other]]
     script = Path(sys.argv[0])
-    return ["python", str(script.with_name(other)) if script.name == program else other]
+    path = str(script.with_name(other)) if script.name == program else other
+    return [python_word(), path]
+
+
+def python_word() -> str:
+    """How to call this Python: "python" where that is this one, or else its path."""
+    found = shutil.which("python")
+    ours = Path(sys.executable)
+    is_ours = found and Path(found).absolute().parent == ours.parent
+    return "python" if is_ours else str(ours)
 
 
 def example(program: str, script: str) -> str:
     """How the help shows a call of a script: `python SCRIPT`, or the subcommand."""
-    return " ".join(script_words(program, script))
+    _, *words = script_words(program, script)
+    return " ".join(["steve" if program.startswith("steve ") else "python", *words])
 
 
 def exit_code(program: str, command: Callable[[], int | None]) -> int:
