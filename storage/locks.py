@@ -1,6 +1,7 @@
 """Who may use an experiment's folder: the locks next to it."""
 
 import errno
+import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -45,10 +46,10 @@ def claimed(folders: Folders) -> Iterator[None]:
             )
         except portalocker.LockException as error:
             _check_locks(error, folders)
-            raise UserError(
-                f"{folders.root} is in use by another launch; stop that one first, "
-                "or give this one another --name"
-            ) from None
+            raise _in_use(folders) from None
+        if folders.root.exists():
+            with held(folders):  # by another name it may be in use
+                pass
         try:
             with portalocker.Lock(
                 folders.lock("processes"),
@@ -62,6 +63,35 @@ def claimed(folders: Folders) -> Iterator[None]:
                 f"processes of an earlier launch still use {folders.root}; end them"
             ) from None
         yield
+
+
+@contextmanager
+def held(folders: Folders) -> Iterator[None]:
+    """Holds the folder itself, whatever it is called and is renamed to meanwhile.
+
+    Where a filesystem does not lock folders, nothing is held.
+
+    Raises:
+        UserError: another launch has it, by a link or by an earlier name.
+    """
+    folder = os.open(folders.root, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise _in_use(folders) from None
+        except OSError:
+            pass
+        yield
+    finally:
+        os.close(folder)
+
+
+def _in_use(folders: Folders) -> UserError:
+    return UserError(
+        f"{folders.root} is in use by another launch; stop that one first, "
+        "or give this one another --name"
+    )
 
 
 def _check_locks(error: portalocker.LockException, folders: Folders) -> None:

@@ -18,7 +18,7 @@ from .checkpoint import CheckpointError
 from .digests import TEXTS, Digest
 from .disk import network_filesystem
 from .folders import Folders, Run
-from .locks import claimed, unwritable
+from .locks import claimed, held, unwritable
 from .record import (
     is_finished,
     read_json,
@@ -106,7 +106,8 @@ def opened(
         record_start(run, resumes)
         for line in notes:
             note(line)
-        yield run
+        with held(folders):
+            yield run
 
 
 def check_mode(folders: Folders, merged: dict[str, Any], start: str) -> bool:
@@ -180,6 +181,7 @@ def open_output(run: Run, merged: dict[str, Any]) -> list[str]:
         write_json(folders.hyperparameters, merged)
         for leftover in folders.root.rglob(".*.tmp"):  # of writers that were killed
             leftover.unlink()
+        notes += _renamed_scores(folders)
         notes += _mended_tables(run)
         notes += _mended_replay(run)
         notes += _checked_states(run)
@@ -188,6 +190,18 @@ def open_output(run: Run, merged: dict[str, Any]) -> list[str]:
         Board.create(folders.board, run.config)
     except OSError as error:
         raise unwritable(error, folders) from None
+    return notes
+
+
+def _renamed_scores(folders: Folders) -> list[str]:
+    """Names the scores after the folder, where that has got another name."""
+    notes = []
+    for path in (folders.scores, folders.final_scores):
+        ending = path.name.removeprefix(folders.experiment)
+        others = [p for p in folders.log.iterdir() if p.name.endswith(ending)]
+        if len(others) == 1 and others[0] != path:
+            others[0].rename(path)
+            notes.append(f"{others[0]} is now {path.name}, as the folder's name says")
     return notes
 
 

@@ -14,7 +14,7 @@ from support_storage import one_line
 
 from steve.storage import locks
 from steve.storage.folders import Folders
-from steve.storage.locks import claimed, in_use, present
+from steve.storage.locks import claimed, held, in_use, present
 from steve.storage.rewind import put_aside
 from steve.util import UserError
 
@@ -163,3 +163,36 @@ def test_a_filesystem_without_locks_is_said_and_is_no_other_launch(
     with pytest.raises(UserError, match=match) as caught, claimed(folders):
         pass
     assert "choose another output_root" in one_line(caught)
+
+
+# The folder itself
+
+
+@pytest.fixture
+def other(config, folders):
+    """The folders of another name; the first one's is there."""
+    folders.root.mkdir(parents=True)
+    return Folders.of(config, "other")
+
+
+def refused(folders):
+    with (
+        pytest.raises(UserError, match="in use by another launch") as caught,
+        claimed(folders),
+    ):
+        pass
+    one_line(caught)
+
+
+def test_a_folder_is_held_under_every_name(folders, other):
+    with claimed(folders), held(folders):
+        other.root.symlink_to(folders.root)
+        refused(other)
+        other.root.unlink()
+        folders.root.rename(other.root)
+        refused(other)
+        other.root.rename(folders.root)
+        folders.lock("run").unlink()
+        refused(folders)
+    with claimed(folders), held(folders):
+        pass

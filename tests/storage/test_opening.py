@@ -482,3 +482,24 @@ def test_a_pipe_in_place_of_a_file_is_one_line_and_is_not_waited_for(folders, co
         with pytest.raises(UserError, match="cannot be read") as caught:
             read_json(path)
         assert str(path) in one_line(caught)
+
+
+# Renamed folders
+
+
+def test_scores_go_on_in_one_file_where_the_folder_was_renamed(folders, config):
+    folders.log.mkdir(parents=True)
+    earlier = folders.log / "earlier.greedy.csv"
+    earlier.write_bytes(CSV_HEADER + ROWS)
+    (note,) = open_now(folders, config)
+    assert note == f"{earlier} is now first.greedy.csv, as the folder's name says"
+    assert folders.scores.read_bytes() == CSV_HEADER + ROWS
+    assert not earlier.exists()
+
+
+def test_scores_of_two_names_are_left_as_they_are(folders, config):
+    folders.log.mkdir(parents=True)
+    for name in ("earlier", "first"):
+        (folders.log / f"{name}.greedy.csv").write_bytes(CSV_HEADER + ROWS)
+    assert open_now(folders, config) == []
+    assert (folders.log / "earlier.greedy.csv").exists()
