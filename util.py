@@ -5,6 +5,7 @@ if not __package__:
 
 import argparse
 import errno
+import fnmatch
 import itertools
 import math
 import os
@@ -263,6 +264,23 @@ def named(path: Path) -> Iterator[None]:
         if error.filename is None:
             error.filename = str(path)
         raise
+
+
+def files_below(folder: Path, pattern: str) -> list[Path]:
+    """The files in and below a folder whose names match a pattern, sorted.
+
+    Links to folders are followed, and each real folder is looked into once.
+    """
+    found, seen = [], set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders.sort()
+        found += [Path(place, name) for name in fnmatch.filter(files, pattern)]
+    return sorted(found)
 
 
 def regular_opener(path: str, flags: int) -> int:

@@ -418,3 +418,17 @@ def test_a_reader_that_goes_away_is_no_bug():
         program.stdout.close()
         _, said = program.communicate(b"go\n")
         assert (program.returncode, said) == (1, b"")
+
+
+def test_links_to_folders_are_followed_once(tmp_path):
+    real = tmp_path / "real"
+    (real / "deep").mkdir(parents=True)
+    (real / "deep" / "a.json").touch()
+    (real / "deep" / "b.txt").touch()
+    (real / "deep" / "loop").symlink_to(real)
+    compared = tmp_path / "compared"
+    compared.mkdir()
+    for name in ("one", "two"):
+        (compared / name).symlink_to(real)
+    found = util.files_below(compared, "*.json")
+    assert found == [compared / "one" / "deep" / "a.json"]
