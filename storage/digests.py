@@ -62,7 +62,12 @@ def read_digests(path: Path) -> list[Digest]:
     if table.columns != list(Digest._fields):
         raise UserError(f"{path}: is no list of digests (see its first line)")
     return [
-        Digest(*(int(number) for number in row.values()), *line.split(",")[3:])
+        Digest(
+            int(row["epoch"]),
+            int(row["updates"]),
+            int(row["frames"]),
+            *line.split(",")[3:],
+        )
         for line, row in zip(table.lines, table.rows, strict=True)
         if row
     ]

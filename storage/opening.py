@@ -211,8 +211,11 @@ def _mended_tables(run: Run) -> list[str]:
     Scores and digests get theirs again. A log's are not known: it is put aside.
     """
     folders, notes = run.folders, []
-    known = {folders.scores: COLUMNS, folders.final_scores: COLUMNS}
-    known[folders.digests] = Digest._fields
+    known: dict[Path, tuple[str, ...]] = {
+        folders.scores: COLUMNS,
+        folders.final_scores: COLUMNS,
+        folders.digests: Digest._fields,
+    }
     for path in (*known, *map(folders.learner_log, learners(run.config))):
         table = read_table(path, TEXTS)
         if table is None:
