@@ -265,3 +265,9 @@ def test_a_killed_evaluator_leaves_the_others_waiting_and_its_successor_continue
     other.join()
     assert rows() >= end - 1
     assert csv.read_bytes() == sorted_rows(rows())
+
+
+@pytest.mark.parametrize("damage", [b"\n", b"0.1,2-1,1.5\n", b"\xff,3,0,1.0\n"])
+def test_a_damaged_row_does_not_lose_the_position(csv, damage):
+    csv.write_bytes(CSV_HEADER + rows_of(1, 1, 2) + damage)
+    assert ScoreFile(csv, 2).position() == Position(2, 1)
