@@ -5,12 +5,14 @@ if not __package__:
 
 import argparse
 import errno
+import fnmatch
 import io
 import itertools
 import math
 import os
 import shutil
 import signal
+import stat
 import sys
 import threading
 import time
@@ -133,12 +135,22 @@ def script_words(program: str, other: str) -> list[str]:
     if program.startswith("steve "):
         return ["steve", SUBCOMMANDS[other]]
     script = Path(sys.argv[0])
-    return ["python", str(script.with_name(other)) if script.name == program else other]
+    path = str(script.with_name(other)) if script.name == program else other
+    return [python_word(), path]
+
+
+def python_word() -> str:
+    """How to call this Python: "python" where that is this one, or else its path."""
+    found = shutil.which("python")
+    ours = Path(sys.executable)
+    is_ours = found and Path(found).absolute().parent == ours.parent
+    return "python" if is_ours else str(ours)
 
 
 def example(program: str, script: str) -> str:
     """How the help shows a call of a script: `python SCRIPT`, or the subcommand."""
-    return " ".join(script_words(program, script))
+    _, *words = script_words(program, script)
+    return " ".join(["steve" if program.startswith("steve ") else "python", *words])
 
 
 def exit_code(program: str, command: Callable[[], int | None]) -> int:
@@ -357,6 +369,38 @@ def named(path: Path) -> Iterator[None]:
         if error.filename is None:
             error.filename = str(path)
         raise
+
+
+def files_below(folder: Path, pattern: str) -> list[Path]:
+    """The files in and below a folder whose names match a pattern, sorted.
+
+    Links to folders are followed, and each real folder is looked into once.
+    """
+    found, seen = [], set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders.sort()
+        found += [Path(place, name) for name in fnmatch.filter(files, pattern)]
+    return sorted(found)
+
+
+def regular_opener(path: str, flags: int) -> int:
+    """An opener for `open` that refuses what is no file.
+
+    Opening a pipe that nobody else has open would wait for ever.
+
+    Raises:
+        OSError: it cannot be opened, or is a pipe or a device.
+    """
+    descriptor = os.open(path, flags | os.O_NONBLOCK, 0o666)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "is not a regular file", path)
+    return descriptor
 
 
 def file_stamp(path: Path) -> tuple[int, int, int] | None:

@@ -16,8 +16,13 @@ from .settings.schema import SINGLE_NET
 from .settings.seeds import Stream
 from .storage import checkpoint
 from .storage.checkpoint import CheckpointError, Scalar
-from .storage.digests import NONE, Digest, append_digest, read_digests
-from .storage.tables import trim_log
+from .storage.digests import (
+    NONE,
+    Digest,
+    append_digest,
+    read_digests,
+    trim_digests,
+)
 from .util import wait_until
 from .valuerl import Task, ValueRL
 from .worldmodel import build_world_model
@@ -294,7 +299,7 @@ class ValueRLLearner(Learner):
             CheckpointError: there is no world model, but this learner has learned
                 with one.
         """
-        trim_log(self.folders.digests, {"updates": self.updates})
+        trim_digests(self.folders.digests, self.updates)
         lines = read_digests(self.folders.digests)
         if lines:
             self._rows_from, self._digest_epoch = lines[-1].frames, lines[-1].epoch

@@ -69,7 +69,9 @@ def compare(
     earlier: Sequence[Digest], again: Sequence[Digest], wanted: int
 ) -> Comparison:
     """Compares the first `wanted` epochs, as far as both lists go."""
-    pairs = list(zip(earlier[:wanted], again, strict=False))
+    # A line that is damaged is in no list.
+    by_epoch = {digest.epoch: digest for digest in again}
+    pairs = [(d, by_epoch[d.epoch]) for d in earlier[:wanted] if d.epoch in by_epoch]
     for same, (one, other) in enumerate(pairs):
         names = [n for n in Digest._fields if getattr(one, n) != getattr(other, n)]
         if names:

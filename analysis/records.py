@@ -17,7 +17,7 @@ from ..settings.loading import changed_keys
 from ..settings.roles import VALUERL, WORLDMODEL
 from ..settings.schema import PAPER_HORIZON, Config
 from ..storage.record import read_json
-from ..util import UserError
+from ..util import UserError, files_below
 
 SUFFIX = ".greedy.csv"
 X_AXES = ("frames", "hours", "updates")
@@ -125,7 +125,7 @@ def find_runs(
             raise UserError(f"{folder} is not a folder; name one of main.py's output")
         paths = [
             path
-            for path in sorted(folder.rglob(f"*{SUFFIX}*"))
+            for path in files_below(folder, f"*{SUFFIX}*")
             if path.name.removesuffix(".gz").endswith(SUFFIX)
             and not any(map(ASIDE.fullmatch, path.relative_to(folder).parts))
         ]

@@ -110,13 +110,20 @@ def measure_environment(config: Config) -> EnvSpec:
     That process also imports the user's modules and checks what they register.
 
     Raises:
-        UserError: it cannot be made, or does not fit the configuration.
+        UserError: it cannot be made, or does not fit the configuration; or processes
+            cannot share memory.
     """
     env = config.env
     earlier = set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(
-        1, multiprocessing.get_context("spawn"), initializer=end_with_parent
-    )
+    try:
+        pool = ProcessPoolExecutor(
+            1, multiprocessing.get_context("spawn"), initializer=end_with_parent
+        )
+    except OSError as error:  # of its semaphores, which are files there
+        raise UserError(
+            f"/dev/shm: {error.strerror}; it must be there and writable, as the "
+            "system's memory for what processes share"
+        ) from None
     try:
         patience = env.step_timeout + IMPORT_PATIENCE
         with environment({VARIABLE: NO_GPU, "TF_CPP_MIN_LOG_LEVEL": "3"}):

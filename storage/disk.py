@@ -1,5 +1,6 @@
 """The disk under a run: it may be full, or it may belong to another host."""
 
+import os
 import re
 import shutil
 from pathlib import Path
@@ -41,7 +42,8 @@ def network_filesystem(path: Path, mounts: Path = MOUNTS) -> str | None:
     """
     path = path.resolve()
     nearest, found = -1, None
-    for line in mounts.read_text().splitlines():
+    # Names may be of any bytes.
+    for line in os.fsdecode(mounts.read_bytes()).split("\n")[:-1]:
         place, _, kind = line.partition(" - ")
         # The kernel writes a space as \\040.
         point = re.sub(

@@ -11,14 +11,15 @@ from ..settings.loading import changed_keys
 from ..settings.request import Request, Start
 from ..settings.roles import VALUERL, WORLDMODEL, learners
 from ..settings.schema import AgentConfig, Config
-from ..util import UserError
+from ..util import UserError, atomic_write, unused
 from . import checkpoint
 from .board import Board
 from .checkpoint import CheckpointError
+from .digests import TEXTS, Digest
 from .disk import network_filesystem
 from .fitting import check_fits
 from .folders import Folders, Run
-from .locks import claimed, unwritable
+from .locks import claimed, held, unwritable
 from .record import (
     is_finished,
     read_json,
@@ -28,6 +29,8 @@ from .record import (
     write_json,
 )
 from .rewind import finish_rewind, put_aside, rewind
+from .scores import COLUMNS
+from .tables import read_table
 
 
 def has_output(folders: Folders) -> bool:
@@ -112,7 +115,8 @@ def opened(
         finally:
             for line in notes:
                 note(line)
-        yield run
+        with held(folders):
+            yield run
 
 
 @contextmanager
@@ -208,6 +212,8 @@ def open_output(run: Run, merged: dict[str, Any]) -> list[str]:
         write_json(folders.hyperparameters, merged)
         for leftover in folders.root.rglob(".*.tmp"):  # of writers that were killed
             leftover.unlink()
+        notes += _renamed_scores(folders)
+        notes += _mended_tables(run)
         notes += _mended_replay(run)
         notes += _checked_states(run)
         notes += _adopted_files(run)
@@ -215,6 +221,46 @@ def open_output(run: Run, merged: dict[str, Any]) -> list[str]:
         Board.create(folders.board, run.config)
     except OSError as error:
         raise unwritable(error, folders) from None
+    return notes
+
+
+def _renamed_scores(folders: Folders) -> list[str]:
+    """Names the scores after the folder, where that has got another name."""
+    notes = []
+    for path in (folders.scores, folders.final_scores):
+        ending = path.name.removeprefix(folders.experiment)
+        others = [p for p in folders.log.iterdir() if p.name.endswith(ending)]
+        if len(others) == 1 and others[0] != path:
+            others[0].rename(path)
+            notes.append(f"{others[0]} is now {path.name}, as the folder's name says")
+    return notes
+
+
+def _mended_tables(run: Run) -> list[str]:
+    """Lines about damage of csv files; without its columns' names none can be read.
+
+    Scores and digests get theirs again. A log's are not known: it is put aside.
+    """
+    folders, notes = run.folders, []
+    known: dict[Path, tuple[str, ...]] = {
+        folders.scores: COLUMNS,
+        folders.final_scores: COLUMNS,
+        folders.digests: Digest._fields,
+    }
+    for path in (*known, *map(folders.learner_log, learners(run.config))):
+        table = read_table(path, TEXTS)
+        if table is None:
+            continue
+        columns = known.get(path)
+        if columns and table.columns != list(columns):
+            atomic_write(path, table.under(columns))
+            notes.append(f"{path}: its first line was damaged and is written again")
+        elif not columns and "updates" not in table.columns:
+            aside = unused(path.with_name(f"{path.name}.damaged"))
+            path.rename(aside)
+            notes.append(f"{path}: its first line is damaged; it is now {aside.name}")
+        elif table.damaged:
+            notes.append(f"{path}: {table.damaged} damaged lines are passed over")
     return notes
 
 

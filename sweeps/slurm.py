@@ -1,6 +1,5 @@
 """The Slurm engine: a readable job script, and what Slurm knows of its jobs."""
 
-import getpass
 import os
 import re
 import shlex
@@ -201,7 +200,7 @@ def queue() -> Queue:
     """
     if shutil.which("squeue") is None:
         return {}
-    user, shown = f"--user={getpass.getuser()}", "--format=%K|%T|%i|%r|%Z|%o"
+    user, shown = f"--user={os.getuid()}", "--format=%K|%T|%i|%r|%Z|%o"
     done = _call(["squeue", "--noheader", "--array", user, shown])
     if done.returncode:
         raise UserError(_reason(done.stderr))

@@ -14,7 +14,7 @@ import steve
 from steve import __main__, export, main, toy_demo, visualizer
 from steve.__main__ import COMMANDS
 from steve.settings import loading
-from steve.util import SUBCOMMANDS
+from steve.util import SUBCOMMANDS, python_word
 
 
 def test_options_may_stand_between_configuration_and_gpu():
@@ -97,7 +97,17 @@ def test_the_next_command_is_the_one_that_was_used(monkeypatch):
     assert words == "steve visualize quickstart cpu folder"
     monkeypatch.setattr(sys, "argv", ["../there/main.py"])
     words = main.next_command("main.py", "visualizer.py", request, "folder")
-    assert words == "python ../there/visualizer.py quickstart cpu folder"
+    assert words == f"{python_word()} ../there/visualizer.py quickstart cpu folder"
+
+
+def test_the_next_command_is_for_the_interpreter_that_ran(monkeypatch, tmp_path):
+    python = tmp_path / "bin" / "python"
+    python.parent.mkdir()
+    python.touch(mode=0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    assert python_word() == str(python)
+    monkeypatch.setenv("PATH", str(python.parent))
+    assert python_word() == "python"
 
 
 def test_a_users_modules_are_found_and_ours_hide_none(tmp_path):

@@ -28,7 +28,7 @@ from steve.running.launch import measure_environment, plan_children
 from steve.settings.roles import VALUERL, WORLDMODEL
 from steve.settings.schema import Config, Environment
 from steve.storage.board import Board
-from steve.util import UserError
+from steve.util import UserError, python_word
 
 PROJECT = Path(__file__).resolve().parents[1]
 QUICKSTART = "config/quickstart.json"
@@ -405,11 +405,11 @@ def test_the_commands_named_at_the_end_are_those_of_the_same_run():
     first = main.parse_arguments(given)
     request = main.request_of(first)
     words = shlex.split(next_command("main.py", "main.py", request, "--resume"))
-    assert words[:2] == ["python", "main.py"]
+    assert words[:2] == [python_word(), "main.py"]
     second = main.parse_arguments(words[2:])
     assert vars(second) == {**vars(first), "overwrite": False, "resume": True}
     words = shlex.split(next_command("main.py", "visualizer.py", request, "the folder"))
-    assert words[:2] == ["python", "visualizer.py"]
+    assert words[:2] == [python_word(), "visualizer.py"]
     shown = visualizer.parse_arguments(words[2:])
     assert (shown.config, shown.gpu_id, shown.set) == (QUICKSTART, "cpu", first.set)
     assert shown.checkpoint == Path("the folder")
@@ -445,7 +445,8 @@ def test_interrupted_refused_resumed_and_restarted(tmp_path):
     assert first.returncode == 0, output
     assert "interactor0 was ended by SIGKILL and is restarted" in output
     assert "Traceback" not in output
-    assert "to resume:\n  python main.py config/quickstart.json cpu --resume " in output
+    command = f"{python_word()} main.py config/quickstart.json cpu --resume "
+    assert f"to resume:\n  {command}" in output
     stopped = scores(tmp_path)
     updates = learner_log(tmp_path)[-1]["updates"]
 
@@ -594,3 +595,13 @@ def test_a_fresh_start_from_a_numbered_checkpoint(tmp_path):
     assert again[: len(early)] == early
     assert_events_are_logs_and_scores(tmp_path)
     assert again[-1]["frames"] == 240
+
+
+def test_without_shared_memory_one_line_names_it(monkeypatch):
+    def read_only(*_, **__):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(launch_module, "ProcessPoolExecutor", read_only)
+    config = Config.model_validate({"env": {"name": "Pendulum-v1"}})
+    with pytest.raises(UserError, match=r"^/dev/shm: Read-only file"):
+        measure_environment(config)

@@ -489,3 +489,17 @@ def test_a_file_is_no_terminal_and_a_path_is_text(monkeypatch, capsys):
     assert not console.is_terminal
     console.print("runs/:100:/x", style="bold", markup=False)
     assert capsys.readouterr().out == "runs/:100:/x\n"
+
+
+def test_links_to_folders_are_followed_once(tmp_path):
+    real = tmp_path / "real"
+    (real / "deep").mkdir(parents=True)
+    (real / "deep" / "a.json").touch()
+    (real / "deep" / "b.txt").touch()
+    (real / "deep" / "loop").symlink_to(real)
+    compared = tmp_path / "compared"
+    compared.mkdir()
+    for name in ("one", "two"):
+        (compared / name).symlink_to(real)
+    found = util.files_below(compared, "*.json")
+    assert found == [compared / "one" / "deep" / "a.json"]

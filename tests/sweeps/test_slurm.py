@@ -204,7 +204,7 @@ def test_without_slurm_it_is_said_and_the_queue_is_empty(monkeypatch):
 
 
 def test_queued_jobs_are_known_by_their_script_also_if_submitted_by_hand(stand_in):
-    stand_in(
+    calls = stand_in(
         "squeue",
         "echo '3|RUNNING|7_3|None|/home|/out/sweeps/1/job.sh'\n"
         "echo '4|PENDING|7_4|Priority|/out/sweeps/1|./job.sh'\n"
@@ -215,6 +215,7 @@ def test_queued_jobs_are_known_by_their_script_also_if_submitted_by_hand(stand_i
         running: Task("7_3", "RUNNING", "None"),
         pending: Task("7_4", "PENDING", "Priority"),
     }
+    assert f"--user={os.getuid()} " in calls.read_text()  # a name it may not have
     assert [t.is_pending for t in slurm.queue().values()] == [False, True]
     stand_in("squeue", "echo 'slurm_load_jobs error: Unable to contact' >&2; exit 1")
     with pytest.raises(UserError, match="Unable to contact"):
