@@ -144,7 +144,7 @@ class Learner(abc.ABC):
         self._logged_at = time.monotonic()
         while self._end_epoch() and self._wait_for_turn():
             room = min(e.until(self.updates) for e in (log, new_epoch, due_backup))
-            self.updates += self.learn(self._updates_now(room))
+            self.updates += self.learn(self._updates_now(int(room)))
             new_epoch(self.updates)
             self.tick()
             if log(self.updates):

@@ -24,12 +24,12 @@ class Assignment(NamedTuple):
     draws, so nothing is gained by taking the rows in a random order.
 
     Attributes:
-        count: K.
+        shares: K.
         members: [K] int32, the member of each share; None for all, in order.
         strided: share k holds the rows k, k + K, k + 2 K ..; else consecutive rows.
     """
 
-    count: int
+    shares: int
     members: tf.Tensor | None = None
     strided: bool = False
 
@@ -196,7 +196,7 @@ class FeedForward:
         *middle, in_dim = x.shape[1:]
         shares = _cut(x, assignment)
         rows = [tf.reshape(share, [-1, in_dim]) for share in shares]
-        if x.shape[0] % assignment.count == 0:
+        if x.shape[0] % assignment.shares == 0:
             outputs = tf.unstack(self(tf.stack(rows), assignment.members))
         else:
             nets = self._unstack(assignment.members)
@@ -269,7 +269,7 @@ def _apply_batched(
 
 def _cut(x: tf.Tensor, assignment: Assignment) -> list[tf.Tensor]:
     """The K shares of the rows of x, [B, ...] -> [B/K, ...] each."""
-    count = assignment.count
+    count = assignment.shares
     if assignment.strided:
         return [x[k::count] for k in range(count)]
     small, larger = divmod(x.shape[0], count)

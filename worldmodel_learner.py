@@ -85,7 +85,7 @@ class WorldmodelLearner(Learner):
                 target - self.pretrained,
                 *(e.until(self.pretrained) for e in (log, save)),
             )
-            self.pretrained += self.learn(min(self.updates_per_call, room))
+            self.pretrained += self.learn(min(self.updates_per_call, int(room)))
             self.row["pretrained"] = self.pretrained
             self.tick()
             if log(self.pretrained):
