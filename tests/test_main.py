@@ -223,8 +223,8 @@ def test_every_algorithm_of_the_paper_trains_and_ends_at_its_limit(algorithm, tm
     assert len(set(record["starts"][0]["seeds"].values())) == (6 if has_model else 5)
     assert "score of random actions: " in done.stdout
     assert str(folder / "log" / "run.greedy.csv") in done.stdout
-    look = f"python visualizer.py {QUICKSTART} cpu {folder / 'checkpoints'} --set "
-    assert f"to look at the policy:\n  {look}" in done.stdout
+    look = f"visualizer.py {QUICKSTART} cpu {folder / 'checkpoints'} --set "
+    assert f"to look at the policy:\n  {python_word()} {look}" in done.stdout
 
     again = run(tmp_path, "--resume", settings=tuple(ALGORITHMS[algorithm]))
     assert again.returncode == 0
