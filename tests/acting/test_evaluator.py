@@ -30,6 +30,7 @@ from steve.settings.seeds import Stream, seed_of
 from steve.storage import checkpoint
 from steve.storage.board import FINAL_EPISODES
 from steve.storage.published import Published
+from steve.storage.record import read_run
 from steve.storage.scores import CSV_HEADER, ScoreFile
 
 # Policies in their order
@@ -421,3 +422,20 @@ def test_another_seed_of_the_run_gives_other_scores(tmp_path, whole):
     lines = run.folders.scores.read_bytes().splitlines(keepends=True)
     assert len(lines) == len(whole[0])
     assert not set(lines[1:]) & set(whole[0])
+
+
+def test_an_environment_that_fails_is_noted_in_the_record(tmp_path, monkeypatch):
+    run, board = evaluating(tmp_path, episodes_per_policy=1)
+    publish_all(run, ACTIONS[:1])
+    step, failures = support_env.CountingEnv.step, iter([True])
+
+    def fails_once(self, action):
+        if next(failures, False):
+            raise OSError("lost the simulator")
+        return step(self, action)
+
+    monkeypatch.setattr(support_env.CountingEnv, "step", fails_once)
+    run_evaluator(run, board)
+    (reason,) = read_run(run.folders)["not_reproducible"]
+    assert reason["why"] == "evaluator0: an environment failed and was made again"
+    assert epochs_of(run.folders.scores) == [1]
