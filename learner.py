@@ -81,6 +81,10 @@ class Learner(abc.ABC):
             updates_per_call(self.config, settings, is_compiled),
             is_compiled,
         )
+        # In one call: TensorFlow takes 0.1 ms for each variable that is read alone.
+        self._read_all = tf.function(
+            lambda: [v.read_value() for v in self.variables().values()], autograph=False
+        )
         self._batches = BatchSource(
             ReplayBuffer.open(self.folders.replay),
             settings.batch_size,
@@ -347,7 +351,8 @@ class Learner(abc.ABC):
             self._write_state(path, keep_previous=False)
 
     def _write_state(self, path: Path, keep_previous: bool) -> None:
-        tensors = {name: v.numpy() for name, v in self.variables().items()}
+        values = (value.numpy() for value in self._read_all())
+        tensors = dict(zip(self.variables(), values, strict=True))
         try:
             self.context.store(
                 lambda: checkpoint.publish(
