@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .acting.deployed import DeployedPolicy
     from .analysis.curves import load_curves
     from .analysis.loaded import LoadedRun, load_policy, load_run, load_runs
+    from .analysis.published import load_results
     from .environments import register_envs
     from .running.training import Epoch
     from .settings.extensions import weighting, world_model
@@ -35,6 +36,7 @@ __all__ = [
     "WorldModelProtocol",
     "load_curves",
     "load_policy",
+    "load_results",
     "load_run",
     "load_runs",
     "register_envs",
@@ -53,6 +55,7 @@ _HOMES = {
     "WorldModelProtocol": "worldmodel",
     "load_curves": "analysis.curves",
     "load_policy": "analysis.loaded",
+    "load_results": "analysis.published",
     "load_run": "analysis.loaded",
     "load_runs": "analysis.loaded",
     "register_envs": "environments",

@@ -1,12 +1,13 @@
 """The command `steve`, also `python -m steve`: each script as a subcommand."""
 
 import importlib
+import signal
 import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from steve import __version__
-from steve.util import OneLineParser, import_from_working_folder
+from steve.util import OneLineParser, prepare_command
 
 
 class Command(NamedTuple):
@@ -40,7 +41,7 @@ COMMANDS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Calls a subcommand; returns its exit code."""
-    import_from_working_folder()
+    prepare_command()
     words = list(sys.argv[1:] if arguments is None else arguments)
     width = max(map(len, COMMANDS))
     parser = OneLineParser(
@@ -58,7 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     name = parser.parse_args(words[:1]).command
     command = COMMANDS[name]
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no stack trace of an import
     module = importlib.import_module(command.module)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     return module.main([*command.first, *words[1:]], program=f"steve {name}")
 
 

@@ -4,7 +4,7 @@ What an update is, the learners say; here it is run without waiting for anything
 itself. On a GPU the host neither reads a result nor hands over a batch between the
 updates of a call, and while one call runs, the next one's batches are drawn.
 
-Dimension letters: K updates in a call, B batch.
+Dimension letters: K updates in a call at most, B batch.
 """
 
 import math
@@ -21,8 +21,8 @@ from .batch import Batch
 from .replay import ReplayBuffer
 from .util import UserError
 
-# Updates in a call on a GPU, where the pace allows so many (`updates_per_call` null).
-GPU_UPDATES_PER_CALL = 16
+# Updates in a call at most, where the configuration does not say it.
+UPDATES_PER_CALL = 16
 CALLS_IN_FLIGHT = 2  # one that a GPU works on, and one that it can start at once
 
 
@@ -99,6 +99,7 @@ class BatchSource:
         batch_size: B.
         newest: draws come from the newest so many transitions.
         draw: says how the batch of an update is drawn, by the update's number.
+        block: K.
     """
 
     def __init__(
@@ -107,11 +108,13 @@ class BatchSource:
         batch_size: int,
         newest: int,
         draw: Callable[[int], Draw],
+        block: int,
     ) -> None:
         self._replay = replay
         self._batch_size = batch_size
         self._newest = newest
         self._draw_of = draw
+        self._block = block
         gpu = tf.config.list_logical_devices("GPU")
         self._device = "GPU:0" if gpu else "CPU:0"
         self._thread = ThreadPoolExecutor(1, "batches")
@@ -125,33 +128,48 @@ class BatchSource:
     def take(self, first: int, count: int) -> Batch[tf.Tensor]:
         """Returns the batches of updates `first` .. `first + count - 1`.
 
-        Those of as many further updates are drawn meanwhile, if their frames are
-        there already: when they are drawn changes nothing.
+        Those of further updates are drawn meanwhile, as far as their frames are there
+        already: when they are drawn changes nothing.
+
+        Args:
+            first: number of the first update.
+            count: 1 .. K.
 
         Returns:
-            each field [K, B, ...].
+            each field [K, B, ...], of which the first `count` are theirs.
 
         Raises:
             RunError: rows of the buffer are damaged.
         """
         batches = None
         if self._next is not None:
-            drawn = self._next[2].result()
-            batches = drawn if self._next[:2] == (first, count) else None
+            start, drawn, future = self._next
+            ahead = future.result()
+            batches = ahead if start == first and drawn >= count else None
             self._next = None
         if batches is None:
             batches = self._draw(first, count)
-        following, end = first + count, self._draw_of(first + 2 * count - 1).end
-        if end is None or end <= self._replay.frames:
-            future = self._thread.submit(self._draw, following, count)
-            self._next = following, count, future
+        following = first + count
+        if ready := self._ready(following):
+            future = self._thread.submit(self._draw, following, ready)
+            self._next = following, ready, future
         return batches
+
+    def _ready(self, first: int) -> int:
+        """How many batches from that of update `first` on can be drawn now, 0 .. K."""
+        frames = self._replay.frames
+        for count in range(self._block, 0, -1):
+            end = self._draw_of(first + count - 1).end
+            if end is None or end <= frames:
+                return count
+        return 0
 
     def _draw(self, first: int, count: int) -> Batch[tf.Tensor]:
         drawn = []
         for update in range(first, first + count):
             rng, end = self._draw_of(update)
             drawn.append(self._replay.sample(self._batch_size, self._newest, rng, end))
+        drawn += [drawn[-1]] * (self._block - count)
         with tf.device(self._device):
             return Batch(
                 *(
@@ -167,15 +185,14 @@ class BatchSource:
 
 
 class Updater:
-    """Runs updates, one or a block of them in one call, and sums up their metrics.
+    """Runs updates, several of them in one call, and sums up their metrics.
 
-    A block gives what single calls with the same batches give: to the last bit
-    without XLA.
+    How many are in a call changes nothing: one program runs them all.
 
     Args:
         step: one update on a batch of tensors; returns the metrics.
         metric_names: those that are kept.
-        block: K, the updates of a block.
+        block: K, the updates of a call at most.
         xla: whether XLA compiles the calls.
     """
 
@@ -194,9 +211,8 @@ class Updater:
         self._in_flight: deque[tf.Tensor] = deque()
         self.call = tf.function(self._updates, autograph=False, jit_compile=xla)
 
-    def _updates(self, batches: Batch[tf.Tensor]) -> tf.Tensor:
+    def _updates(self, batches: Batch[tf.Tensor], count: tf.Tensor) -> tf.Tensor:
         """The updates of one call, one after the other; returns the metrics' sums."""
-        count = batches.reward.shape[0]
 
         def update(k: int | tf.Tensor) -> tf.Tensor:
             metrics = self._step(Batch(*(part[k] for part in batches)))
@@ -204,7 +220,7 @@ class Updater:
             self._sums.assign_add(values)
             return k + 1
 
-        if count == 1:
+        if self.block == 1:
             update(0)
         else:
             tf.while_loop(
@@ -212,37 +228,40 @@ class Updater:
                 lambda k: [update(k)],
                 [tf.constant(0)],
                 parallel_iterations=1,
-                maximum_iterations=count,
             )
         return self._sums.read_value()
 
     def warm_up(
         self, batch: Batch[tf.Tensor], variables: Iterable[tf.Variable]
     ) -> None:
-        """Builds and compiles the calls now, so that learning starts at full speed.
+        """Builds and compiles the call now, so that learning starts at full speed.
 
-        They run once; what they did to the variables is taken back.
+        It runs once; what it did to the variables is taken back.
 
         Args:
             batch: a batch of the right shapes.
             variables: all that an update changes.
         """
         before = [(variable, variable.numpy()) for variable in variables]
-        for count in {1, self.block}:
-            self.call(Batch(*(tf.stack([part] * count) for part in batch)))
+        batches = Batch(*(tf.stack([part] * self.block) for part in batch))
+        self.call(batches, tf.constant(1))
         for variable, value in before:
             variable.assign(value)
         self.reset_metrics()
 
-    def run(self, batches: Batch[tf.Tensor]) -> None:
-        """Runs as many updates as there are batches, 1 or `block`, without waiting.
+    def run(self, batches: Batch[tf.Tensor], count: int) -> None:
+        """Runs the first `count` of K updates without waiting for them.
 
         On a GPU the call is still under way at the return; on a CPU it is over.
+
+        Args:
+            batches: each field [K, B, ...].
+            count: 1 .. K.
         """
         if len(self._in_flight) == CALLS_IN_FLIGHT:
             self._in_flight.popleft().numpy()  # waits until that call is over
-        self._in_flight.append(self.call(batches))
-        self._count += int(batches.reward.shape[0])
+        self._in_flight.append(self.call(batches, tf.constant(count)))
+        self._count += count
 
     def metric_means(self) -> dict[str, float]:
         """Means over the updates since `reset_metrics`; none where there were none."""

@@ -24,19 +24,23 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.wrappers import FlattenObservation
 
-from .environments import mujoco
+from .environments import dm_control, mujoco
 from .environments.box2d import make_hardcore
+from .environments.contract import Contract, try_out
 from .environments.old_gym import MUJOCO_PY_ID, make_with_gym
 from .environments.roboschool import make_roboschool
 from .settings.extensions import import_module
 from .settings.interface import EnvSpec, Interface, Leaf, to_box
-from .util import UserError, error_text
+from .util import UserError, error_text, time_limit
 
 if TYPE_CHECKING:
     from .settings.schema import Environment
 
 # From this many dimensions on a box of floats is an image, and no net here sees images.
 IMAGE_DIMENSIONS = 3
+
+CLOSE_PATIENCE = 5.0  # seconds; less than a run gives its processes to end
+NO_DISPLAY = r".*\bDISPLAY environment variable is missing"  # GLFW's words
 
 # The paper's other environments.
 OTHERS: dict[str, Callable[[dict[str, Any]], gymnasium.Env]] = {
@@ -58,11 +62,11 @@ def make_env(env_config: "Environment") -> gymnasium.Env:
     Raises:
         UserError: the environment cannot be had or cannot be used; one line.
     """
-    return adapt(_raw_env(env_config), env_config)
+    return adapt(_with_wrappers(_raw_env(env_config), env_config), env_config)
 
 
 def measure(env_config: "Environment", explore_chance: float = 0.0) -> EnvSpec:
-    """The sizes of an environment, read from the environment itself.
+    """The sizes of an environment, read from the environment itself and tried out.
 
     Args:
         env_config: the configuration's `env`.
@@ -80,9 +84,25 @@ def measure(env_config: "Environment", explore_chance: float = 0.0) -> EnvSpec:
             each.message, each.category, each.filename, each.lineno, source=each.source
         )
     try:
+        try_out(env, env_config.name)
         return replace(sizes_of(env), interface=interface_of(env, explore_chance))
     finally:
-        env.close()
+        close_env(env)
+
+
+def close_env(env: gymnasium.Env, patience: float = CLOSE_PATIENCE) -> None:
+    """Closes an environment; what goes wrong then is one line on stderr.
+
+    Args:
+        env: from `make_env`, or one that it would wrap.
+        patience: seconds that it may take.
+    """
+    try:
+        with time_limit(patience):
+            env.close()
+    except (Exception, SystemExit) as error:
+        line = f"note: closing an environment failed ({error_text(error)})"
+        print(line, file=sys.stderr, flush=True)
 
 
 def adapt(env: gymnasium.Env, env_config: "Environment") -> gymnasium.Env:
@@ -93,14 +113,18 @@ def adapt(env: gymnasium.Env, env_config: "Environment") -> gymnasium.Env:
             environment is closed then.
     """
     try:
-        _check_observation_space(env.observation_space, env_config.name)
-        _check_action_space(env.action_space, env_config)
+        _check_spaces(env, env_config)
+        env = Contract(env, env_config.name)
         env = FlattenObservation(env)
+        if mujoco.counts_warnings(env):
+            env = mujoco.DivergenceGuard(env)
+        elif (error := dm_control.physics_error()) is not None:
+            env = dm_control.DivergenceAsNan(env, error)
         env = AgentActions(env, rescale=env_config.rescale_actions)
         env = EpisodeClock(env, env_config.max_frames)
         _check_sizes(sizes_of(env), env_config)
     except UserError:
-        env.close()
+        close_env(env)
         raise
     return env
 
@@ -157,11 +181,16 @@ def _raw_env(env_config: "Environment") -> gymnasium.Env:
     """The environment with its own spaces, wherever it comes from."""
     name = env_config.name
     if env_config.module is not None:
-        import_module(env_config.module, "env.module")
+        with warnings.catch_warnings():
+            # dm_control looks for a display when it is imported; nothing is drawn here.
+            warnings.filterwarnings("ignore", NO_DISPLAY)
+            import_module(env_config.module, "env.module")
     if (entry_point := env_config.entry_point) is not None:
         return _made(
             env_config,
-            lambda: _from_entry_point(entry_point, env_config.make_kwargs),
+            lambda: _from_entry_point(
+                entry_point, env_config.make_kwargs, key="env.entry_point"
+            ),
         )
     if env_config.inertia == "2.1" and name not in mujoco.MUJOCO:
         raise UserError(
@@ -185,23 +214,48 @@ def _raw_env(env_config: "Environment") -> gymnasium.Env:
     return _made(env_config, lambda: gymnasium.make(name, **keys))
 
 
-def _from_entry_point(entry_point: str, make_kwargs: dict[str, Any]) -> gymnasium.Env:
-    """Calls the class or function that `env.entry_point` names.
+def _from_entry_point(
+    entry_point: str, make_kwargs: dict[str, Any], *inner: gymnasium.Env, key: str
+) -> gymnasium.Env:
+    """Calls the class or function that a key names, with the environment to wrap.
 
     Raises:
         UserError: it cannot be had, or gives something that is no environment.
     """
     module, _, name = entry_point.partition(":")
-    import_module(module, "env.entry_point")
+    import_module(module, key)
     make = getattr(sys.modules[module], name, None)
     if not callable(make):
-        raise UserError(f"env.entry_point {entry_point}: {module} has no {name}")
-    env = make(**make_kwargs)
+        raise UserError(f"{key} {entry_point}: {module} has no {name}")
+    env = make(*inner, **make_kwargs)
     if not isinstance(env, gymnasium.Env):
         raise UserError(
-            f"env.entry_point {entry_point}: gives {type(env).__name__}, which is no "
+            f"{key} {entry_point}: gives {type(env).__name__}, which is no "
             "gymnasium.Env"
         )
+    return env
+
+
+def _with_wrappers(env: gymnasium.Env, env_config: "Environment") -> gymnasium.Env:
+    """Puts the wrappers of `env.wrappers` around it, the first one innermost.
+
+    Raises:
+        UserError: one cannot be had; the environment is closed then.
+    """
+    for wrapper in env_config.wrappers:
+        where = f"env.wrappers {wrapper.entry_point}"
+        try:
+            env = _from_entry_point(
+                wrapper.entry_point, wrapper.kwargs, env, key="env.wrappers"
+            )
+        except (Exception, SystemExit) as error:
+            close_env(env)
+            if isinstance(error, UserError):
+                raise
+            raise UserError(
+                f"{where} with kwargs {wrapper.kwargs}: cannot be made "
+                f"({error_text(error)})"
+            ) from error
     return env
 
 
@@ -214,6 +268,11 @@ def _made(
         return make()
     except UserError:
         raise
+    except SystemExit as error:
+        raise UserError(
+            f"env.name {name}: the environment called sys.exit when it was made (exit "
+            f"code {error.code}); correct the environment"
+        ) from error
     except gymnasium.error.DependencyNotInstalled as error:
         raise UserError(
             f"env.name {name}: a package is missing ({error_text(error)})"
@@ -245,6 +304,26 @@ def _nearest(name: str) -> str:
     # Upper and lower case are often all that is wrong.
     close = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.0)
     return lower[close[0]]
+
+
+def _check_spaces(env: gymnasium.Env, env_config: "Environment") -> None:
+    name = env_config.name
+    for key in ("observation_space", "action_space"):
+        if not isinstance(getattr(env, key, None), spaces.Space):
+            raise UserError(
+                f"env.name {name}: the environment has no {key}; set it in __init__"
+            )
+    _check_observation_space(env.observation_space, name)
+    _check_action_space(env.action_space, env_config)
+    for space, what in (
+        (env.observation_space, "observes nothing"),
+        (env.action_space, "takes no action"),
+    ):
+        if spaces.flatdim(space) == 0:
+            raise UserError(
+                f"env.name {name}: {what} ({space} has no number in it); choose "
+                "another environment"
+            )
 
 
 def _check_observation_space(space: spaces.Space, name: str) -> None:

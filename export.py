@@ -10,9 +10,13 @@ Both answer as our greedy policy does, to float32 rounding, and need no module o
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+if __name__ == "__main__":  # Ctrl-C ends the imports without a stack trace
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 try:
     import steve  # noqa: F401
@@ -41,7 +45,7 @@ from steve.util import (
     environment,
     example,
     exit_code,
-    import_from_working_folder,
+    prepare_command,
     redirected,
 )
 
@@ -101,7 +105,7 @@ def exported_arrays(config: Config, path: Path, policy: Checkpoint) -> dict:
     env = envwrap.make_env(config.env)
     box = env.get_wrapper_attr("box")
     sizes = envwrap.sizes_of(env)
-    env.close()
+    envwrap.close_env(env)
     checkpoint.check_tensors(path, policy, policy_shapes(config.policy_config, sizes))
     nets = {name.removeprefix("policy/"): t for name, t in policy.tensors.items()}
     low, high = (bound.reshape(-1) for bound in (box.low, box.high))
@@ -183,5 +187,5 @@ def main(arguments: Sequence[str] | None = None, program: str = "export.py") -> 
 
 
 if __name__ == "__main__":
-    import_from_working_folder()
+    prepare_command()
     sys.exit(main())

@@ -10,7 +10,13 @@ from typing import ClassVar
 import tensorflow as tf
 
 from .batch import Batch
-from .compute import GPU_UPDATES_PER_CALL, BatchSource, Draw, Updater
+from .compute import (
+    UPDATES_PER_CALL,
+    BatchSource,
+    Draw,
+    Updater,
+    prepare_tensorflow,
+)
 from .replay import ReplayBuffer
 from .running import pace
 from .running.child import Context
@@ -35,6 +41,7 @@ class Learner(abc.ABC):
         context: the process's.
         settings: its section of the configuration.
         metric_names: of what `train_step` returns, in the order of the log's columns.
+        is_compiled: whether XLA compiles the updates.
 
     Attributes:
         updates: updates done; pretraining does not count.
@@ -52,6 +59,7 @@ class Learner(abc.ABC):
         context: Context,
         settings: LearnerConfig,
         metric_names: tuple[str, ...],
+        is_compiled: bool = False,
     ) -> None:
         self.context = context
         self.config = context.run.config
@@ -70,14 +78,15 @@ class Learner(abc.ABC):
         self._updater = Updater(
             self.train_step,
             self.metric_names,
-            updates_per_call(self.config, settings, context.run.cpu_learners),
-            not context.run.cpu_learners if settings.xla is None else settings.xla,
+            updates_per_call(self.config, settings, is_compiled),
+            is_compiled,
         )
         self._batches = BatchSource(
             ReplayBuffer.open(self.folders.replay),
             settings.batch_size,
             settings.replay_size,
             self._draw,
+            self._updater.block,
         )
 
     # -- what a subclass provides ----------------------------------------------
@@ -135,9 +144,7 @@ class Learner(abc.ABC):
         self._logged_at = time.monotonic()
         while self._end_epoch() and self._wait_for_turn():
             room = min(e.until(self.updates) for e in (log, new_epoch, due_backup))
-            block = self.updates_per_call
-            whole = block <= room and self._may_update(block)
-            self.updates += self.learn(block if whole else 1)
+            self.updates += self.learn(self._updates_now(int(room)))
             new_epoch(self.updates)
             self.tick()
             if log(self.updates):
@@ -169,12 +176,17 @@ class Learner(abc.ABC):
 
     @property
     def updates_per_call(self) -> int:
-        """The updates of a block (`learn`)."""
+        """How many updates `learn` does at most."""
         return self._updater.block
 
+    def _updates_now(self, room: int) -> int:
+        """How many of the next updates have their frames: one at least."""
+        most = min(self.updates_per_call, room)
+        return next((n for n in range(most, 1, -1) if self._may_update(n)), 1)
+
     def learn(self, count: int) -> int:
-        """So many updates, 1 or a block, on batches of the newest transitions."""
-        self._updater.run(self._batches.take(self.steps, count))
+        """So many updates, in one call, on batches of the newest transitions."""
+        self._updater.run(self._batches.take(self.steps, count), count)
         if self._batches.fell_short and not self._fell_short:
             self._fell_short = True
             self.note_chance("a batch was to come from rows that are lost")
@@ -370,13 +382,49 @@ class Learner(abc.ABC):
         trim_log(self.folders.learner_log(self.name), counters)
 
 
-def updates_per_call(config: Config, settings: LearnerConfig, on_cpu: bool) -> int:
-    """The configuration's, or else 1 on a CPU and on a GPU what the pace allows."""
+def prepare(
+    context: Context,
+    settings: LearnerConfig,
+    members: int,
+    is_small: bool,
+) -> bool:
+    """Prepares TensorFlow for a learner, before its first operation.
+
+    Args:
+        context: the process's.
+        settings: the learner's section of the configuration.
+        members: how many nets of an ensemble take part in an update; 1 for single
+            nets.
+        is_small: whether all products of an update are (`nn.is_small_product`).
+
+    Returns:
+        whether XLA compiles its updates. Where the configuration leaves it open, it
+        does so on a GPU, and on a CPU where products are small: there calling
+        an operation costs as much as what it does. XLA computes an operation with all
+        threads, one after the other.
+    """
+    config, on_cpu = context.run.config, context.run.cpu_learners
+    is_compiled = settings.xla
+    if is_compiled is None:
+        is_compiled = is_small or not on_cpu
+    prepare_tensorflow(
+        context.name,
+        on_cpu,
+        settings.threads,
+        1 if is_compiled else members,
+        config.precision,
+        config.deterministic,
+    )
+    return is_compiled
+
+
+def updates_per_call(config: Config, settings: LearnerConfig, is_compiled: bool) -> int:
+    """The configuration's, or else what the pace allows; without XLA, 1."""
     if settings.updates_per_call is not None:
         return settings.updates_per_call
-    if on_cpu:
+    if not is_compiled:
         return 1
-    return int(min(GPU_UPDATES_PER_CALL, config.most_updates_per_call(settings)))
+    return int(min(UPDATES_PER_CALL, config.most_updates_per_call(settings)))
 
 
 def load_into(path: Path, variables: Mapping[str, tf.Variable]) -> Checkpoint:

@@ -7,29 +7,34 @@ interactors and evaluators, and watches them until the run's limit or Ctrl-C.
 import argparse
 import errno
 import shlex
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+if __name__ == "__main__":  # Ctrl-C ends the imports without a stack trace
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 try:
     import steve  # noqa: F401
 except ModuleNotFoundError:
     sys.exit("main.py: the package steve is not installed; run: pip install -e .")
 
-from rich.console import Console
-
 from steve import __version__
 from steve.running.display import Display
 from steve.running.launch import opened, run_processes
+from steve.settings.files import locate
 from steve.settings.request import Request, Start
 from steve.storage.disk import full_disk_line, is_full
 from steve.storage.folders import Folders
 from steve.util import (
     OneLineParser,
     UserError,
+    drop_unwritten_output,
     example,
     exit_code,
-    import_from_working_folder,
+    output_console,
+    prepare_command,
     print_once,
     script_words,
     stop_as_by_ctrl_c,
@@ -45,7 +50,8 @@ def parse_arguments(
         prog=program,
         usage=f"{program} CONFIG.json GPU_ID [options]\n"
         f"       {program} --describe CONFIG.json [--set KEY=VALUE ...]\n"
-        f"       {program} --list",
+        f"       {program} --describe KEY\n"
+        f"       {program} --list [WORD ...]",
         description="Trains a policy by STEVE or one of its relatives.",
         epilog=f"example: {example(program, 'main.py')} config/quickstart.json cpu "
         "--name first --set seed=1",
@@ -64,12 +70,16 @@ def parse_arguments(
         'the next one gets the world model; or "cpu"',
     )
     parser.add_argument(
-        "--list", action="store_true", help="show the experiments that come along"
+        "--list",
+        nargs="*",
+        metavar="WORD",
+        help="show the experiments that come along, or those that hold all the words",
     )
     parser.add_argument(
         "--describe",
         action="store_true",
-        help="show the merged configuration and where each value comes from",
+        help="show the merged configuration and where each value comes from; or, of a "
+        "key in its place, what it means",
     )
     how = parser.add_mutually_exclusive_group()
     how.add_argument(
@@ -105,7 +115,7 @@ def parse_arguments(
     parsed = parser.parse_intermixed_args(arguments)
     needed = {"CONFIG.json": parsed.config, "GPU_ID": parsed.gpu_id or parsed.describe}
     missing = [name for name, given in needed.items() if not given]
-    if missing and not parsed.list:
+    if missing and parsed.list is None:
         parser.error(f"the following arguments are required: {', '.join(missing)}")
     return parsed
 
@@ -139,9 +149,13 @@ def show(arguments: argparse.Namespace, program: str) -> None:
     """
     from steve.settings import catalogue  # here: a run has no use for it
 
-    if arguments.list:
+    if arguments.list is not None:
         command = example(program, "main.py")
-        print_once(catalogue.list_experiments(command=command))
+        print_once(catalogue.list_experiments(command=command, words=arguments.list))
+    elif (keys := catalogue.keys_called(arguments.config)) and not locate(
+        arguments.config
+    ).is_file():
+        print_once(catalogue.describe_keys(keys))
     else:
         loaded = request_of(arguments).loaded
         print_once(catalogue.describe(arguments.config, loaded))
@@ -153,7 +167,7 @@ def train(request: Request, program: str) -> int:
     Raises:
         UserError: a mistake; nothing has been written if it shows before the start.
     """
-    display = Display(Console(highlight=False), request.experiment)
+    display = Display(output_console(), request.experiment)
     with opened(request, display.note) as run:
         if run is None:
             return 0
@@ -204,7 +218,7 @@ def next_command(program: str, script: str, request: Request, addition: str) -> 
 def main(arguments: Sequence[str] | None = None, program: str = "main.py") -> int:
     """The command; returns the exit code (SPEC section 12)."""
     parsed = parse_arguments(arguments, program)
-    if parsed.list or parsed.describe:
+    if parsed.list is not None or parsed.describe:
         return exit_code(program, lambda: show(parsed, program))
     try:
         with stop_as_by_ctrl_c():  # until the supervisor takes over
@@ -223,8 +237,10 @@ def main(arguments: Sequence[str] | None = None, program: str = "main.py") -> in
     except KeyboardInterrupt:
         print("stopped before the start", file=sys.stderr)
         return 0
+    finally:
+        drop_unwritten_output()
 
 
 if __name__ == "__main__":
-    import_from_working_folder()
+    prepare_command()
     sys.exit(main())

@@ -19,17 +19,24 @@ import tensorflow as tf
 class Assignment(NamedTuple):
     """Which member of an ensemble trains on which row of a batch (SPEC section 4).
 
-    The rows, taken in `order`, are cut into K consecutive parts, one for each entry
-    of `members`; the first B mod K parts hold one row more than the others.
+    The rows are cut into K near-equal shares, one for each member that takes part; the
+    first B mod K shares hold one row more than the others. Batches are independent
+    draws, so nothing is gained by taking the rows in a random order.
 
     Attributes:
-        order: [B] int32, a permutation of the batch's rows.
-        members: [K] int32, the members that take part; None for all, in order.
+        shares: K.
+        members: [K] int32, the member of each share; None for all, in order.
+        strided: share k holds the rows k, k + K, k + 2 K ..; else consecutive rows.
     """
 
-    order: tf.Tensor
-    members: tf.Tensor | None
+    shares: int
+    members: tf.Tensor | None = None
+    strided: bool = False
 
+
+# Floating-point operations of one product, below which a CPU computes the members of an
+# ensemble in one batched product; measured with benchmarks/learners.py.
+SMALL_PRODUCT = 64e6
 
 # Named, because "automatic" would be another one under XLA, and other numbers.
 RANDOM_ALGORITHM = "philox"
@@ -80,25 +87,31 @@ def sample_members(seed: tf.Tensor, ensemble_size: int, count: int) -> tf.Tensor
 
 
 def sample_assignment(
-    seed: tf.Tensor, batch_size: int, ensemble_size: int, count: int
+    seed: tf.Tensor,
+    update: tf.Tensor,
+    batch_size: int,
+    ensemble_size: int,
+    count: int,
+    *,
+    strided: bool = False,
 ) -> Assignment:
     """Gives each row of a batch to one of `count` randomly drawn members.
 
-    The order of the members is random too, hence so are those that get the rows
-    that remain after an even division. Where all take part and nothing remains, the
-    random order of the rows is enough.
+    Args:
+        seed: of this update, [2] int32.
+        update: its number, []; where all take part, the rows that remain after an
+            even division go round with it.
+        batch_size: B.
+        ensemble_size: E.
+        count: K, 1 .. E.
+        strided: as in `Assignment`.
     """
-    for_rows, for_members = split(seed, 2)
-    order = permutation(for_rows, batch_size)
-    if count == ensemble_size and batch_size % count == 0:
-        return Assignment(order, None)
-    return Assignment(order, permutation(for_members, ensemble_size)[:count])
-
-
-def interleaved_assignment(batch_size: int, count: int) -> Assignment:
-    """Row i to member i mod `count`: the fixed sampled of the reference vectors."""
-    rows = [row for member in range(count) for row in range(member, batch_size, count)]
-    return Assignment(order=tf.constant(rows, tf.int32), members=tf.range(count))
+    members = None
+    if count < ensemble_size:
+        members = permutation(seed, ensemble_size)[:count]
+    elif batch_size % count:
+        members = (tf.range(count) + tf.cast(update, tf.int32)) % count
+    return Assignment(count, members, strided)
 
 
 class FeedForward:
@@ -163,6 +176,9 @@ class FeedForward:
         Returns:
             [K, R, F].
         """
+        if self._is_batched(x.shape[1]):
+            weights, biases = self._chosen(members)
+            return _apply_batched(weights, [b[:, None] for b in biases], x)
         nets = self._unstack(members)
         rows = tf.unstack(x) if x.shape[0] != 1 else [x[0]] * len(nets)
         return tf.stack([_apply(n, r) for n, r in zip(nets, rows, strict=True)])
@@ -177,43 +193,61 @@ class FeedForward:
         Returns:
             [B, ..., F], rows in the order of `x`.
         """
-        nets = self._unstack(assignment.members)
-        batch_size, *middle, in_dim = x.shape
-        small, larger = divmod(batch_size, len(nets))
-        sizes = [small + (k < larger) for k in range(len(nets))]
-        parts = tf.split(tf.gather(x, assignment.order), sizes)
+        *middle, in_dim = x.shape[1:]
+        shares = _cut(x, assignment)
+        rows = [tf.reshape(share, [-1, in_dim]) for share in shares]
+        if x.shape[0] % assignment.shares == 0:
+            outputs = tf.unstack(self(tf.stack(rows), assignment.members))
+        else:
+            nets = self._unstack(assignment.members)
+            outputs = [_apply(net, r) for net, r in zip(nets, rows, strict=True)]
         out_dim = self.biases[-1].shape[-1]
-        outputs = [
-            tf.reshape(
-                _apply(net, tf.reshape(part, [-1, in_dim])), [size, *middle, out_dim]
-            )
-            for net, part, size in zip(nets, parts, sizes, strict=True)
+        results = [
+            tf.reshape(output, [share.shape[0], *middle, out_dim])
+            for output, share in zip(outputs, shares, strict=True)
         ]
-        return tf.gather(
-            tf.concat(outputs, 0), tf.math.invert_permutation(assignment.order)
+        return _join(results, assignment)
+
+    def _is_batched(self, rows: int | None) -> bool:
+        """Whether the members' products are one batched product.
+
+        On a GPU they are: otherwise an update is hundreds of tiny kernels. On a CPU
+        small ones are, for which calling a product costs as much as computing it. For
+        large ones TensorFlow's batched product is slower than plain ones, which also
+        run side by side (`compute.prepare_tensorflow`).
+        """
+        if self.ensemble_size == 1 or rows is None:
+            return False
+        widest = max(math.prod(w.shape[1:]) for w in self.weights)
+        on_gpu = bool(tf.config.list_logical_devices("GPU"))
+        return on_gpu or is_small_product(rows, widest)
+
+    def _chosen(
+        self, members: tf.Tensor | None
+    ) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
+        """The weights [K, I, F] and biases [K, F] of K members, for each layer."""
+        if members is None or self.ensemble_size == 1:
+            return [*self.weights], [*self.biases]
+        return (
+            [tf.gather(w, members) for w in self.weights],
+            [tf.gather(b, members) for b in self.biases],
         )
 
     def _unstack(
         self, members: tf.Tensor | None
     ) -> list[list[tuple[tf.Tensor, tf.Tensor]]]:
-        """The parameters of K members: K lists of (w [I, F], b [F]) per layer.
-
-        One product per member, and not one batched product over a member axis: on a
-        CPU, TensorFlow's batched product is slower than plain ones, which also run
-        side by side (`compute.prepare_tensorflow`).
-        """
-
-        def chosen(variable: tf.Variable) -> list[tf.Tensor]:
-            if members is None or self.ensemble_size == 1:
-                return tf.unstack(variable)
-            return tf.unstack(tf.gather(variable, members))
-
-        weights = [chosen(w) for w in self.weights]
-        biases = [chosen(b) for b in self.biases]
+        """The parameters of K members: K lists of (w [I, F], b [F]) per layer."""
+        weights, biases = self._chosen(members)
         layers = [
-            list(zip(w, b, strict=True)) for w, b in zip(weights, biases, strict=True)
+            list(zip(tf.unstack(w), tf.unstack(b), strict=True))
+            for w, b in zip(weights, biases, strict=True)
         ]
         return [list(net) for net in zip(*layers, strict=True)]
+
+
+def is_small_product(rows: int, weights: int) -> bool:
+    """Whether rows [R, I] times one member's weights [I, F], I F in all, is small."""
+    return 2 * rows * weights <= SMALL_PRODUCT
 
 
 def _apply(net: list[tuple[tf.Tensor, tf.Tensor]], x: tf.Tensor) -> tf.Tensor:
@@ -222,6 +256,35 @@ def _apply(net: list[tuple[tf.Tensor, tf.Tensor]], x: tf.Tensor) -> tf.Tensor:
     for w, b in hidden:
         x = tf.nn.relu(tf.nn.bias_add(tf.matmul(x, w), b))
     return tf.nn.bias_add(tf.matmul(x, last_w), last_b)
+
+
+def _apply_batched(
+    weights: Sequence[tf.Tensor], biases: Sequence[tf.Tensor], x: tf.Tensor
+) -> tf.Tensor:
+    """K nets: weights [K, I, F], biases [K, 1, F]; [K or 1, R, I] -> [K, R, F]."""
+    for w, b in zip(weights[:-1], biases[:-1], strict=True):
+        x = tf.nn.relu(tf.matmul(x, w) + b)
+    return tf.matmul(x, weights[-1]) + biases[-1]
+
+
+def _cut(x: tf.Tensor, assignment: Assignment) -> list[tf.Tensor]:
+    """The K shares of the rows of x, [B, ...] -> [B/K, ...] each."""
+    count = assignment.shares
+    if assignment.strided:
+        return [x[k::count] for k in range(count)]
+    small, larger = divmod(x.shape[0], count)
+    return tf.split(x, [small + (k < larger) for k in range(count)])
+
+
+def _join(shares: list[tf.Tensor], assignment: Assignment) -> tf.Tensor:
+    """What `_cut` has cut, in order again."""
+    if not assignment.strided or len(shares) == 1:
+        return tf.concat(shares, 0)
+    small = shares[-1].shape[0]
+    whole = tf.stack([share[:small] for share in shares], axis=1)
+    rest = [share[small:] for share in shares if share.shape[0] > small]
+    whole = tf.reshape(whole, [-1, *whole.shape[2:]])
+    return tf.concat([whole, *rest], 0) if rest else whole
 
 
 class Adam:

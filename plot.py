@@ -9,29 +9,43 @@ reach a score.
 import argparse
 import math
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+if __name__ == "__main__":  # Ctrl-C ends the imports without a stack trace
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 try:
-    import steve  # noqa: F401
+    import steve
 except ModuleNotFoundError:
     sys.exit("plot.py: the package steve is not installed; run: pip install -e .")
 
 import pandas as pd
 
-from steve.analysis.curve_figures import all_figures
+from steve.analysis.aggregates import OverEnvironments, over_environments
+from steve.analysis.curve_figures import SHORT_HOURS, aggregate_figure, all_figures
 from steve.analysis.curves import SMOOTH, reach_table, score_table
-from steve.analysis.drawing import KINDS, rendered, text_table
-from steve.analysis.records import GROUPINGS, SCORE, X_AXES, find_runs, remarks
+from steve.analysis.drawing import KINDS, origin, rendered, significant, text_table
+from steve.analysis.published import reference_runs
+from steve.analysis.records import (
+    GROUPINGS,
+    SCORE,
+    X_AXES,
+    Record,
+    find_runs,
+    grouped,
+    remarks,
+)
 from steve.util import (
     OneLineParser,
     UserError,
     atomic_write,
     example,
     exit_code,
-    import_from_working_folder,
     number,
+    prepare_command,
     unused,
     whole_number,
 )
@@ -48,17 +62,17 @@ def printed_scores(table: pd.DataFrame) -> str:
     header = "environment,algorithm,frames,runs,mean,95% interval,IQM,hours"
     rows = [tuple(header.split(","))]
     for row in table.itertuples():
-        interval = f"{row.low:,.1f} .. {row.high:,.1f}"
+        interval = f"{significant(row.low)} .. {significant(row.high)}"
         rows.append(
             (
                 row.environment,
                 row.algorithm,
                 f"{row.frames:,}",
                 f"{row.seeds} of {row.runs}",
-                f"{row.mean:,.1f}" if row.seeds else "-",
+                significant(row.mean) if row.seeds else "-",
                 "-" if math.isnan(row.low) else interval,
-                "-" if math.isnan(row.iqm) else f"{row.iqm:,.1f}",
-                f"{row.hours:.3g}" if row.seeds else "-",
+                "-" if math.isnan(row.iqm) else significant(row.iqm),
+                duration(row.hours) if row.seeds else "-",
             )
         )
     return text_table(rows)
@@ -75,13 +89,60 @@ def printed_reach(table: pd.DataFrame) -> str:
                 row.algorithm,
                 f"{row.reached} of {row.runs}",
                 "-" if never else f"{row.frames:,.0f}",
-                "-" if never else f"{row.hours:.3g}",
+                "-" if never else duration(row.hours),
             )
         )
     return text_table(rows)
 
 
+def duration(hours: float) -> str:
+    """Hours; below a tenth, minutes with their unit."""
+    return f"{hours:.3g}" if hours >= SHORT_HOURS else f"{60 * hours:.2g} min"
+
+
+def printed_aggregate(over: OverEnvironments) -> str:
+    """Statistics over environments, and who is better than whom, for the terminal."""
+    rows = [("algorithm", "runs", "IQM", "95% interval", "mean")]
+    for row in over.scores.itertuples():
+        interval = f"{row.low:.3f} .. {row.high:.3f}"
+        cells = (f"{row.iqm:.3f}", interval, f"{row.mean:.3f}")
+        rows.append((row.algorithm, str(row.runs), *cells))
+    better = [("P(better)", "than", "is", "95% interval")]
+    for row in over.improvement.itertuples():
+        interval = f"{row.low:.2f} .. {row.high:.2f}"
+        better.append((row.algorithm, row.than, f"{row.probability:.2f}", interval))
+    tables = [text_table(rows), *([text_table(better)] if better[1:] else [])]
+    return "\n\n".join(tables)
+
+
+def printed_groups(runs: Sequence[Record], group_by: str) -> str:
+    """Which runs each line is of."""
+    return "\n".join(
+        f"  {environment}, {name}: {', '.join(_folder(run) for run in group)}"
+        for (environment, name), group in grouped(runs, group_by).items()
+    )
+
+
+def _folder(run: Record) -> str:
+    folder = run.path.parent
+    return str(folder.parent if folder.name == run.config.log_path else folder)
+
+
 # ---- The command line ---------------------------------------------------------------
+
+
+def reference_scores(text: str) -> tuple[str, tuple[float, float]]:
+    """ENVIRONMENT=LOW,HIGH of the command line."""
+    name, _, scores = text.rpartition("=")
+    try:
+        low, high = map(float, scores.split(","))
+    except ValueError:
+        low = high = math.nan
+    if not name or not -math.inf < low < high < math.inf:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no ENVIRONMENT=LOW,HIGH with two scores, LOW below HIGH"
+        )
+    return name, (low, high)
 
 
 def parse_arguments(
@@ -138,6 +199,19 @@ def parse_arguments(
         f"as FILE_NAME; by default all goes to {DEFAULT_FOLDER}, with a number if that "
         "is taken, as PNG and PDF",
     )
+    option(
+        "--reference",
+        action="store_true",
+        help="draws the runs of results/ on the same environments, too",
+    )
+    option(
+        "--normalize",
+        nargs="+",
+        type=reference_scores,
+        metavar="ENVIRONMENT=LOW,HIGH",
+        help="adds statistics over these environments, of scores that are 0 at LOW "
+        "(a random policy's, say) and 1 at HIGH",
+    )
     option("--overwrite", action="store_true", help="replace the files of --out")
     return parser.parse_args(arguments)
 
@@ -187,22 +261,33 @@ def run(arguments: argparse.Namespace) -> None:
     out = arguments.out
     if out is not None and out.suffix not in SUFFIXES:
         raise UserError(f"--out {out}: the name must end in {', '.join(SUFFIXES)}")
-    runs = find_runs(arguments.folders)
-    for line in remarks(runs, arguments.group):
+    notes: list[str] = []
+    runs = find_runs(arguments.folders, notes.append)
+    for line in [*notes, *remarks(runs, arguments.group)]:
         print(f"note: {line}")
+    if arguments.reference:
+        if arguments.x == "updates":
+            raise UserError("--reference knows no updates: --x frames or hours")
+        runs += reference_runs(runs)
     if not any(run.end("frames") for run in runs):
         raise UserError("no run has an evaluation yet")
     settings = {"group_by": arguments.group, "smooth": arguments.smooth}
+    references = dict(arguments.normalize or [])
+    over = over_environments(runs, references, arguments.group) if references else None
     figures, curves = all_figures(runs, arguments.x, **settings)
     tables = {"table": score_table(runs, arguments.at, **settings)}
     if arguments.reach is not None:
         tables["reach"] = reach_table(runs, arguments.reach, **settings)
     tables["curves"] = curves
+    if over:
+        tables["aggregate"], tables["improvement"] = over.scores, over.improvement
+        figures["aggregate"] = aggregate_figure(over)
     paths = destinations(out, list(figures), list(tables))
+    about = origin(_command(arguments), steve.__version__)
     content = {
         path: tables[name].to_csv(index=False, float_format="%.6g").encode()
         if kind == "csv"
-        else rendered(figures[name], kind)
+        else rendered(figures[name], kind, about)
         for (name, kind), path in paths.items()
     }
     write(content, arguments.overwrite)
@@ -210,7 +295,22 @@ def run(arguments: argparse.Namespace) -> None:
     if "reach" in tables:
         print(f"\nuntil the score is {arguments.reach:g}, median over runs:")
         print(printed_reach(tables["reach"]))
+    if over:
+        print(f"\nover {', '.join(sorted(references))}, scores normalised, at the end:")
+        print(printed_aggregate(over))
+    print("\nthe runs of each line:", printed_groups(runs, arguments.group), sep="\n")
     print("\nwritten:", *content, sep="\n  ")
+
+
+def _command(arguments: argparse.Namespace) -> str:
+    """The command of a figure; where it was written does not matter."""
+    options = [f"--x {arguments.x} --group {arguments.group}"]
+    if arguments.reference:
+        options.append("--reference")
+    for name, (low, high) in arguments.normalize or []:
+        options.append(f"--normalize {name}={low:g},{high:g}")
+    options += [f"--smooth {arguments.smooth:g}"]
+    return " ".join(["plot.py", *map(str, arguments.folders), *options])
 
 
 def main(arguments: Sequence[str] | None = None, program: str = "plot.py") -> int:
@@ -220,5 +320,5 @@ def main(arguments: Sequence[str] | None = None, program: str = "plot.py") -> in
 
 
 if __name__ == "__main__":
-    import_from_working_folder()
+    prepare_command()
     sys.exit(main())

@@ -63,7 +63,14 @@ import numpy as np
 import portalocker
 
 from .batch import Batch
-from .util import RunError, UserError, first_free, fsync_folder, named
+from .util import (
+    RunError,
+    UserError,
+    first_free,
+    fsync_folder,
+    named,
+    regular_opener,
+)
 
 DATA_NAME = "replay.bin"
 LOCK_NAME = "replay.lock"
@@ -219,6 +226,15 @@ class _Layout:
         return layout
 
 
+def file_bytes(obs_dim: int, action_dim: int, capacity: int) -> int:
+    """The size of a new buffer's file, in bytes.
+
+    Raises:
+        ValueError: a dimension or the capacity is out of range.
+    """
+    return _Layout(obs_dim, action_dim, capacity).file_bytes
+
+
 class ReplayBuffer:
     """A ring of the newest `capacity` transitions; see the module for the rules.
 
@@ -267,7 +283,7 @@ class ReplayBuffer:
         """
         path = folder / DATA_NAME
         try:
-            with open(path, "rb") as file:
+            with open(path, "rb", opener=regular_opener) as file:
                 page = file.read(HEADER_BYTES)
                 layout = _Layout.parse(page, os.fstat(file.fileno()).st_size)
             buffer = cls(path, layout, writable)
@@ -306,7 +322,7 @@ class ReplayBuffer:
         workplace = folder / "salvaged"
         if workplace.exists():
             shutil.rmtree(workplace)  # of an attempt that was killed
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=regular_opener) as file:
             layout, (start, end) = _best_layout(
                 file.fileno(), _Layout(obs_dim, action_dim, capacity)
             )

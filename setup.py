@@ -34,6 +34,7 @@ setup(
     package_dir={"steve": "."},
     package_data={
         "steve": ["py.typed", "config/**/*.json"],
+        "steve.analysis": ["results.csv.gz"],
         "steve.environments": ["*.json"],
     },
 )

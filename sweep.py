@@ -1,15 +1,20 @@
 """Runs many experiments: python sweep.py CONFIGS_OR_FOLDERS... [--engine slurm|local]
 
-Expands files and grids into runs of main.py and hands them to Slurm, as one array, or
-to a pool on this machine. `status`, `cancel` and `retry` look after them.
+Expands files and grids into runs of main.py and hands them to Slurm, as arrays, or to
+a pool on this machine. `status`, `cancel` and `retry` look after them.
 """
 
 import argparse
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+
+if __name__ == "__main__":  # Ctrl-C ends the imports without a stack trace
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 try:
     import steve  # noqa: F401
@@ -30,11 +35,12 @@ from steve.sweeps.status import FAILED, STATES, State
 from steve.util import (
     OneLineParser,
     UserError,
+    check_path,
     clock,
     example,
     exit_code,
-    import_from_working_folder,
     number,
+    prepare_command,
     print_once,
     whole_number,
 )
@@ -175,21 +181,27 @@ def submit(arguments: argparse.Namespace) -> int:
         if not left:
             print("nothing is left to start")
             return 0
-        sweep = _sweep(arguments, output_root, left)
-        record.save(sweep)
         if is_local:
+            sweep = _sweep(arguments, output_root, left)
+            record.save(sweep)
             return _run_pool([(sweep, index) for index in range(len(left))], slots)
-        slurm.write_script(sweep, _resources(arguments, left))
-        if arguments.no_submit:
-            print(f"written; to submit it: sbatch {sweep.script}")
-            return 0
-        job = slurm.submit(sweep)
-        print(f"submitted {len(left)} runs as job {job}: {sweep.script}")
-        print(f"to follow them: python sweep.py status {output_root}")
+        resources = _resources(arguments, left)
+        for sweep in _arrays(arguments, output_root, left):
+            script = slurm.job_script(sweep, resources)
+            record.save(sweep)
+            slurm.write_script(sweep, script)
+            if arguments.no_submit:
+                print(f"written; to submit it: {slurm.command(sweep)}")
+                continue
+            job = slurm.submit(sweep)
+            print(f"submitted {len(sweep.runs)} runs as job {job}: {sweep.script}")
+        if not arguments.no_submit:
+            print(f"to follow them: {_status_command(output_root)}")
         return 0
 
 
 def _check(arguments: argparse.Namespace) -> None:
+    check_path(Path.cwd(), "the working folder")
     for limit in ("frames", "hours"):
         if arguments.endless and getattr(arguments, limit) is not None:
             raise UserError(f"--endless and --{limit} contradict each other")
@@ -218,6 +230,40 @@ def _sweep(
         max_parallel=arguments.max_parallel,
         runs=tuple(runs),
     )
+
+
+def _arrays(
+    arguments: argparse.Namespace, output_root: Path, runs: Sequence[PlannedRun]
+) -> list[Sweep]:
+    """The runs as sweeps of one Slurm array each, no longer than the cluster takes.
+
+    They share `--max-parallel`.
+
+    Raises:
+        UserError: it is less than the number of arrays.
+    """
+    whole, longest = _sweep(arguments, output_root, runs), slurm.longest_array()
+    parts = [runs[first : first + longest] for first in range(0, len(runs), longest)]
+    limits: list[int | None] = [None] * len(parts)
+    if (limit := arguments.max_parallel) is not None:
+        if limit < len(parts):
+            raise UserError(
+                f"{len(runs)} runs are {len(parts)} Slurm arrays, each of at most "
+                f"{longest} (MaxArraySize): --max-parallel must be at least "
+                f"{len(parts)}"
+            )
+        each, rest = divmod(limit, len(parts))
+        limits = [each + (number < rest) for number in range(len(parts))]
+    first = int(whole.folder.name)
+    return [
+        replace(
+            whole,
+            folder=whole.folder.with_name(str(first + number)),
+            max_parallel=share,
+            runs=tuple(part),
+        )
+        for number, (part, share) in enumerate(zip(parts, limits, strict=True))
+    ]
 
 
 def _resources(arguments: argparse.Namespace, runs: Sequence[PlannedRun]) -> Resources:
@@ -251,9 +297,9 @@ def _show_plan(
     for run in runs:
         print(pool_module.command(run.arguments))
     if arguments.engine == SLURM:
-        sweep = _sweep(arguments, output_root, runs)
-        print(f"\n# {sweep.script} would be:\n")
-        print(slurm.job_script(sweep, _resources(arguments, runs)))
+        for sweep in _arrays(arguments, output_root, runs):
+            print(f"\n# {sweep.script} would be:\n")
+            print(slurm.job_script(sweep, _resources(arguments, runs)))
     if arguments.updates_per_s is not None:
         print(_cost(runs, arguments.updates_per_s))
 
@@ -277,7 +323,7 @@ def _cost(runs: Sequence[PlannedRun], updates_per_s: float) -> str:
 def _run_pool(runs: Sequence[tuple[Sweep, int]], slots: list[dict[str, str]]) -> int:
     codes = Pool(runs, slots, lambda line: print(line, flush=True)).run()
     root = runs[0][0].output_root
-    print(f"to see all runs: python sweep.py status {_shown(root)}")
+    print(f"to see all runs: {_status_command(root)}")
     return 1 if set(codes) - set(NO_FAILURE) else 0
 
 
@@ -341,6 +387,10 @@ def _shown(path: Path) -> str:
     """A path as a user would type it here."""
     here = Path.cwd()
     return str(path.relative_to(here) if path.is_relative_to(here) else path)
+
+
+def _status_command(output_root: Path) -> str:
+    return shlex.join(["python", "sweep.py", "status", _shown(output_root)])
 
 
 def cancel(output_root: Path) -> int:
@@ -410,5 +460,5 @@ def main(arguments: Sequence[str] | None = None, program: str = "sweep.py") -> i
 
 
 if __name__ == "__main__":
-    import_from_working_folder()
+    prepare_command()
     sys.exit(main())

@@ -19,11 +19,15 @@ import argparse
 import errno
 import math
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+if __name__ == "__main__":  # Ctrl-C ends the imports without a stack trace
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 try:
     import steve  # noqa: F401
@@ -63,8 +67,8 @@ from steve.util import (
     atomic_write,
     example,
     exit_code,
-    import_from_working_folder,
     number,
+    prepare_command,
     whole_number,
 )
 
@@ -340,5 +344,5 @@ def main(argv: Sequence[str] | None = None, program: str = "toy_demo.py") -> int
 
 
 if __name__ == "__main__":
-    import_from_working_folder()
+    prepare_command()
     sys.exit(main())

@@ -4,13 +4,19 @@ if not __package__:
     raise ModuleNotFoundError("util is steve.util", name="util")
 
 import argparse
+import errno
+import fnmatch
+import io
 import itertools
 import math
 import os
 import shutil
 import signal
+import stat
 import sys
+import threading
 import time
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,10 +24,16 @@ from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 NOT_A_TERMINAL = 1000  # columns: in a file no line is broken
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)  # on the disk, or in the user's quota
+STANDARD_STREAMS = {"stdin": "r", "stdout": "w", "stderr": "w"}  # by their numbers
+# Unicode's categories of control characters, surrogates and separators of lines.
+NOT_IN_A_PATH = ("Cc", "Cs", "Zl", "Zp")
+MAX_NAME_BYTES = 255  # the kernel's
+MAX_PATH_BYTES = 3000  # the kernel's 4095, less what is made below
 
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from rich.console import Console, RenderableType
 
 # The scripts as subcommands of `steve`.
 SUBCOMMANDS = {
@@ -89,6 +101,30 @@ def import_from_working_folder() -> None:
     sys.path[:] = [*others, working]
 
 
+def prepare_command() -> None:
+    """Prepares the process of a command, once its modules are imported.
+
+    Its standard streams are there, whatever it was started with: a closed one leads to
+    /dev/null, else the next file that is opened takes its number. They escape
+    characters that their encoding lacks.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) < len(STANDARD_STREAMS):
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+    for number, (name, mode) in enumerate(STANDARD_STREAMS.items()):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, mode))  # noqa: SIM115 - to the end
+    escape_unknown_characters()
+    import_from_working_folder()
+
+
+def escape_unknown_characters() -> None:
+    """Has stdout and stderr escape what their encoding lacks, such as of a path."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def script_words(program: str, other: str) -> list[str]:
     """How to call another command of ours in the way in which this one was called.
 
@@ -99,12 +135,22 @@ def script_words(program: str, other: str) -> list[str]:
     if program.startswith("steve "):
         return ["steve", SUBCOMMANDS[other]]
     script = Path(sys.argv[0])
-    return ["python", str(script.with_name(other)) if script.name == program else other]
+    path = str(script.with_name(other)) if script.name == program else other
+    return [python_word(), path]
+
+
+def python_word() -> str:
+    """How to call this Python: "python" where that is this one, or else its path."""
+    found = shutil.which("python")
+    ours = Path(sys.executable)
+    is_ours = found and Path(found).absolute().parent == ours.parent
+    return "python" if is_ours else str(ours)
 
 
 def example(program: str, script: str) -> str:
     """How the help shows a call of a script: `python SCRIPT`, or the subcommand."""
-    return " ".join(script_words(program, script))
+    _, *words = script_words(program, script)
+    return " ".join(["steve" if program.startswith("steve ") else "python", *words])
 
 
 def exit_code(program: str, command: Callable[[], int | None]) -> int:
@@ -115,6 +161,8 @@ def exit_code(program: str, command: Callable[[], int | None]) -> int:
         OSError that names a file, or where nobody reads the output any more, 130
         after Ctrl-C. Any other exception is a bug of ours and is raised.
     """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as during the imports
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         code = command() or 0
         sys.stdout.flush()
@@ -123,10 +171,12 @@ def exit_code(program: str, command: Callable[[], int | None]) -> int:
         print(f"{program}: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:
-        # `| head`, say; nor must the interpreter's last flush find that pipe.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_unwritten_output()  # `| head`, say
         return 1
     except OSError as error:
+        if error.filename is None and error.errno in NO_SPACE:
+            drop_unwritten_output()
+            error.filename = "stdout"
         if error.filename is None:
             raise
         print(f"{program}: {error.filename}: {error.strerror}", file=sys.stderr)
@@ -136,10 +186,25 @@ def exit_code(program: str, command: Callable[[], int | None]) -> int:
         return 130
 
 
+def drop_unwritten_output() -> None:
+    """Flushes stdout; what it does not take is dropped.
+
+    Python's own flush at the end would else meet the same, and give exit code 120.
+    """
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def stop_signals() -> list[int]:
-    """Those that ask a program to end; not SIGHUP where nohup has it ignored."""
-    is_deaf = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
-    return [signal.SIGINT, signal.SIGTERM, *([] if is_deaf else [signal.SIGHUP])]
+    """Those that ask a program to end; SIGUSR1 is what clusters announce an end with.
+
+    Not SIGHUP where nohup has it ignored, nor SIGUSR1 where somebody has.
+    """
+    may_be_deaf = (signal.SIGHUP, signal.SIGUSR1)
+    heard = [n for n in may_be_deaf if signal.getsignal(n) != signal.SIG_IGN]
+    return [signal.SIGINT, signal.SIGTERM, *heard]
 
 
 @contextmanager
@@ -163,6 +228,28 @@ def stop_as_by_ctrl_c() -> Iterator[None]:
 
 
 @contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Raises TimeoutError in what lasts longer.
+
+    It interrupts what waits in Python, in the main thread; elsewhere there is no limit.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise TimeoutError(f"it took over {seconds:g} s")
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before or signal.SIG_DFL)
+
+
+@contextmanager
 def environment(variables: Mapping[str, str]) -> Iterator[None]:
     """Sets environment variables of this process meanwhile, for what starts or reads
     them; afterwards they are as before."""
@@ -179,22 +266,53 @@ def environment(variables: Mapping[str, str]) -> Iterator[None]:
 
 
 @contextmanager
-def redirected(descriptor: int) -> Iterator[None]:
+def redirected(descriptor: int, numbers: tuple[int, ...] = (1, 2)) -> Iterator[None]:
     """For a moment, stdout and stderr lead to another file, also those of libraries.
 
     A child process that starts meanwhile keeps it so.
+
+    Args:
+        descriptor: of the file.
+        numbers: 1 for stdout, 2 for stderr.
     """
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
-    kept = [os.dup(number) for number in (1, 2)]
+    kept = [os.dup(number) for number in numbers]
     try:
-        for number in (1, 2):
+        for number in numbers:
             os.dup2(descriptor, number)
         yield
     finally:
-        for number, original in zip((1, 2), kept, strict=True):
+        for number, original in zip(numbers, kept, strict=True):
             os.dup2(original, number)
             os.close(original)
+
+
+def check_path(path: str | Path, what: str) -> None:
+    """Refuses a path that no file can have, or that would not stay on its line.
+
+    Args:
+        path: of a file or a folder.
+        what: what messages call it.
+
+    Raises:
+        UserError: a character of it ends a line, steers a terminal or is no text; a
+            name in it is too long.
+    """
+    text = str(path)
+    for character in text:
+        if unicodedata.category(character) in NOT_IN_A_PATH:
+            raise UserError(
+                f"{what} must not hold the character {character!a}: {text!a}"
+            )
+    longest = max(map(len, os.fsencode(text).split(b"/")))
+    if longest > MAX_NAME_BYTES:
+        raise UserError(
+            f"{what} must not hold a name of more than {MAX_NAME_BYTES} bytes, as one "
+            f"of {longest}"
+        )
+    if len(os.fsencode(text)) > MAX_PATH_BYTES:
+        raise UserError(f"{what} must be at most {MAX_PATH_BYTES} bytes long")
 
 
 def one_line(text: object) -> str:
@@ -251,6 +369,38 @@ def named(path: Path) -> Iterator[None]:
         if error.filename is None:
             error.filename = str(path)
         raise
+
+
+def files_below(folder: Path, pattern: str) -> list[Path]:
+    """The files in and below a folder whose names match a pattern, sorted.
+
+    Links to folders are followed, and each real folder is looked into once.
+    """
+    found, seen = [], set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders.sort()
+        found += [Path(place, name) for name in fnmatch.filter(files, pattern)]
+    return sorted(found)
+
+
+def regular_opener(path: str, flags: int) -> int:
+    """An opener for `open` that refuses what is no file.
+
+    Opening a pipe that nobody else has open would wait for ever.
+
+    Raises:
+        OSError: it cannot be opened, or is a pipe or a device.
+    """
+    descriptor = os.open(path, flags | os.O_NONBLOCK, 0o666)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "is not a regular file", path)
+    return descriptor
 
 
 def file_stamp(path: Path) -> tuple[int, int, int] | None:
@@ -353,11 +503,20 @@ def clock(seconds: float | None) -> str:
     return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"
 
 
-def print_once(shown: "RenderableType") -> None:
-    """Prints it; what is redirected to a file is plain and not wrapped."""
+def output_console() -> "Console":
+    """A console on stdout; a terminal only where stdout is one, and text is text.
+
+    FORCE_COLOR makes no terminal of a file, and ":100:" in a path no picture.
+    """
     from rich.console import Console  # here: most who import this print nothing
 
-    console = Console(highlight=False)
+    is_terminal = sys.stdout.isatty()
+    return Console(highlight=False, emoji=False, force_terminal=is_terminal)
+
+
+def print_once(shown: "RenderableType") -> None:
+    """Prints it; what is redirected to a file is plain and not wrapped."""
+    console = output_console()
     if console.is_terminal:
         console.print(shown)
         return

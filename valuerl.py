@@ -332,8 +332,16 @@ class ValueRL:
         ):
             target.assign(source)
 
-    def sample(self, seed: tf.Tensor, batch_size: int) -> SampledMembers:
-        """Draws the members for one batch (SPEC section 5) from a seed, [2] int32."""
+    def sample(
+        self, seed: tf.Tensor, update: tf.Tensor, batch_size: int
+    ) -> SampledMembers:
+        """Draws the members for one batch (SPEC section 5).
+
+        Args:
+            seed: of this update, [2] int32.
+            update: its number, [].
+            batch_size: B.
+        """
         size = self._q_size
         for_members, for_assignment, for_model = nn.split(seed, 3)
         return SampledMembers(
@@ -341,7 +349,11 @@ class ValueRL:
                 for_members, size.ensemble_size, size.eval_sample_count
             ),
             q_assignment=nn.sample_assignment(
-                for_assignment, batch_size, size.ensemble_size, size.train_sample_count
+                for_assignment,
+                update,
+                batch_size,
+                size.ensemble_size,
+                size.train_sample_count,
             ),
             model=self._model.sample_members(for_model) if self._expansion else None,
         )

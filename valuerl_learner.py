@@ -7,17 +7,22 @@ import tensorflow as tf
 
 from . import nn
 from .batch import Batch
-from .compute import prepare_tensorflow
-from .learner import Learner, assign
+from .learner import Learner, assign, prepare
 from .replay import DATA_NAME
 from .running import pace
 from .running.child import Context
 from .settings.roles import EVALUATOR, VALUERL, WORLDMODEL, roles
+from .settings.schema import SINGLE_NET
 from .settings.seeds import Stream
 from .storage import checkpoint
 from .storage.checkpoint import CheckpointError, Scalar
-from .storage.digests import NONE, Digest, append_digest, read_digests
-from .storage.tables import trim_log
+from .storage.digests import (
+    NONE,
+    Digest,
+    append_digest,
+    read_digests,
+    trim_digests,
+)
 from .util import wait_until
 from .valuerl import Task, ValueRL
 from .worldmodel import build_world_model
@@ -33,10 +38,10 @@ class ValueRLLearner(Learner):
     name = VALUERL
     batch_stream = Stream.VALUERL_BATCH
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, is_compiled: bool = False) -> None:
         run = context.run
         settings = run.config.policy_config
-        super().__init__(context, settings, METRIC_NAMES)
+        super().__init__(context, settings, METRIC_NAMES, is_compiled)
         self._seed = nn.seed_of(context.seed)
         generator = nn.generator_of(context.seed)
         self.world_model = None
@@ -76,8 +81,9 @@ class ValueRLLearner(Learner):
 
     def train_step(self, batch: Batch[tf.Tensor]) -> dict[str, tf.Tensor]:
         """One update of policy and Q."""
-        seed = nn.fold_in(self._seed, self.q_optimizer.steps)
-        sampled = self.valuerl.sample(seed, self.settings.batch_size)
+        update = self.q_optimizer.steps.read_value()
+        seed = nn.fold_in(self._seed, update)
+        sampled = self.valuerl.sample(seed, update, self.settings.batch_size)
         return self.valuerl.update(
             batch, sampled, self.policy_optimizer, self.q_optimizer
         )
@@ -293,7 +299,7 @@ class ValueRLLearner(Learner):
             CheckpointError: there is no world model, but this learner has learned
                 with one.
         """
-        trim_log(self.folders.digests, {"updates": self.updates})
+        trim_digests(self.folders.digests, self.updates)
         lines = read_digests(self.folders.digests)
         if lines:
             self._rows_from, self._digest_epoch = lines[-1].frames, lines[-1].epoch
@@ -335,22 +341,26 @@ class ValueRLLearner(Learner):
 
 def build(context: Context) -> ValueRLLearner:
     """Prepares TensorFlow for this learner, and builds it."""
-    run, settings = context.run, context.run.config.policy_config
-    ensembles = [settings.bayesian] if settings.bayesian else []
-    if settings.value_expansion and (sizes := run.config.model_section.bayesian):
-        ensembles += [sizes.transition, sizes.reward]
-    members = max((size.eval_sample_count for size in ensembles), default=1)
-    if settings.value_expansion is None:
+    settings = context.run.config.policy_config
+    products = [(settings.batch_size, settings.hidden_dim)]  # rows and width
+    ensembles = [settings.bayesian or SINGLE_NET]
+    if expansion := settings.value_expansion:
+        model = context.run.config.model_section
+        sizes = model.bayesian
+        ensembles += [sizes.transition, sizes.reward] if sizes else []
+        transition = sizes.transition if sizes else SINGLE_NET
+        imagined = (
+            settings.batch_size * transition.eval_sample_count * expansion.rollout_len
+        )
+        products += [
+            (settings.batch_size, model.transition_hidden_dim),
+            (imagined, max(settings.hidden_dim, model.aux_hidden_dim)),
+        ]
+    members = max(size.eval_sample_count for size in ensembles)
+    if expansion is None:
         members = max(members, 2)  # small nets only: policy and Q side by side
-    prepare_tensorflow(
-        context.name,
-        run.cpu_learners,
-        settings.threads,
-        members,
-        run.config.precision,
-        run.config.deterministic,
-    )
-    return ValueRLLearner(context)
+    is_small = all(nn.is_small_product(rows, width * width) for rows, width in products)
+    return ValueRLLearner(context, prepare(context, settings, members, is_small))
 
 
 def main(context: Context) -> None:

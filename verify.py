@@ -7,12 +7,16 @@ part: what they do changes nothing in what is learned.
 
 import argparse
 import json
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+if __name__ == "__main__":  # Ctrl-C ends the imports without a stack trace
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 try:
     import steve  # noqa: F401
@@ -34,7 +38,7 @@ from steve.util import (
     UserError,
     example,
     exit_code,
-    import_from_working_folder,
+    prepare_command,
     whole_number,
 )
 
@@ -65,7 +69,9 @@ def compare(
     earlier: Sequence[Digest], again: Sequence[Digest], wanted: int
 ) -> Comparison:
     """Compares the first `wanted` epochs, as far as both lists go."""
-    pairs = list(zip(earlier[:wanted], again, strict=False))
+    # A line that is damaged is in no list.
+    by_epoch = {digest.epoch: digest for digest in again}
+    pairs = [(d, by_epoch[d.epoch]) for d in earlier[:wanted] if d.epoch in by_epoch]
     for same, (one, other) in enumerate(pairs):
         names = [n for n in Digest._fields if getattr(one, n) != getattr(other, n)]
         if names:
@@ -191,5 +197,5 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    import_from_working_folder()
+    prepare_command()
     sys.exit(main())

@@ -19,19 +19,23 @@ O observation, A action.
 import argparse
 import importlib.util
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+if __name__ == "__main__":  # Ctrl-C ends the imports without a stack trace
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 try:
-    import steve  # noqa: F401
+    import steve
 except ModuleNotFoundError:
     sys.exit("visualizer.py: the package steve is not installed; run: pip install -e .")
 
 import numpy as np
 
-from steve.analysis.drawing import KINDS, csv_bytes, rendered
+from steve.analysis.drawing import KINDS, csv_bytes, origin, rendered, significant
 from steve.analysis.episodes import Episode, EpisodeRunner
 from steve.analysis.inspection import (
     LONGEST_ROLLOUT,
@@ -76,7 +80,7 @@ from steve.util import (
     environment,
     example,
     exit_code,
-    import_from_working_folder,
+    prepare_command,
     redirected,
     stop_as_by_ctrl_c,
     unused,
@@ -144,9 +148,18 @@ def parse_arguments(
 
 
 class Shown(NamedTuple):
-    """What comes out in addition to the episodes: files by name, and lines to print."""
+    """What comes out in addition to the episodes.
 
-    files: dict[str, bytes]
+    Attributes:
+        name: of the table and the figure.
+        table: csv.
+        figure: of the same numbers.
+        lines: to print.
+    """
+
+    name: str
+    table: bytes
+    figure: "Figure"
     lines: list[str]
 
 
@@ -157,11 +170,11 @@ def show_episode(config: Config, episode: Episode, judged: EpisodeValues) -> Sho
     with_value = discounted_returns(episode.reward, *settings, judged.final_value)
     title = (
         f"{config.env.name}, episode 1: {episode.length} steps, {ending(episode)}, "
-        f"score {episode.score:.1f}"
+        f"score {significant(episode.score)}"
     )
     figure = episode_figure(judged, returns, with_value, title, config.env.reward_scale)
-    files = {"episode.csv": episode_csv(episode, judged, returns, with_value)}
-    return Shown(files | _pictures("episode", figure), [])
+    table = episode_csv(episode, judged, returns, with_value)
+    return Shown("episode", table, figure, [])
 
 
 def show_weights(weights: np.ndarray, weighting: str) -> Shown:
@@ -177,10 +190,8 @@ def show_weights(weights: np.ndarray, weighting: str) -> Shown:
             f"left out: {histogram.left_out} transitions whose imagined values are not "
             "finite"
         )
-    files = {"weights.csv": weights_csv(histogram)}
-    return Shown(
-        files | _pictures("weights", weights_figure(histogram, weighting)), lines
-    )
+    figure = weights_figure(histogram, weighting)
+    return Shown("weights", weights_csv(histogram), figure, lines)
 
 
 def show_model(
@@ -198,13 +209,8 @@ def show_model(
         "\nThe model's error along real actions (root mean square):",
         model_error_table(errors),
     ]
-    files = {"model_error.csv": csv_bytes(*model_error_columns(errors))}
-    figure = model_error_figure(errors, horizon)
-    return Shown(files | _pictures("model_error", figure), lines)
-
-
-def _pictures(name: str, figure: "Figure") -> dict[str, bytes]:
-    return {f"{name}.{kind}": rendered(figure, kind) for kind in KINDS}
+    table = csv_bytes(*model_error_columns(errors))
+    return Shown("model_error", table, model_error_figure(errors, horizon), lines)
 
 
 def analyse(config: Config, nets: Nets, episodes: Sequence[Episode]) -> list[Shown]:
@@ -245,12 +251,12 @@ def gpu_variables(gpu_id: str) -> dict[str, str]:
     Raises:
         UserError: no such GPU.
     """
-    gpus = devices.visible_gpus(os.environ)
+    assignment = devices.assigned(gpu_id, False, os.environ)
     return {
         "TF_FORCE_GPU_ALLOW_GROWTH": "true",
         "TF_CPP_MIN_LOG_LEVEL": "2",
         **os.environ,
-        devices.VARIABLE: devices.assign(gpu_id, gpus, False).valuerl,
+        devices.VARIABLE: assignment.valuerl,
     }
 
 
@@ -312,14 +318,21 @@ def run(arguments: argparse.Namespace) -> None:
                 episodes.append(episode)
                 print(
                     f"episode {len(episodes)}: {episode.length} steps, "
-                    f"{ending(episode)}, score {episode.score:.2f}",
+                    f"{ending(episode)}, score {significant(episode.score)}",
                     flush=True,
                 )
         print(summary(episodes), flush=True)
+        about = origin(
+            f"visualizer.py {arguments.config} {trained.path} "
+            f"--episodes {arguments.episodes} --seed {arguments.seed}",
+            steve.__version__,
+        )
         (unfinished / "episodes.csv").write_bytes(episodes_csv(episodes))
         for shown in analyse(config, nets, episodes):
-            for name, content in shown.files.items():
-                (unfinished / name).write_bytes(content)
+            (unfinished / f"{shown.name}.csv").write_bytes(shown.table)
+            for kind in KINDS:
+                content = rendered(shown.figure, kind, about)
+                (unfinished / f"{shown.name}.{kind}").write_bytes(content)
             for line in shown.lines:
                 print(line, flush=True)
     print(f"\n{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
@@ -346,5 +359,5 @@ def main(arguments: Sequence[str] | None = None, program: str = "visualizer.py")
 
 
 if __name__ == "__main__":
-    import_from_working_folder()
+    prepare_command()
     sys.exit(main())

@@ -11,7 +11,7 @@ import tensorflow as tf
 from . import nn
 from .batch import Batch
 from .settings.extensions import WORLD_MODELS
-from .settings.schema import SINGLE_NET, WorldModelConfig
+from .settings.schema import SINGLE_NET, Ensemble, WorldModelConfig
 
 
 class ModelMembers(NamedTuple):
@@ -89,8 +89,10 @@ class WorldModelProtocol(Protocol):
     def all_members(self) -> Any:
         """What stands for all members; nothing is drawn."""
 
-    def sample_assignment(self, seed: tf.Tensor, batch_size: int) -> Any:
-        """Which member trains on which row of a batch, from a seed, [2] int32."""
+    def sample_assignment(
+        self, seed: tf.Tensor, update: tf.Tensor, batch_size: int
+    ) -> Any:
+        """Which member trains on which row: from the update's seed [2] and number."""
 
     def next_obs(self, obs: tf.Tensor, action: tf.Tensor, members: Any) -> tf.Tensor:
         """s_{h+1}: [M, B, O] (or [1, B, O]), [M, B, A] (or [1, B, A]) -> [M, B, O]."""
@@ -210,16 +212,28 @@ class WorldModel:
         """All members of each ensemble."""
         return ModelMembers(transition=None, reward=None)
 
-    def sample_assignment(self, seed: tf.Tensor, batch_size: int) -> ModelAssignment:
-        """Gives each row to one of `train_sample_count` members of each ensemble."""
-        sizes = self._transition_size, self._reward_size
-        return ModelAssignment(
-            *(
-                nn.sample_assignment(
-                    part, batch_size, size.ensemble_size, size.train_sample_count
-                )
-                for part, size in zip(nn.split(seed, 2), sizes, strict=True)
+    def sample_assignment(
+        self, seed: tf.Tensor, update: tf.Tensor, batch_size: int
+    ) -> ModelAssignment:
+        """Gives each row to one of `train_sample_count` members of each ensemble.
+
+        Each pair of a transition and a reward member has an equal part of the rows.
+        """
+        for_transition, for_reward = nn.split(seed, 2)
+
+        def sample(part: tf.Tensor, size: Ensemble, strided: bool) -> nn.Assignment:
+            return nn.sample_assignment(
+                part,
+                update,
+                batch_size,
+                size.ensemble_size,
+                size.train_sample_count,
+                strided=strided,
             )
+
+        return ModelAssignment(
+            sample(for_transition, self._transition_size, strided=False),
+            sample(for_reward, self._reward_size, strided=True),
         )
 
     def next_obs(

@@ -6,11 +6,11 @@ import tensorflow as tf
 
 from . import nn
 from .batch import Batch
-from .compute import prepare_tensorflow
-from .learner import Learner
+from .learner import Learner, prepare
 from .running import pace
 from .running.child import Context
 from .settings.roles import WORLDMODEL
+from .settings.schema import SINGLE_NET
 from .settings.seeds import Stream
 from .storage.checkpoint import Scalar
 from .util import Every
@@ -23,7 +23,7 @@ class WorldmodelLearner(Learner):
     name = WORLDMODEL
     batch_stream = Stream.WORLDMODEL_BATCH
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, is_compiled: bool = False) -> None:
         settings = context.run.config.model_section
         self.model = build_world_model(
             settings,
@@ -31,7 +31,7 @@ class WorldmodelLearner(Learner):
             context.run.action_dim,
             nn.generator_of(context.seed),
         )
-        super().__init__(context, settings, self.model.metric_names)
+        super().__init__(context, settings, self.model.metric_names, is_compiled)
         self.pretrained = 0
         self._pretraining = settings.pretrain_n or 0  # false: none
         self._seed = nn.seed_of(context.seed)
@@ -45,8 +45,9 @@ class WorldmodelLearner(Learner):
 
     def train_step(self, batch: Batch[tf.Tensor]) -> dict[str, tf.Tensor]:
         """One update of all three ensembles."""
-        seed = nn.fold_in(self._seed, self.optimizer.steps)
-        assignment = self.model.sample_assignment(seed, self.settings.batch_size)
+        update, size = self.optimizer.steps.read_value(), self.settings.batch_size
+        seed = nn.fold_in(self._seed, update)
+        assignment = self.model.sample_assignment(seed, update, size)
         return self.model.update(batch, assignment, self.optimizer)
 
     @property
@@ -84,8 +85,7 @@ class WorldmodelLearner(Learner):
                 target - self.pretrained,
                 *(e.until(self.pretrained) for e in (log, save)),
             )
-            block = self.updates_per_call
-            self.pretrained += self.learn(block if block <= room else 1)
+            self.pretrained += self.learn(min(self.updates_per_call, int(room)))
             self.row["pretrained"] = self.pretrained
             self.tick()
             if log(self.pretrained):
@@ -105,19 +105,13 @@ class WorldmodelLearner(Learner):
 
 def build(context: Context) -> WorldmodelLearner:
     """Prepares TensorFlow for this learner, and builds it."""
-    run, settings = context.run, context.run.config.model_section
+    settings = context.run.config.model_section
     sizes = settings.bayesian
-    ensembles = (sizes.transition, sizes.reward) if sizes else ()
-    members = max((size.train_sample_count for size in ensembles), default=1)
-    prepare_tensorflow(
-        context.name,
-        run.cpu_learners,
-        settings.threads,
-        members,
-        run.config.precision,
-        run.config.deterministic,
-    )
-    return WorldmodelLearner(context)
+    ensembles = (sizes.transition, sizes.reward) if sizes else (SINGLE_NET,)
+    members = max(size.train_sample_count for size in ensembles)
+    width = max(settings.transition_hidden_dim, settings.aux_hidden_dim)
+    is_small = nn.is_small_product(settings.batch_size // members, width * width)
+    return WorldmodelLearner(context, prepare(context, settings, members, is_small))
 
 
 def main(context: Context) -> None:

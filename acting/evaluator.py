@@ -17,7 +17,7 @@ from ..storage.board import FINAL_EPISODES
 from ..storage.scores import Position, ScoreFile
 from ..util import wait_until
 from .policy import Policy, PolicyReader, random_actions
-from .safe_env import SafeEnv
+from .safe_env import CLOSE_PATIENCE, SafeEnv, close_all
 
 LOST_IN_A_ROW = (
     20  # episodes; then those of the policy, or the final ones, are given up
@@ -48,15 +48,21 @@ class Evaluator:
         self._reader = PolicyReader(context)
         self._epochs: dict[int, int] = {}  # of the policies seen, by their updates
         seed_globals(context.seed)
-        self._envs = []
+        self._envs: list[SafeEnv] = []
+        context.ends.callback(self.close)
         for _ in range(self._settings.batch_size):
             self._envs.append(SafeEnv(config.env, context.name, self._lose))
-            self._beat()
+            self._stopping()
         folders, count = context.run.folders, self._settings.count
         per_policy = self._settings.episodes_per_policy * count
         self._scores = ScoreFile(folders.scores, per_policy)
         self._final = ScoreFile(folders.final_scores, config.final_episodes * count)
         self._lost_in_a_row = 0  # episodes
+
+    def close(self) -> None:
+        """Closes the environments."""
+        self._row["heartbeat"] = time.monotonic() + CLOSE_PATIENCE
+        close_all(self._envs)
 
     def run(self) -> None:
         """Evaluates until asked to stop, or until the final episodes are done."""

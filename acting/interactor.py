@@ -5,7 +5,8 @@ process half a gigabyte.
 """
 
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -16,9 +17,12 @@ from ..running.child import Context
 from ..running.pace import frame_limit, policy_for
 from ..settings.roles import Kind
 from ..settings.seeds import Stream, generator, seed_globals, seed_of
-from ..util import wait_until
+from ..util import RunError, wait_until
 from .policy import Policy, PolicyReader, random_actions
-from .safe_env import SafeEnv, Step
+from .remote_env import RemoteEnv
+from .safe_env import CLOSE_PATIENCE, SafeEnv, Step, close_all
+
+TOO_MANY_LOST = 100  # transitions, of twice as many steps
 
 
 def interact(context: Context) -> None:
@@ -45,16 +49,39 @@ class Interactor:
         self._policy_turn = -1  # at which the policy was last looked up
         seed_globals(context.seed)
         size = self._agent.batch_size
-        self._envs = []
-        for _ in range(size):
-            self._envs.append(
-                SafeEnv(config.env, context.name, self._lose, self._note_failure)
-            )
-            self._beat()
+        self._envs: list[SafeEnv | RemoteEnv] = []
+        context.ends.callback(self.close)
+        self._make_envs(size)
         self._numbers = self._number * size + np.arange(size)  # [B], of all
         self._episodes = np.zeros(size, int)
         self._steps = np.zeros(size, int)  # of the running episodes
         self._obs = np.zeros((size, context.run.obs_dim))
+        # Whether the transition was lost, of each of the last steps.
+        self._lost: deque[bool] = deque(maxlen=2 * TOO_MANY_LOST)
+
+    def _make_envs(self, size: int) -> None:
+        config, name = self._config, self._context.name
+        callbacks = self._lose, self._note_failure
+        for i in range(size):
+            if self._agent.vectorization == "async":
+                seed = self._context.seed
+                self._envs.append(RemoteEnv(config, name, *callbacks, seed, i))
+            else:
+                self._envs.append(SafeEnv(config.env, name, *callbacks))
+            self._stopping()
+        for env in self._remote_envs():
+            env.wait_until_made()
+            self._stopping()
+
+    def _remote_envs(self) -> list[RemoteEnv]:
+        return [env for env in self._envs if isinstance(env, RemoteEnv)]
+
+    def close(self) -> None:
+        """Closes the environments."""
+        self._row["heartbeat"] = time.monotonic() + CLOSE_PATIENCE
+        for env in self._remote_envs():
+            env.begin_close()
+        close_all(self._envs)
 
     # -- the loop ----------------------------------------------------------------------
 
@@ -173,6 +200,7 @@ class Interactor:
     def _step(self, turn: int, action: np.ndarray) -> bool:
         """One step of every environment, stored; False: stopped before that."""
         taken = step_all(self._envs, self._obs, action, self._beat)
+        self._check_losses(len(taken.kept))
         origin = Origin(
             self._numbers[taken.kept],
             self._episodes[taken.kept],
@@ -182,8 +210,13 @@ class Interactor:
         )
         self._steps += 1
         self._obs = np.array(taken.next_obs)
-        for i in np.flatnonzero(taken.over):
-            self._begin_episode(int(i), int(self._episodes[i]) + 1)
+        over = [int(i) for i in np.flatnonzero(taken.over)]
+        for i in over:
+            env = self._envs[i]
+            if isinstance(env, RemoteEnv):
+                env.begin_reset(self._seed_of(i, int(self._episodes[i]) + 1))
+        for i in over:
+            self._begin_episode(i, int(self._episodes[i]) + 1)
         expected = turn if self._config.is_paced else None
         count = len(taken.kept)
 
@@ -204,14 +237,31 @@ class Interactor:
                 return False
         return True
 
+    def _check_losses(self, kept: int) -> None:
+        """Counts the steps of a vector step whose transition was lost, and the others.
+
+        Raises:
+            RunError: it was the last of too many losses.
+        """
+        lost = len(self._envs) - kept
+        self._lost.extend([True] * lost + [False] * kept)
+        if lost and (count := sum(self._lost)) >= TOO_MANY_LOST:
+            raise RunError(
+                f"{self._context.name}: {count} of the last {len(self._lost)} steps of "
+                f"{self._config.env.name} gave no transition that is finite; the run "
+                "stops. Correct the environment"
+            )
+
     # -- episodes ----------------------------------------------------------------------
 
     def _begin_episode(self, i: int, episode: int) -> None:
-        number = int(self._numbers[i])
-        seed = seed_of(self._config.seed, Stream.EPISODE, number, episode)
         self._episodes[i], self._steps[i] = episode, 0
-        self._obs[i] = self._envs[i].reset(seed)
+        self._obs[i] = self._envs[i].reset(self._seed_of(i, episode))
         self._beat()
+
+    def _seed_of(self, i: int, episode: int) -> int:
+        number = int(self._numbers[i])
+        return seed_of(self._config.seed, Stream.EPISODE, number, episode)
 
     def _resume_episodes(self, turn: int) -> None:
         """Brings each environment to where the stored rows left it.
@@ -329,7 +379,10 @@ class Taken(NamedTuple):
 
 
 def step_all(
-    envs: list[SafeEnv], obs: np.ndarray, action: np.ndarray, beat: Callable[[], None]
+    envs: Sequence[SafeEnv | RemoteEnv],
+    obs: np.ndarray,
+    action: np.ndarray,
+    beat: Callable[[], None],
 ) -> Taken:
     """One step of every environment.
 
@@ -342,6 +395,9 @@ def step_all(
         action: [B, A] in [-1, 1].
         beat: called after each step of an environment, to show life.
     """
+    for env, one_action in zip(envs, action, strict=True):
+        if isinstance(env, RemoteEnv):
+            env.begin_step(one_action)
     taken = []
     for env, one_action in zip(envs, action, strict=True):
         taken.append(env.step(one_action))

@@ -8,6 +8,7 @@ import numpy as np
 from ..running.child import Context
 from ..storage import checkpoint
 from ..storage.checkpoint import Checkpoint, CheckpointError
+from ..util import RunError
 
 
 class Policy:
@@ -122,8 +123,13 @@ class PolicyReader:
 
         A damaged file is named in the process's output and passed over: the value
         learner publishes the policy again when the run is resumed.
+
+        Raises:
+            RunError: the file was there and is gone.
         """
         stamp = checkpoint.stamp(self._path)
+        if stamp is None and self._stamp is not None:
+            raise RunError(f"{self._path} is gone: somebody removed or renamed it")
         if stamp is not None and stamp != self._stamp:
             self._stamp, self._updates = stamp, -1
             try:

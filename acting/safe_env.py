@@ -1,24 +1,28 @@
 """An environment that may fail: what it did wrong is not stored, the run continues.
 
 Simulators diverge, and users' environments raise. A transition that is not finite is
-dropped; an environment that raises is built again, so many times in a while.
+dropped; an environment that raises is built again, so many times in a while. An
+observation that does not fit its space is a user's mistake, and ends the run.
 """
 
 import itertools
+import math
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from ..envwrap import make_env
+from ..envwrap import CLOSE_PATIENCE, close_env, make_env
 from ..settings.schema import Environment
 from ..settings.seeds import seed_globals
 from ..util import RunError, UserError, one_line
 
 REBUILDS, WINDOW = 5, 600.0  # times, in seconds
+SAID = 5  # dropped transitions of which each is said
+SHORTEST_CLOSE = 0.05  # seconds that each environment gets at least
 
 
 class Step(NamedTuple):
@@ -55,6 +59,7 @@ class SafeEnv:
         self._name = name
         self._on_loss = on_loss
         self._on_failure = on_failure
+        self._dropped = 0  # transitions that were not finite
         self._failed: deque[float] = deque()  # when, monotonic seconds
         self._env = make_env(config)
 
@@ -68,6 +73,7 @@ class SafeEnv:
 
         Raises:
             RunError: the environment fails too often.
+            UserError: what it gives is wrong at any time.
         """
         for attempt in itertools.count():
             try:
@@ -91,9 +97,12 @@ class SafeEnv:
 
         Raises:
             RunError: the environment fails too often.
+            UserError: what it gives is wrong at any time.
         """
         try:
             obs, reward, terminated, truncated, _ = self._env.step(action)
+        except UserError:
+            raise
         except Exception as error:
             self._on_loss()
             self._rebuild(error)
@@ -103,9 +112,21 @@ class SafeEnv:
         if _is_finite(step.obs) and _is_finite(step.reward):
             return step
         what = "reward" if _is_finite(step.obs) else "observation"
-        print(f"{self._name}: a transition is dropped: {what} not finite", flush=True)
-        self._on_loss()
+        self._drop(f"{what} not finite")
         return None
+
+    def _drop(self, why: str) -> None:
+        """Counts a lost transition; says so of the first ones, then at powers of 10."""
+        self._dropped += 1
+        if self._dropped <= SAID or math.log10(self._dropped).is_integer():
+            count = f" (number {self._dropped:,})" if self._dropped > SAID else ""
+            line = f"{self._name}: a transition is dropped: {why}{count}"
+            print(line, flush=True)
+        self._on_loss()
+
+    def close(self, patience: float = CLOSE_PATIENCE) -> None:
+        """Closes the environment; see `envwrap.close_env`."""
+        close_env(self._env, patience)
 
     def _rebuild(self, error: Exception) -> None:
         """Makes the environment again after an error.
@@ -125,11 +146,22 @@ class SafeEnv:
                 f"{WINDOW / 60:g} minutes, last with {type(error).__name__}: "
                 f"{one_line(error)}; the run stops"
             )
-        try:
-            self._env.close()
-        except Exception:
-            traceback.print_exc()  # it is given up anyway
+        self.close()
         self._env = make_env(self._config)
+
+
+class Closable(Protocol):
+    """An environment here or in a process of its own."""
+
+    def close(self, patience: float) -> None: ...
+
+
+def close_all(envs: Sequence[Closable]) -> None:
+    """Closes environments, all within CLOSE_PATIENCE seconds."""
+    give_up = time.monotonic() + CLOSE_PATIENCE
+    for done, env in enumerate(envs):
+        left = max(0.0, give_up - time.monotonic())
+        env.close(left / (len(envs) - done) + SHORTEST_CLOSE)
 
 
 def _is_finite(value: np.ndarray | float) -> bool:

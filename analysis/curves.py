@@ -1,14 +1,14 @@
 """Learning curves from the files of experiments: read, grouped, aggregated.
 
-    from curves import load_curves
-    table = load_curves("results", x="hours")  # a pandas.DataFrame
+    table = steve.load_curves("results", x="hours")  # a pandas.DataFrame
     steve = table[table["algorithm"] == "STEVE"]
 
 A run's curve at g is the mean of what it measured in [t - window, t], t being its last
 measurement at or before g: it never contains a later one. It is not known (NaN) before
 the first measurement, nor further than a window behind the last one. Measurements are
-evaluation episodes, placed where their policy was published, or lines of a learner's
-log. The window is `smooth` times the largest x of the environment.
+policies, each the mean of its evaluation episodes and placed where it was published, or
+lines of a learner's log. The window is `smooth` times the largest x of the environment.
+Tables hold these values; a line is straight from one measurement's value to the next.
 
 The runs of a group (its seeds) are aggregated at common points: their mean, its 95%
 percentile-bootstrap interval over runs and, from 4 runs on, their interquartile mean.
@@ -59,6 +59,13 @@ def curve(series: np.ndarray, at: np.ndarray, window: float) -> np.ndarray:
     )
 
 
+def line(series: np.ndarray, at: np.ndarray, window: float) -> np.ndarray:
+    """As `curve`, but straight between the measurements, so without stairs."""
+    places = np.unique(series[0])
+    drawn = np.interp(at, places, curve(series, places, window))
+    return np.where(np.isnan(curve(series, at, window)), np.nan, drawn)
+
+
 def aggregate(values: np.ndarray) -> pd.DataFrame:
     """Mean, its bootstrap interval and interquartile mean over runs.
 
@@ -104,7 +111,7 @@ def aggregated_curves(
     for (environment, name), group in grouped(known, group_by).items():
         end = _longest(known, environment, x, quantity)
         at = np.linspace(0, end, points)
-        values = [curve(run.known(quantity, x), at, smooth * end) for run in group]
+        values = [line(run.known(quantity, x), at, smooth * end) for run in group]
         part = aggregate(np.stack(values)).assign(
             environment=environment, algorithm=name, **{x: at}
         )
@@ -112,6 +119,28 @@ def aggregated_curves(
     if not parts:
         return pd.DataFrame(columns=columns)
     return pd.concat(parts, ignore_index=True)
+
+
+def single_curves(
+    runs: Sequence[Record],
+    quantity: str = SCORE,
+    x: str = "frames",
+    group_by: str = "algorithm",
+    smooth: float = SMOOTH,
+    points: int = POINTS,
+) -> pd.DataFrame:
+    """The curves of the single runs: environment, algorithm, run, x and value."""
+    parts = [pd.DataFrame(columns=["environment", "algorithm", "run", x, "value"])]
+    known = [run for run in runs if run.series(quantity, x) is not None]
+    for (environment, name), group in grouped(known, group_by).items():
+        end = _longest(known, environment, x, quantity)
+        at = np.linspace(0, end, points)
+        for number, run in enumerate(group):
+            values = line(run.known(quantity, x), at, smooth * end)
+            part = {"environment": environment, "algorithm": name, "run": number}
+            table = pd.DataFrame({x: at, "value": values}).assign(**part)
+            parts.append(table.dropna())
+    return pd.concat([part for part in parts if len(part)] or parts, ignore_index=True)
 
 
 def _longest(
@@ -135,8 +164,8 @@ def load_curves(
         folders: of experiments or of environments, or output roots.
         quantity: "score", or a column of the learners' logs such as "q_loss".
         x: "frames", "hours" or "updates".
-        group_by: "algorithm" (see `algorithm`) or "experiment" (the name without the
-            digits at its end).
+        group_by: "algorithm" (and the settings in which its runs differ) or
+            "experiment" (the name without the digits at its end).
         smooth: the window's share of the x axis, 0 to 1.
         points: G, of each curve.
 
@@ -148,9 +177,10 @@ def load_curves(
     Raises:
         UserError: as `find_runs`.
     """
-    runs = find_runs(folders)
-    for line in remarks(runs, group_by):
-        warnings.warn(line, stacklevel=2)
+    notes: list[str] = []
+    runs = find_runs(folders, notes.append)
+    for note in [*notes, *remarks(runs, group_by)]:
+        warnings.warn(note, stacklevel=2)
     return aggregated_curves(runs, quantity, x, group_by, smooth, points)
 
 
@@ -211,9 +241,9 @@ def frames_to_reach(run: Record, score: float, window: float) -> float:
     Returns:
         inf where it never came to it.
     """
-    line = run.known(SCORE, "frames")
-    places = np.unique(line[0])
-    return float(min(places[curve(line, places, window) >= score], default=np.inf))
+    series = run.known(SCORE, "frames")
+    places = np.unique(series[0])
+    return float(min(places[curve(series, places, window) >= score], default=np.inf))
 
 
 def reach_table(

@@ -40,18 +40,36 @@ def wants_log_scale(values: np.ndarray) -> bool:
     return known.size > 0 and known.max() > LOG_SCALE_FROM * known.min() > 0
 
 
-def rendered(figure: "Figure", kind: str) -> bytes:
-    """The file of a figure, png, pdf or svg; the same figure gives the same bytes."""
+def origin(command: str, version: str) -> str:
+    """What made a figure: the command, the version and the commit."""
+    from ..storage.record import program_commit
+
+    commit = program_commit()
+    return f"{command}; steve {version}" + (f", commit {commit}" if commit else "")
+
+
+def rendered(figure: "Figure", kind: str, about: str = "") -> bytes:
+    """The file of a figure, png, pdf or svg; the same figure gives the same bytes.
+
+    Args:
+        figure: what is to be written.
+        kind: of the file.
+        about: text for the file's metadata (`origin`).
+    """
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     FigureCanvasAgg(figure)
     buffer = io.BytesIO()
-    metadata = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(kind)
+    metadata: dict[str, dict[str, Any]] = {
+        "png": {"Description": about},
+        "pdf": {"CreationDate": None, "Subject": about},
+        "svg": {"Date": None, "Description": about},
+    }
     # 42: fonts as TrueType. Many a conference refuses matplotlib's default, Type 3.
     settings: dict[Any, Any] = {"pdf.fonttype": 42, "svg.hashsalt": "steve"}
     with matplotlib.rc_context(settings):
-        figure.savefig(buffer, format=kind, dpi=200, metadata=metadata)
+        figure.savefig(buffer, format=kind, dpi=200, metadata=metadata[kind])
     return buffer.getvalue()
 
 
@@ -63,6 +81,13 @@ def csv_bytes(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> bytes
 
     lines = [",".join(columns), *(",".join(map(cell, row)) for row in rows)]
     return ("\n".join(lines) + "\n").encode()
+
+
+def significant(value: float) -> str:
+    """A score of any size: one decimal, but never fewer than three digits."""
+    if value == 0 or 10 <= abs(value) < 1e9 or not np.isfinite(value):
+        return f"{value:,.1f}"
+    return f"{value:.3g}"
 
 
 def text_table(rows: Sequence[Sequence[str]]) -> str:

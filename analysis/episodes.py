@@ -30,6 +30,8 @@ from ..storage.checkpoint import Checkpoint
 from ..util import UserError, one_line, redirected
 from .video import EpisodeError, Video, _open
 
+END_PATIENCE = 8.0  # seconds that the child gets to close the environment
+
 if TYPE_CHECKING:
     import gymnasium
 
@@ -46,6 +48,7 @@ class Episode(NamedTuple):
         reward: [T], as the environment gives it.
         next_obs: [T, O].
         terminated: whether the environment ended it; else it was cut.
+        broken: whether its next step was not finite: that step is not in it.
     """
 
     seed: int
@@ -54,6 +57,7 @@ class Episode(NamedTuple):
     reward: np.ndarray
     next_obs: np.ndarray
     terminated: bool
+    broken: bool = False
 
     @property
     def length(self) -> int:
@@ -85,6 +89,7 @@ class EpisodeRunner:
         context = multiprocessing.get_context("spawn")
         self._name = config.env.name
         self._has_video = video is not None
+        self._has_ended = False  # the child, but for the closing of the environment
         self._pipe, theirs = context.Pipe()
         # What libraries print there is shown only if the process dies of it.
         self._output = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `close`
@@ -115,8 +120,11 @@ class EpisodeRunner:
         self._receive("done")
 
     def close(self) -> None:
-        """Ends the child, at once."""
+        """Ends the child, which first closes the environment."""
         if self._process.pid is not None:
+            if not self._has_ended:
+                self._process.terminate()
+            self._process.join(END_PATIENCE)
             self._process.kill()
             self._process.join()
         self._pipe.close()
@@ -143,6 +151,7 @@ class EpisodeRunner:
         except (EOFError, ConnectionResetError):
             self._process.join()
             raise EpisodeError(self._how_it_ended()) from None
+        self._has_ended = kind in ("mistake", "failure", "done")
         if kind == "mistake":
             raise UserError(content)
         if kind == "failure":
@@ -169,27 +178,34 @@ class EpisodeRunner:
 def _serve(pipe: Connection, config: Config, video: Video | None) -> None:
     """The child's main function: measures, waits for a policy, runs the episodes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     code = 0
+    ends = contextlib.ExitStack()
     try:
         import_modules(config.module)
         seed_globals(config.seed)
-        _serve_episodes(pipe, config.env, video)
+        _serve_episodes(pipe, config.env, video, ends)
     except UserError as error:
         pipe.send(("mistake", str(error)))
-    except (EOFError, BrokenPipeError):  # the parent is gone
+    except (EOFError, BrokenPipeError, KeyboardInterrupt):  # nobody wants more
         code = 1
     except Exception as error:
         pipe.send(("failure", f"{config.env.name}: {_where(error)}"))
-    # Not sys.exit: renderers without a display abort when they are taken down.
+    # Last: a renderer without a display may abort when it is taken down.
+    ends.close()
+    # Not sys.exit: it takes other renderers down, and waits for threads of libraries.
     os._exit(code)
 
 
 def _serve_episodes(
-    pipe: Connection, env_config: Environment, video: Video | None
+    pipe: Connection,
+    env_config: Environment,
+    video: Video | None,
+    ends: contextlib.ExitStack,
 ) -> None:
     os.environ[VARIABLE] = NO_GPU  # as for interactors and evaluators
     os.environ["PYGAME_HIDE_SUPPORT_PROMPT"] = "1"
-    env, recorder = _open(env_config, video)
+    env, recorder = _open(env_config, video, ends)
     from ..envwrap import sizes_of
 
     sizes = sizes_of(env)
@@ -220,12 +236,17 @@ def run_episode(
             steps and score so far, and whether the episode is over.
 
     Raises:
-        EpisodeError: an observation or a reward is not finite.
+        EpisodeError: the first observation or step is not finite. A later such step
+            ends the episode, as in training, and is left out.
     """
     seed_globals(seed)
     obs, _ = env.reset(seed=seed)
     steps: list[tuple[np.ndarray, np.ndarray, float, np.ndarray]] = []
-    score, over = 0.0, False
+    score, over, broken = 0.0, False, False
+    if not np.isfinite(obs).all():
+        raise EpisodeError(
+            f"the first observation of the episode with seed {seed} is not finite"
+        )
     if look:
         look(env, 0, score, False)
     while not over:
@@ -233,10 +254,13 @@ def run_episode(
         next_obs, given, terminated, truncated, _ = env.step(action)
         reward = float(given)
         if not (np.isfinite(reward) and np.isfinite(next_obs).all()):
-            raise EpisodeError(
-                f"step {len(steps) + 1} of the episode with seed {seed} gave an "
-                "observation or a reward that is not finite"
-            )
+            if not steps:
+                raise EpisodeError(
+                    f"step 1 of the episode with seed {seed} gave an observation or a "
+                    "reward that is not finite"
+                )
+            broken = True
+            break
         steps.append((obs, action, reward, next_obs))
         score += reward
         over = terminated or truncated
@@ -250,7 +274,8 @@ def run_episode(
         action=np.asarray(actions, np.float32),
         reward=np.asarray(rewards, np.float64),
         next_obs=np.asarray(all_next_obs, np.float32),
-        terminated=bool(terminated),
+        terminated=bool(terminated) and not broken,
+        broken=broken,
     )
 
 

@@ -63,7 +63,7 @@ def episode_values(valuerl: "ValueRL", episode: Episode) -> EpisodeValues:
             terminated=tf.constant(_terminated(episode)[rows]),
         )
         members = model.all_members() if model else None
-        every = SampledMembers(None, nn.interleaved_assignment(1, 1), members)
+        every = SampledMembers(None, nn.Assignment(1, tf.constant([0])), members)
         candidates = valuerl.candidates(valuerl.imagine(batch, every))
         weights.append(valuerl.weights(candidates))
         targets.append(weighted_target(candidates, weights[-1]))

@@ -1,6 +1,7 @@
 """Experiments read back from their folders: `steve.load_run`, `steve.load_policy`."""
 
 import json
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,7 +147,7 @@ def load_runs(*folders: str | Path) -> list[LoadedRun]:
     from .records import find_runs
 
     found: dict[Path, LoadedRun] = {}
-    for record in find_runs(folders):
+    for record in find_runs(folders, lambda note: warnings.warn(note, stacklevel=3)):
         log_folder = record.path.parent
         is_inside = log_folder.name == record.config.log_path
         folder = log_folder.parent if is_inside else log_folder

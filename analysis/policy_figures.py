@@ -1,7 +1,7 @@
 """The visualizer's figures and tables, from the numbers of `inspection`."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from .drawing import (
     VERMILION,
     csv_bytes,
     finish_axes,
+    significant,
     text_table,
     wants_log_scale,
 )
@@ -37,11 +38,13 @@ if TYPE_CHECKING:
 
 # ---- Pictures: the only part that needs matplotlib ----------------------------------
 
-MODEL_STYLES = {
+MODEL_STYLES: dict[str, tuple[str, str, Any]] = {
     "error": ("error of the members' mean", VERMILION, SOLID),
     "spread": ("spread of the members", BLUE, DASHED),
     "trivial": ("error without a model", BLACK, DOTTED),
 }
+LEGEND_ROWS = 7  # of the weights, beside their panel
+SMOOTHED = 100  # steps of an episode that can be told apart in its weights
 VALUE_LABEL = "value estimate Q(s, a)"
 SPREAD_LABEL = VALUE_LABEL + ", \N{PLUS-MINUS SIGN} 1 sd of its members"
 
@@ -69,6 +72,10 @@ def weights_figure(histogram: Histogram, weighting: str) -> "Figure":
         axes.set_title(f"$w_{{{h}}}$, mean {histogram.mean[h]:.2f}", fontsize=10)
         axes.set_xlim(histogram.edges[0], histogram.edges[-1])
         axes.set_xticks(histogram.edges[:: BINS // 2])
+        for label, side in zip(
+            axes.get_xticklabels(), ("left", "center", "right"), strict=False
+        ):
+            label.set_horizontalalignment(side)  # the next panel has labels too
         axes.tick_params(labelbottom=h + columns >= count)
         finish_axes(axes)
     beyond = "; the outer bars hold all beyond" if histogram.is_open else ""
@@ -101,13 +108,15 @@ def model_error_figure(errors: ModelError, horizon: int | None) -> "Figure":
     for axes, (title, each) in zip(panels, named.items(), strict=True):
         for field, (label, color, dashes) in MODEL_STYLES.items():
             line = getattr(each, field)
+            if not np.nan_to_num(line).any():
+                continue  # it would lie on the axis: `_name_zeros` says so
             axes.plot(steps, line, color=color, linestyle=dashes, label=label)
         values = np.concatenate(each)
         if wants_log_scale(values[values != 0]):
             axes.set_yscale("log")
-            _name_zeros(axes, each)
         else:
             axes.set_ylim(bottom=0)
+        _name_zeros(axes, each)
         if horizon and horizon <= len(steps):
             axes.axvline(horizon, color="#888888", linewidth=0.8, zorder=0)
             axes.annotate(
@@ -125,10 +134,14 @@ def model_error_figure(errors: ModelError, horizon: int | None) -> "Figure":
         axes.set_xlabel("imagined steps")
         finish_axes(axes)
     panels[0].set_ylabel("root mean square, in its own unit")
-    handles, labels = panels[0].get_legend_handles_labels()
+    from matplotlib.lines import Line2D
+
+    handles = [
+        Line2D([], [], label=label, color=color, linestyle=dashes)
+        for label, color, dashes in MODEL_STYLES.values()
+    ]
     figure.legend(
-        handles,
-        labels,
+        handles=handles,
         loc="outside lower center",
         ncols=3,
         frameon=False,
@@ -142,7 +155,7 @@ def model_error_figure(errors: ModelError, horizon: int | None) -> "Figure":
 
 
 def _name_zeros(axes: "Axes", errors: Errors) -> None:
-    """Names the lines that are 0 everywhere: a log scale cannot show them."""
+    """Names the lines that are 0 everywhere: no line can be seen on the axis."""
     zeros = [
         label
         for field, (label, *_) in MODEL_STYLES.items()
@@ -222,13 +235,20 @@ def episode_figure(
 
 
 def _plot_weights(axes: "Axes", weights: np.ndarray) -> None:
-    """The weights of one episode, stacked to 1; as lines where some are negative."""
+    """The weights of one episode, stacked to 1; as lines where some are negative.
+
+    Of a long episode they are means over equal shares of its steps: single steps would
+    be too narrow to be seen.
+    """
     import matplotlib
 
     length, count = weights.shape
+    stride = -(-length // SMOOTHED)
+    edges = np.append(np.arange(0, length, stride), length)
+    sums = np.add.reduceat(weights, edges[:-1], axis=0)
+    weights = sums / np.diff(edges)[:, None]
     colors = matplotlib.colormaps["cividis"](np.linspace(0.0, 1.0, count))
     labels = [f"$w_{{{h}}}$" for h in range(count)]
-    edges = np.arange(length + 1)
     if weights.min() < -1e-5:
         for h in range(count):
             axes.plot(edges[:-1], weights[:, h], color=colors[h], label=labels[h])
@@ -247,14 +267,23 @@ def _plot_weights(axes: "Axes", weights: np.ndarray) -> None:
                 zorder=2 - h / count,
             )
         axes.set_ylim(0, 1)
-    axes.set_ylabel("weight")
+    axes.set_ylabel("weight" if stride == 1 else f"weight, mean of {stride} steps")
     finish_axes(axes)
+    columns = -(-count // LEGEND_ROWS)
     axes.legend(
-        frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5), reverse=True
+        frameon=False,
+        loc="center left",
+        bbox_to_anchor=(1.0, 0.5),
+        reverse=columns == 1,  # as they are stacked
+        ncols=columns,
+        columnspacing=0.8,
+        fontsize=9 if columns > 1 else None,
     )
 
 
 def ending(episode: Episode) -> str:
+    if episode.broken:
+        return "not finite"
     return "terminated" if episode.terminated else "cut"
 
 
@@ -265,8 +294,9 @@ def summary(episodes: Sequence[Episode]) -> str:
         "length": [float(episode.length) for episode in episodes],
     }
     return "\n".join(
-        f"{name}: mean {np.mean(values):.2f}, standard deviation {np.std(values):.2f}, "
-        f"median {np.median(values):.2f}"
+        f"{name}: mean {significant(float(np.mean(values)))}, standard deviation "
+        f"{significant(float(np.std(values)))}, "
+        f"median {significant(float(np.median(values)))}"
         for name, values in columns.items()
     )
 

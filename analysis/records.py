@@ -1,11 +1,13 @@
 """What experiments left: their scores, logs and configurations, read and grouped."""
 
 import gzip
+import json
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,9 +15,9 @@ from pydantic import ValidationError
 
 from ..settings.loading import changed_keys
 from ..settings.roles import VALUERL, WORLDMODEL
-from ..settings.schema import Config
+from ..settings.schema import PAPER_HORIZON, Config
 from ..storage.record import read_json
-from ..util import UserError
+from ..util import UserError, files_below
 
 SUFFIX = ".greedy.csv"
 X_AXES = ("frames", "hours", "updates")
@@ -27,6 +29,8 @@ NOT_A_SETTING = {"seed", "log_path", "save_model_path"}
 # Folders that main.py put aside or has not finished.
 ASIDE = re.compile(r"\..*|.*\.old\d+")
 SHORT = 0.95  # of the longest run of its group: a shorter one is worth a remark
+LONGEST_NAME = 48  # letters of a group; what does not fit is told by the experiment
+HORIZON = re.compile(r" H=\d+")
 
 
 # ---- Reading ------------------------------------------------------------------------
@@ -41,23 +45,39 @@ class Record:
         config: as in hps.json.
         tables: of its scores and of each learner's log, each with the columns of
             X_AXES; model usage for weightings that adapt, such as STEVE's (the
-            others' is 0 by definition).
+            others' is 0 by definition). Scores have a row for each policy, the mean of
+            its episodes.
+        title: the name of its group where the configuration does not tell it.
     """
 
     path: Path
     config: Config
     tables: list[pd.DataFrame]
+    title: str | None = None
 
     @property
     def environment(self) -> str:
         return self.config.env.name
 
+    @property
+    def experiment(self) -> str:
+        """The name of the experiment."""
+        return self.path.name.split(SUFFIX)[0]
+
+    @property
+    def set_aside(self) -> str:
+        """The folder that `--overwrite` put the run into; empty for all others."""
+        # The experiment's folder, or its log folder inside.
+        parts = self.path.absolute().parts[-3:-1]
+        return next((part for part in parts if ASIDE.fullmatch(part)), "")
+
     def group(self, group_by: str) -> str:
         """The algorithm, or the experiment's name without the seed's digits."""
+        if self.title:
+            return self.title
         if group_by == "algorithm":
             return self.config.algorithm
-        experiment = self.path.name.split(SUFFIX)[0]
-        return experiment.rstrip("0123456789").rstrip("_-") or experiment
+        return self.experiment.rstrip("0123456789").rstrip("_-") or self.experiment
 
     def series(self, quantity: str, x: str) -> np.ndarray | None:
         """Two rows, x and the quantity, sorted by x; None where there is nothing."""
@@ -83,14 +103,21 @@ class Record:
         return 0.0 if series is None else series[0, -1]
 
 
-def find_runs(folders: Sequence[str | Path]) -> list[Record]:
+def find_runs(
+    folders: Sequence[str | Path], passed_over: Callable[[str], None] | None = None
+) -> list[Record]:
     """Reads every experiment in or below the folders, each once.
 
     hps.json and the logs lie next to the csv; it and they may be gzipped. What
     `--overwrite` put aside is passed over, unless its own folder is named.
 
+    Args:
+        folders: of experiments or of environments, or output roots.
+        passed_over: takes a line for each run that cannot be read, if another one can.
+
     Raises:
-        UserError: no such folder, no scores in one, or a file that cannot be used.
+        UserError: no such folder, no scores in one, or a file that cannot be used: any
+            without `passed_over`, else all.
     """
     found: dict[Path, Path] = {}
     for folder in map(Path, folders):
@@ -98,7 +125,7 @@ def find_runs(folders: Sequence[str | Path]) -> list[Record]:
             raise UserError(f"{folder} is not a folder; name one of main.py's output")
         paths = [
             path
-            for path in sorted(folder.rglob(f"*{SUFFIX}*"))
+            for path in files_below(folder, f"*{SUFFIX}*")
             if path.name.removesuffix(".gz").endswith(SUFFIX)
             and not any(map(ASIDE.fullmatch, path.relative_to(folder).parts))
         ]
@@ -108,20 +135,34 @@ def find_runs(folders: Sequence[str | Path]) -> list[Record]:
             found.setdefault(
                 path.resolve().with_name(path.name.removesuffix(".gz")), path
             )
-    return [read_experiment(path) for path in found.values()]
+    runs, faults = [], []
+    for path in found.values():
+        try:
+            runs.append(read_experiment(path))
+        except UserError as error:
+            faults.append(error)
+    if faults and (passed_over is None or not runs):
+        raise faults[0]
+    if passed_over:
+        for fault in faults:
+            passed_over(f"a run is left out: {fault}")
+    return runs
 
 
 def read_experiment(path: Path) -> Record:
     """The run whose scores are in `path`.
 
     The csv has no updates. They are (epoch - 1) * epoch_every_n: too large by less
-    than an epoch after each time that the run came to its limit.
+    than an epoch after each time that the run came to its limit. Its rows are episodes.
+    A policy has one weight however many it has: version 1.0 wrote the last policy's
+    final episodes there too.
 
     Raises:
         UserError: a file is missing or cannot be used.
     """
     config = read_config(path.with_name("hps.json"))
     scores = read_table(path, ("hours", "epochs", "frames", SCORE))
+    scores = scores.groupby(["epochs", "frames", "hours"], as_index=False)[SCORE].mean()
     every = config.policy_config.epoch_every_n
     tables = [scores.assign(updates=(scores["epochs"] - 1) * every)]
     for learner in (VALUERL, WORLDMODEL):
@@ -181,34 +222,100 @@ def read_table(path: Path, required: Sequence[str]) -> pd.DataFrame:
 def grouped(
     runs: Sequence[Record], group_by: str
 ) -> dict[tuple[str, str], list[Record]]:
-    """The runs by (environment, group), in alphabetical order."""
-    groups: dict[tuple[str, str], list[Record]] = {}
+    """The runs by (environment, group), in alphabetical and numerical order.
+
+    Runs of one algorithm whose settings differ are groups of their own, named by those
+    settings; so is output that was set aside.
+    """
+    found: dict[tuple[str, str], list[Record]] = {}
     for run in runs:
-        groups.setdefault((run.environment, run.group(group_by)), []).append(run)
-    return dict(sorted(groups.items()))
+        found.setdefault((run.environment, run.group(group_by)), []).append(run)
+    horizons = {HORIZON.sub("", name) for _, name in found if HORIZON.search(name)}
+    groups: dict[tuple[str, str], list[Record]] = {}
+    for (environment, name), together in found.items():
+        if together[0].title is None and group_by == "algorithm":
+            first, *rest = name.split(" unpaced")
+            if name in horizons:  # among others it says its own
+                name = f"{first} H={PAPER_HORIZON}" + " unpaced" * len(rest)
+            endings = _settings_that_differ(together)
+        else:
+            endings = [""] * len(together)
+        for run, ending in zip(together, endings, strict=True):
+            aside = f" ({run.set_aside})" if run.set_aside else ""
+            groups.setdefault((environment, name + ending + aside), []).append(run)
+    return {key: groups[key] for key in sorted(groups, key=_in_order)}
+
+
+def _in_order(key: Sequence[str]) -> list[Any]:
+    """Sorts numbers in names as numbers: H=2 comes before H=10."""
+    return [
+        [(float(part), "") if i % 2 else (0.0, part) for i, part in enumerate(parts)]
+        for parts in (re.split(r"(\d+(?:\.\d+)?)", name) for name in key)
+    ]
+
+
+def _settings_that_differ(runs: Sequence[Record]) -> list[str]:
+    """What tells the runs of an algorithm apart: ", learning_rate 0.001" of each."""
+    contents = [run.config.model_dump(mode="json", by_alias=True) for run in runs]
+    differing = _differing(contents)
+    endings = [
+        "".join(
+            f", {key.rpartition('.')[2]} {_value(content, key)}" for key in differing
+        )
+        for content in contents
+    ]
+    short = {key.rpartition(".")[2] for key in differing}
+    if len(short) < len(differing) or max(map(len, endings)) > LONGEST_NAME:
+        # As many groups as there are settings, each named after its experiments.
+        names: dict[str, list[str]] = {}
+        keys = [
+            str([_value(content, key) for key in differing]) for content in contents
+        ]
+        for run, key in zip(runs, keys, strict=True):
+            names.setdefault(key, []).append(run.group("experiment"))
+        return [f" ({'/'.join(dict.fromkeys(names[key]))})" for key in keys]
+    return endings
+
+
+def _differing(contents: Sequence[dict[str, Any]]) -> list[str]:
+    """The keys in which merged configurations differ and that make a difference."""
+    keys = {key for each in contents for key in changed_keys(contents[0], each)}
+    return sorted(keys - NOT_A_SETTING)
+
+
+def _value(content: dict[str, Any], key: str) -> str:
+    """A value of a merged configuration, as JSON."""
+    value: Any = content
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def remarks(runs: Sequence[Record], group_by: str = "algorithm") -> list[str]:
     """What a reader of the curves should know, one line each: runs without scores or
     much shorter than others of their group, settings that differ within a group, and
     seeds that occur twice in it."""
-    lines = []
-    for (environment, name), group in grouped(runs, group_by).items():
-        ends = {run.path: run.end("frames") for run in group}
-        longest = max(ends.values())
-        for path, end in ends.items():
-            if not end:
-                lines.append(f"{path} has no evaluation yet")
-            elif end < SHORT * longest:
-                lines.append(
-                    f"{path} ends at {end:,.0f} frames, the longest run of {name} on "
-                    f"{environment} at {longest:,.0f}"
-                )
-        configs = [run.config.model_dump(mode="json", by_alias=True) for run in group]
-        keys = {key for each in configs for key in changed_keys(configs[0], each)}
-        if changed := sorted(keys - NOT_A_SETTING):
-            lines.append(f"{environment}, {name}: runs differ in {', '.join(changed)}")
-        seeds = sorted(run.config.seed for run in group)
-        if len(set(seeds)) < len(seeds):
-            lines.append(f"{environment}, {name}: a seed occurs twice: {seeds}")
-    return lines
+    return [
+        line
+        for key, group in grouped(runs, group_by).items()
+        for line in _remarks(*key, group)
+    ]
+
+
+def _remarks(environment: str, name: str, group: Sequence[Record]) -> Iterator[str]:
+    ends = {run.path: run.end("frames") for run in group}
+    longest = max(ends.values())
+    for path, end in ends.items():
+        if not end:
+            yield f"{path} has no evaluation yet"
+        elif end < SHORT * longest:
+            yield (
+                f"{path} ends at {end:,.0f} frames, the longest run of {name} on "
+                f"{environment} at {longest:,.0f}"
+            )
+    contents = [run.config.model_dump(mode="json", by_alias=True) for run in group]
+    if changed := _differing(contents):
+        yield f"{environment}, {name}: runs differ in {', '.join(changed)}"
+    seeds = sorted(run.config.seed for run in group)
+    if len(set(seeds)) < len(seeds):
+        yield f"{environment}, {name}: a seed occurs twice: {seeds}"

@@ -4,6 +4,7 @@ import ctypes.util
 import importlib
 import os
 from collections.abc import Callable, MutableMapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +23,8 @@ GL_VARIABLE = "MUJOCO_GL"
 GL_BACKENDS = {"egl": ("EGL", "libegl1"), "osmesa": ("OSMesa", "libosmesa6")}
 GL_PACKAGES = "libegl1 or libosmesa6, and libgl1-mesa-dri"
 NO_GL = "disable"  # MuJoCo can then be imported, but draws nothing
+GL_NAMES = (*GL_BACKENDS, "glfw", NO_GL)
+PLATFORM_VARIABLE = "PYOPENGL_PLATFORM"
 
 FASTEST = 30.0  # pictures per second that a video needs at most
 FASTEST_GIF = 15.0
@@ -62,13 +65,25 @@ def choose_gl(
 ) -> str | None:
     """Sets MUJOCO_GL to what can draw without a display, before MuJoCo is imported.
 
-    The user's own choice is kept where its library is there. With no library it
-    becomes "disable": then MuJoCo can be imported and steps, but does not draw.
+    The user's own choice, or that of PYOPENGL_PLATFORM, is kept where its library is
+    there. With no library, or an unknown name, it becomes "disable": then MuJoCo can be
+    imported and steps, but does not draw.
 
     Returns:
         None, or what is missing; it concerns those environments that MuJoCo draws.
     """
-    chosen = environ.get(GL_VARIABLE, "").strip().lower()
+    variable = GL_VARIABLE
+    chosen = environ.get(variable, "").strip().lower()
+    platform = environ.get(PLATFORM_VARIABLE, "").strip().lower()
+    if not chosen and platform in GL_BACKENDS:
+        # MuJoCo refuses another one than PyOpenGL's.
+        variable, chosen = PLATFORM_VARIABLE, platform
+    if chosen and chosen not in GL_NAMES:
+        environ[GL_VARIABLE] = NO_GL
+        return (
+            f"{GL_VARIABLE}={chosen} is none of {', '.join(GL_NAMES)}: "
+            "correct it or leave it unset"
+        )
     if chosen and chosen not in GL_BACKENDS:
         return None  # glfw, say: the user knows
     for backend in [chosen] if chosen else GL_BACKENDS:
@@ -81,22 +96,28 @@ def choose_gl(
     if chosen:
         library, package = GL_BACKENDS[chosen]
         return (
-            f"{GL_VARIABLE}={chosen} needs the library {library} (Debian: {package}, "
+            f"{variable}={chosen} needs the library {library} (Debian: {package}, "
             "libgl1-mesa-dri)"
         )
     return f"no EGL or OSMesa library was found (Debian: {GL_PACKAGES})"
 
 
 def _open(
-    env_config: Environment, video: Video | None
+    env_config: Environment, video: Video | None, ends: ExitStack
 ) -> "tuple[gymnasium.Env, Recorder | None]":
-    """Makes the environment and, for a video, draws it once.
+    """Makes the environment and, for a video, draws it once; `ends` will close it.
 
     Raises:
         UserError: it cannot be made, or not be drawn.
     """
     missing = choose_gl(os.environ)
-    make_env = importlib.import_module("steve.envwrap").make_env
+    envwrap = importlib.import_module("steve.envwrap")
+
+    def make_env(env_config: Environment) -> "gymnasium.Env":
+        env = envwrap.make_env(env_config)
+        ends.callback(envwrap.close_env, env)
+        return env
+
     if video is None:
         return make_env(env_config), None
     drawn = {**env_config.make_kwargs, "render_mode": "rgb_array"}
@@ -108,17 +129,49 @@ def _open(
         if not isinstance(error, UserError) or _can_be_made(env_config):
             raise _undrawable(env_config, error, missing) from error
         raise
-    if not (isinstance(picture, np.ndarray) and picture.shape[2:] in ((3,), (4,))):
-        raise UserError(
-            f"{env_config.name} gives no pictures (render_mode rgb_array); --video "
-            "none leaves the video out"
-        )
+    try:
+        picture = as_rgb(picture)
+    except UserError as error:
+        raise UserError(f"{env_config.name} {error}") from None
     return env, Recorder(video, env.metadata.get("render_fps"), picture)
+
+
+def as_rgb(picture: object) -> np.ndarray:
+    """What an environment drew, as [height, width, 3] uint8.
+
+    Args:
+        picture: [height, width], or with 1, 3 or 4 channels; uint8, or floats in
+            [0, 1]. A fourth channel is left out.
+
+    Raises:
+        UserError: it is none of these.
+    """
+    if not isinstance(picture, np.ndarray) or not picture.size:
+        raise UserError(
+            "gives no pictures (render_mode rgb_array); --video none leaves the video "
+            "out"
+        )
+    whole = picture[..., None] if picture.ndim == 2 else picture
+    is_float = np.issubdtype(whole.dtype, np.floating)
+    if (
+        whole.shape[2:] not in ((1,), (3,), (4,))
+        or not (is_float or whole.dtype == np.uint8)
+        or (is_float and not (whole.min() >= 0 and whole.max() <= 1))
+    ):
+        raise UserError(
+            f"gives pictures of {picture.dtype} {list(picture.shape)}; they must be "
+            "uint8 [height, width, 3 or 4], or floats in [0, 1]; --video none leaves "
+            "the video out"
+        )
+    if is_float:
+        whole = np.rint(255 * whole).astype(np.uint8)
+    return np.broadcast_to(whole[..., :3], (*whole.shape[:2], 3))
 
 
 def _can_be_made(env_config: Environment) -> bool:
     try:
-        importlib.import_module("steve.envwrap").make_env(env_config).close()
+        envwrap = importlib.import_module("steve.envwrap")
+        envwrap.close_env(envwrap.make_env(env_config))
     except Exception:  # then this is what is wrong, not the drawing
         return False
     return True
@@ -165,7 +218,7 @@ class Recorder:
         self._shape = picture.shape
         # A gif is made of a film: how long it gets is known only at the end.
         self._film = video.path.with_suffix(".mp4")
-        height, width = captioned(picture[..., :3], "").shape[:2]
+        height, width = captioned(picture, "").shape[:2]
         self._writer = FFMPEG_VideoWriter(
             str(self._film), (width, height), self.fps, ffmpeg_params=list(QUALITY)
         )
@@ -176,7 +229,7 @@ class Recorder:
         def look(env: "gymnasium.Env", step: int, score: float, over: bool) -> None:
             if step % self.stride and not over:
                 return
-            picture = np.asarray(env.render())
+            picture = as_rgb(env.render())
             if picture.shape != self._shape:
                 raise UserError(
                     f"the pictures change their size from {self._shape} to "
@@ -186,7 +239,7 @@ class Recorder:
                 f"episode {number}/{self._video.episodes}      step {step}      "
                 f"score {score:.1f}"
             )
-            frame = captioned(picture[..., :3], text)
+            frame = captioned(picture, text)
             repeats = max(1, round(LAST_PICTURE * self.fps)) if over else 1
             for _ in range(repeats):
                 self._writer.write_frame(frame)

@@ -141,9 +141,7 @@ def measure(
         seconds: of each measurement.
         together: whether to measure the learners side by side too.
     """
-    assignment = devices.assign(
-        device, devices.visible_gpus(os.environ), config.has_model
-    )
+    assignment = devices.assigned(device, config.has_model, os.environ)
     gpus = {VALUERL: assignment.valuerl, WORLDMODEL: assignment.worldmodel}
     names = list(learners(config))
     run = harness.open_run(config, device, ROWS)

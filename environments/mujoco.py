@@ -142,6 +142,80 @@ class OldHumanoid(OldMujoco):
         return obs, reward, terminated, truncated, info
 
 
+class DivergenceGuard(gymnasium.Wrapper):
+    """Shows a simulation that diverged as an observation of NaN.
+
+    When a state is no longer finite, MuJoCo puts the simulation back to its start
+    within the step and counts a warning. The observation that follows belongs to
+    another episode; NaN is what the state was.
+
+    Args:
+        env: one whose simulation `counts_warnings`, with an array as observation.
+    """
+
+    def __init__(self, env: gymnasium.Env) -> None:
+        super().__init__(env)
+        import mujoco
+
+        _say_warnings()
+        self._simulation = simulation_of(env)
+        self._watch()
+        self._quiet = bytes(self._number.nbytes)
+
+        kinds = mujoco.mjtWarning
+        self._kinds = [
+            int(getattr(kinds, f"mjWARN_BAD{what}"))
+            for what in ("QPOS", "QVEL", "QACC", "CTRL")
+        ]
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        obs, info = self.env.reset(seed=seed, options=options)
+        self._watch()
+        # Then each count is of this episode, whatever the environment's reset does.
+        self._number[:] = 0
+        return obs, info
+
+    def step(
+        self, action: np.ndarray
+    ) -> tuple[np.ndarray, Any, bool, bool, dict[str, Any]]:
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        if self._simulation.data is not self._data:  # the model was loaded again
+            self._watch()
+        # Nearly always equal, and the fastest way to see it.
+        if self._number.tobytes() != self._quiet and self._number[self._kinds].any():
+            obs = np.full_like(obs, np.nan)
+        return obs, reward, terminated, truncated, info
+
+    def _watch(self) -> None:
+        self._data = self._simulation.data
+        self._number = self._data.warning.number  # a view of the engine's memory
+
+
+def counts_warnings(env: gymnasium.Env) -> bool:
+    """Whether an environment's simulation is MuJoCo's own, with its warnings."""
+    data = getattr(simulation_of(env), "data", None)
+    return isinstance(
+        getattr(getattr(data, "warning", None), "number", None), np.ndarray
+    )
+
+
+def _say_warnings() -> None:
+    """MuJoCo's warnings are printed; without this a file in the working folder grows.
+
+    A handler that somebody has set stays.
+    """
+    import mujoco
+
+    if mujoco.get_mju_user_warning() is None:
+        mujoco.set_mju_user_warning(_print_warning)
+
+
+def _print_warning(text: str) -> None:
+    print(f"MuJoCo: {text}", flush=True)
+
+
 def _set_old_inertia(simulation: Any, name: str) -> None:
     """Weighs the bodies as MuJoCo 2.1.0 compiled them from the same model file."""
     import mujoco

@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import faulthandler
 import importlib
+import io
 import multiprocessing
 import os
 import signal
@@ -12,10 +13,10 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from types import FrameType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from ..settings.extensions import import_modules
 from ..settings.roles import process_seed
@@ -42,16 +43,24 @@ Result = TypeVar("Result")
 
 
 class Stop:
-    """Turns SIGTERM into a flag that the process's loop asks for."""
+    """Turns SIGTERM into a flag that the process's loop asks for.
+
+    Each question takes the signal again: environments may have handlers of their own.
+    """
 
     def __init__(self) -> None:
         self._requested = False
-        signal.signal(signal.SIGTERM, self._request)
+        self._take_signal()
+
+    def _take_signal(self) -> None:
+        if threading.current_thread() is threading.main_thread():  # others may not
+            signal.signal(signal.SIGTERM, self._request)
 
     def _request(self, signum: int, frame: FrameType | None) -> None:
         self._requested = True
 
     def __call__(self) -> bool:
+        self._take_signal()
         return self._requested
 
 
@@ -65,6 +74,7 @@ class Context:
         seed: its own.
         board: the status board.
         stop: true from the moment at which the process is asked to end.
+        ends: what is called when the main function is over, however it ended.
     """
 
     run: Run
@@ -72,6 +82,7 @@ class Context:
     seed: int
     board: Board
     stop: Stop
+    ends: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
     def store(self, write: Callable[[], Result]) -> Result:
         """Calls a function that writes; while the disk is full, again and again.
@@ -130,8 +141,8 @@ def child_main(
     `main` is "module:function", so that the launcher need not import what its
     children import; the function takes a Context.
     Ends the process with STOPPED, FAILED (after a traceback in its output file) or
-    MISTAKE, HOPELESS or FULL_DISK (after one line). Ends it at once when the launcher
-    is gone.
+    MISTAKE, HOPELESS or FULL_DISK (after one line, its last). Ends it at once when the
+    launcher is gone.
     """
     _redirect_output(run, name)
     faulthandler.enable()
@@ -147,7 +158,8 @@ def child_main(
             board = Board.open(run.folders.board)
             board[name]["pid"] = os.getpid()
             import_modules(run.config.module)
-            main_function(Context(run, name, seed, board, stop))
+            with contextlib.ExitStack() as ends:
+                main_function(Context(run, name, seed, board, stop, ends))
         except UserError as error:
             _say(str(error))
             hopeless = isinstance(error, (RunError, CheckpointError))
@@ -174,6 +186,25 @@ def _redirect_output(run: Run, name: str) -> None:
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.close(descriptor)
+    sys.stdout, sys.stderr = _printing_to(1), _printing_to(2)
+
+
+class _ShortOfSpace(io.FileIO):
+    """Drops what finds no space on the disk: no process ends for want of a line."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            if not is_full(error):
+                raise
+            return len(data)
+
+
+def _printing_to(descriptor: int) -> io.TextIOWrapper:
+    """A stream of UTF-8, in which a path that is none is escaped."""
+    file = io.BufferedWriter(_ShortOfSpace(descriptor, "wb", closefd=False))
+    return io.TextIOWrapper(file, "utf-8", "backslashreplace", line_buffering=True)
 
 
 def full_disk_advice(error: OSError, run: Run) -> str:

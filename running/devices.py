@@ -1,5 +1,6 @@
 """Which GPUs there are, found without importing TensorFlow, and who gets which."""
 
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ from ..util import UserError
 
 VARIABLE = "CUDA_VISIBLE_DEVICES"
 NO_GPU = "-1"
+CPU = "cpu"  # in the place of a GPU_ID
 
 
 @dataclass(frozen=True)
@@ -34,22 +36,35 @@ class GpuAssignment:
 
 
 def installed_gpus() -> list[Gpu]:
-    """All GPUs that the driver knows, in the order of nvidia-smi; none: []."""
+    """All GPUs that the driver knows, in the order of nvidia-smi; none: [].
+
+    One that the driver refuses (to this user, or because it is lost) is left out, and
+    a line on stderr says so. CUDA does not count it either.
+    """
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError:
         return []  # no driver, hence no GPU
+    found, refused = [], []
     try:
-        handles = [
-            pynvml.nvmlDeviceGetHandleByIndex(i)
-            for i in range(pynvml.nvmlDeviceGetCount())
-        ]
-        return [
-            Gpu(pynvml.nvmlDeviceGetUUID(h), pynvml.nvmlDeviceGetName(h))
-            for h in handles
-        ]
+        for number in range(pynvml.nvmlDeviceGetCount()):
+            try:
+                found.append(_described(number))
+            except pynvml.NVMLError as error:
+                refused.append(f"{number} ({error})")
+    except pynvml.NVMLError as error:
+        refused.append(f"all ({error})")
     finally:
         pynvml.nvmlShutdown()
+    if refused:
+        line = f"GPUs that the driver refuses are left out: {', '.join(refused)}"
+        print(line, file=sys.stderr)
+    return found
+
+
+def _described(number: int) -> Gpu:
+    handle = pynvml.nvmlDeviceGetHandleByIndex(number)
+    return Gpu(pynvml.nvmlDeviceGetUUID(handle), pynvml.nvmlDeviceGetName(handle))
 
 
 def visible_gpus(
@@ -83,6 +98,12 @@ def _find(entry: str, gpus: list[Gpu]) -> Gpu | None:
     return matches[0] if len(matches) == 1 else None
 
 
+def assigned(gpu_id: str, has_model: bool, environ: Mapping[str, str]) -> GpuAssignment:
+    """`assign` among the visible GPUs; with "cpu" no driver is asked."""
+    gpus = [] if gpu_id == CPU else visible_gpus(environ)
+    return assign(gpu_id, gpus, has_model)
+
+
 def assign(gpu_id: str, gpus: list[Gpu], has_model: bool) -> GpuAssignment:
     """GPU_ID to the value learner, the next to the world-model learner (SPEC 2).
 
@@ -96,7 +117,7 @@ def assign(gpu_id: str, gpus: list[Gpu], has_model: bool) -> GpuAssignment:
     Raises:
         UserError: no such GPU; the message lists what there is.
     """
-    if gpu_id == "cpu":
+    if gpu_id == CPU:
         return GpuAssignment(NO_GPU, NO_GPU)
     if not gpu_id.isdecimal():
         raise UserError(f'GPU_ID must be a whole number or "cpu", not "{gpu_id}"')

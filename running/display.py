@@ -159,10 +159,14 @@ def closing_lines(progress: Progress, finished: bool) -> list[str]:
 
 
 class Display:
-    """Shows progress and notes; in place on a terminal, else as lines."""
+    """Shows progress and notes; in place on a terminal, else as lines.
+
+    A terminal that cannot move its cursor (TERM=dumb) gets lines as well.
+    """
 
     def __init__(self, console: Console, title: str) -> None:
         self._console = console
+        self._in_place = console.is_terminal and not console.is_dumb_terminal
         self._title = title
         self._live: Live | None = None
         self._shown_at = -float("inf")
@@ -170,16 +174,23 @@ class Display:
     def note(self, line: str) -> None:
         """A line that stays."""
         with self._while_it_is_read():
-            self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+            if self._in_place:
+                self._console.print(
+                    line, highlight=False, markup=False, emoji=False, soft_wrap=True
+                )
+            elif not self._console.quiet:
+                # Not by rich, which repeats all that a full disk has refused.
+                self._console.file.write(f"{line}\n")
+                self._console.file.flush()
 
     def show(self, progress: Progress, last: bool = False) -> None:
         """Brings the display up to date, if it is time to."""
         now = time.monotonic()
-        interval = REFRESH if self._console.is_terminal else LINE_EVERY
+        interval = REFRESH if self._in_place else LINE_EVERY
         if now - self._shown_at < interval and not last:
             return
         self._shown_at = now
-        if not self._console.is_terminal:
+        if not self._in_place:
             self.note(plain_line(progress))
             return
         with self._while_it_is_read():
@@ -197,8 +208,14 @@ class Display:
 
     @contextmanager
     def _while_it_is_read(self) -> Iterator[None]:
-        """A terminal or pipe that is gone, or a full disk, must not end the run."""
+        """Nothing that happens to the output ends the run.
+
+        A pipe that nobody reads gets no more. A full disk may lose lines; the next
+        one is tried again.
+        """
         try:
             yield
-        except (OSError, SystemExit):  # rich exits on a broken pipe
+        except (BrokenPipeError, SystemExit):  # rich exits on a broken pipe
             self._console.quiet = True
+        except OSError:
+            pass

@@ -18,7 +18,7 @@ from ..storage.record import record_finish
 from ..util import UserError, environment, redirected
 from . import devices
 from .child import end_with_parent
-from .devices import NO_GPU, VARIABLE
+from .devices import CPU, NO_GPU, VARIABLE
 from .display import Display, closing_lines
 from .supervisor import Child, Outcome, Supervisor
 
@@ -45,11 +45,9 @@ def opened(request: Request, note: Callable[[str], None]) -> Iterator[Run | None
         UserError: a mistake; nothing has been written if it shows before the start.
     """
     config = request.loaded.config
-    assignment = devices.assign(
-        request.device, devices.visible_gpus(os.environ), config.has_model
-    )
+    assignment = devices.assigned(request.device, config.has_model, os.environ)
     gpus: dict[str, str] = {}
-    if request.device != "cpu":
+    if request.device != CPU:
         gpus = {VALUERL: assignment.valuerl, WORLDMODEL: assignment.worldmodel}
     with opening.opened(request, measure_environment, gpus, note) as run:
         if run is not None and assignment.note:
@@ -83,6 +81,10 @@ def _measure(config: Config) -> EnvSpec:
     # Libraries such as TensorFlow print notes that obey no log level.
     with open(os.devnull, "w") as nowhere, redirected(nowhere.fileno()):
         extensions.import_modules(config.module)
+    if config.env.module is not None:
+        # Its errors are one line, without the usage of a script that reads argv.
+        with open(os.devnull, "w") as nowhere, redirected(nowhere.fileno(), (2,)):
+            extensions.import_module(config.env.module, "env.module")
     _check_extensions(config)
     return envwrap.measure(config.env, config.policy_config.explore_chance)
 
@@ -108,13 +110,20 @@ def measure_environment(config: Config) -> EnvSpec:
     That process also imports the user's modules and checks what they register.
 
     Raises:
-        UserError: it cannot be made, or does not fit the configuration.
+        UserError: it cannot be made, or does not fit the configuration; or processes
+            cannot share memory.
     """
     env = config.env
     earlier = set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(
-        1, multiprocessing.get_context("spawn"), initializer=end_with_parent
-    )
+    try:
+        pool = ProcessPoolExecutor(
+            1, multiprocessing.get_context("spawn"), initializer=end_with_parent
+        )
+    except OSError as error:  # of its semaphores, which are files there
+        raise UserError(
+            f"/dev/shm: {error.strerror}; it must be there and writable, as the "
+            "system's memory for what processes share"
+        ) from None
     try:
         patience = env.step_timeout + IMPORT_PATIENCE
         with environment({VARIABLE: NO_GPU, "TF_CPP_MIN_LOG_LEVEL": "3"}):

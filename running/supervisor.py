@@ -29,7 +29,7 @@ LEARNER_STARTUP = 1800.0  # seconds in which a learner builds and compiles its g
 LEARNER_GRACE = 4.0  # seconds more than step_timeout: an update may be a long one
 OWN_PAUSE = 5.0  # seconds between looks after which the launcher itself was stopped
 STOP_PATIENCE = 12.0  # seconds that children get to save and end
-FROM_TERMINAL = (signal.SIGINT, signal.SIGHUP)
+FOR_THE_LAUNCHER = (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 ONE_REQUEST = 0.5  # seconds in which several signals are one: some tools send two
 ACTOR_RESTARTS, RESTART_WINDOW = 5, 600.0  # times, in seconds
 LEARNER_RESTARTS = 1
@@ -90,18 +90,18 @@ class Outcome:
 
 
 @contextmanager
-def _without_terminal_signals() -> Iterator[None]:
-    """Blocks FROM_TERMINAL; a child that starts meanwhile keeps them blocked.
+def _without_signals() -> Iterator[None]:
+    """Blocks FOR_THE_LAUNCHER; a child that starts meanwhile keeps them blocked.
 
-    The terminal sends them to all processes of the run. Only the launcher handles
-    them; it asks the children to end by SIGTERM.
+    A terminal or a cluster sends them to all processes of the run. Only the launcher
+    handles them; it asks the children to end by SIGTERM.
     """
     resource_tracker.ensure_running()  # its own start would unblock Ctrl-C again
-    signal.pthread_sigmask(signal.SIG_BLOCK, FROM_TERMINAL)
+    signal.pthread_sigmask(signal.SIG_BLOCK, FOR_THE_LAUNCHER)
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, FROM_TERMINAL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, FOR_THE_LAUNCHER)
 
 
 def _how(code: int) -> str:
@@ -201,7 +201,7 @@ class Supervisor:
                 0 if child.is_learner else ACTOR_NICE,
             ),
         )
-        with environment(child.environ), _without_terminal_signals():
+        with environment(child.environ), _without_signals():
             child.started.start()
         child.starts += 1
 
@@ -352,6 +352,9 @@ class Supervisor:
             if self._at_once or self._clock() > deadline:
                 break
             self._wait_for_exit(alive)
+            for child in self._alive():
+                if not child.is_learner:  # an environment may have taken the first one
+                    child.started.terminate()
         for child in alive:
             child.started.kill()
             child.started.join()
@@ -364,16 +367,21 @@ class Supervisor:
         failures = [
             self._failure_at_the_end(child)
             for child in self._children
-            # By SIGTERM: it was asked to end before it had begun.
             if not (child.done or child in alive or child.process is None)
-            and child.exit_code not in (STOPPED, -signal.SIGTERM)
+            and not self._ended_as_asked(child)
         ]
         self._events.close()
         self._display.show(self.progress, last=True)
         self._display.close()
-        if outcome.code == 0 and (self._at_once or failures):
+        if outcome.code == 0 and (self._at_once or killed or failures):
             return Outcome(1, error="\n".join(failures) or None)
         return outcome
+
+    def _ended_as_asked(self, child: Child) -> bool:
+        """Whether a child that was asked to end has nothing left to save."""
+        if child.exit_code == -signal.SIGTERM:  # it was asked before it had begun
+            return not (child.is_learner and self._board[child.name]["ready"])
+        return child.exit_code == STOPPED
 
     def _failure_at_the_end(self, child: Child) -> str:
         """Why a child that was asked to save and end did not."""

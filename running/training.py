@@ -136,14 +136,13 @@ def _ended(launcher: subprocess.Popen[str]) -> None:
 
 def serve() -> None:
     """The main function of the process: one launch, as main.py's."""
-    from rich.console import Console
-
     from ..storage.folders import Folders
-    from ..util import stop_as_by_ctrl_c
+    from ..util import escape_unknown_characters, output_console, stop_as_by_ctrl_c
     from .display import Display
     from .launch import opened, run_processes
     from .progress import Progress
 
+    escape_unknown_characters()
     content = json.loads(sys.stdin.readline())
     sys.path[:] = content["path"]
     events = os.fdopen(content["events"], "w")
@@ -181,11 +180,12 @@ def serve() -> None:
 
     try:
         folder = Folders.of(request.loaded.config, request.experiment).root
-        display = Reporter(Console(highlight=False), request.experiment)
+        display = Reporter(output_console(), request.experiment)
         with stop_as_by_ctrl_c(), opened(request, display.note) as run:
             outcome = run_processes(run, display) if run else None
-        if outcome is not None and outcome.error:
-            tell(error=outcome.error, code=outcome.code)
+        if outcome is not None and outcome.code:
+            unsaved = "the run ended before everything was saved; resume it"
+            tell(error=outcome.error or unsaved, code=outcome.code)
         tell(folder=str(folder.absolute()))
     except UserError as error:
         tell(error=str(error), code=2)

@@ -3,20 +3,23 @@
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from ..util import NOT_A_TERMINAL, UserError
+from ..util import NOT_A_TERMINAL, UserError, one_line
 from . import loading
-from .files import PACKAGE
+from .files import PACKAGE, KeyPath
 from .loading import LoadedConfig
+from .schema import all_paths, allowed, field_at, known_keys, section_of
 
 QUICKSTART = Path("config/quickstart.json")
 CONFIG = Path("config")
 EXPERIMENTS = ("experiments/**/*.json", "cpu/**/*.json")  # below CONFIG
+MOST_SHOWN = 3  # values in which an experiment differs
 # By folder below CONFIG. One that is not named here is listed without a word.
 SHOWS = {
     "experiments/goodruns": "learning curves: score against environment frames",
@@ -24,6 +27,7 @@ SHOWS = {
     "experiments/ablations/baselines": "each part of STEVE on its own",
     "experiments/speedruns": "score against hours: neither side waits",
     "cpu": "the comparison at a size for two CPU cores",
+    str(CONFIG): "a first run, of a minute or so on two CPU cores",
 }
 
 
@@ -31,24 +35,40 @@ SHOWS = {
 
 
 def list_experiments(
-    root: Path = PACKAGE, command: str = "python main.py"
+    root: Path = PACKAGE, command: str = "python main.py", words: Sequence[str] = ()
 ) -> RenderableType:
-    """The experiments under config/, grouped; repeats of one experiment are one row."""
+    """The experiments under config/, grouped; repeats of one experiment are one row.
+
+    Args:
+        root: the folder that holds `config`.
+        command: how to call main.py.
+        words: what a row must hold, in its file's name or in its text; each of them.
+
+    Raises:
+        UserError: no row holds them all.
+    """
     parts: list[RenderableType] = []
-    for folder, files in _grouped(root).items():
-        title = Text(f"{CONFIG}/{folder}", "bold")
-        shows = SHOWS.get(folder)
+    groups = {f"{CONFIG}/{folder}": files for folder, files in _grouped(root).items()}
+    groups[str(QUICKSTART.parent)] = {QUICKSTART.name: QUICKSTART}
+    for folder, files in groups.items():
+        rows = {
+            pattern: what
+            for pattern, what in _experiments(root, files).items()
+            if _holds(f"{folder}/{pattern} {what}", words)
+        }
+        if not rows:
+            continue
+        title = Text(folder, "bold")
+        shows = SHOWS.get(folder.removeprefix(f"{CONFIG}/"))
         parts.append(title.append(f": {shows}" if shows else "", "not bold"))
-        parts += [_experiments_table(root, files), ""]
+        parts += [_experiments_table(rows), ""]
+    if not parts:
+        raise UserError(f"no experiment holds {' and '.join(words)}; --list shows all")
     parts += [
-        Text(f"{QUICKSTART.parent}", "bold").append(
-            ": a first run, of a minute or so on two CPU cores", "not bold"
-        ),
-        _experiments_table(root, {QUICKSTART.name: QUICKSTART}),
-        "",
         "[0-3]: one file for each seed",
         f"to run one:        {command} CONFIG.json GPU_ID    (or cpu)",
         f"to look into one:  {command} --describe CONFIG.json",
+        f"what a key means:  {command} --describe KEY",
     ]
     return Group(*parts)
 
@@ -81,22 +101,77 @@ def _ranged(numbers: list[int]) -> str:
     return ",".join(map(str, numbers))
 
 
-def _experiments_table(root: Path, files: dict[str, Path]) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
-    table.add_column(overflow="fold", min_width=33)
-    table.add_column(overflow="fold")
+def _experiments(root: Path, files: dict[str, Path]) -> dict[str, str]:
+    """What runs on what; of several that would read the same, what differs."""
+    rows: dict[str, str] = {}
+    first: dict[str, dict[str, Any]] = {}
     for pattern, path in files.items():
         try:
-            config = loading.load(root / path, root=root).config
-            # The group says that nobody waits.
-            what = f"{config.algorithm.removesuffix(' unpaced')} on {config.env.name}"
+            loaded = loading.load(root / path, root=root)
         except UserError as error:
-            what = f"cannot be used: {error}"
+            rows[pattern] = f"cannot be used: {error}"
+            continue
+        config = loaded.config
+        # The group says that nobody waits.
+        what = f"{config.algorithm.removesuffix(' unpaced')} on {config.env.name}"
+        values = {".".join(p): value for p, value in loading.leaves(loaded.merged)}
+        others = _differences(first.setdefault(what, values), values)
+        rows[pattern] = ", ".join([what, *others])
+    return rows
+
+
+def _differences(first: dict[str, Any], values: dict[str, Any]) -> list[str]:
+    """The values in which an experiment differs from the first of its kind."""
+    changed = [
+        f"{key.rpartition('.')[2]} {json.dumps(value)}"
+        for key, value in values.items()
+        if key != "seed" and first.get(key) != value
+    ]
+    found = list(dict.fromkeys(changed))  # of both learners alike
+    return [*found[:MOST_SHOWN], "..."] if len(found) > MOST_SHOWN else found
+
+
+def _holds(text: str, words: Sequence[str]) -> bool:
+    return all(word.lower() in text.lower() for word in words)
+
+
+def _experiments_table(rows: dict[str, str]) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+    table.add_column(overflow="fold", min_width=max([33, *map(len, rows)]))
+    table.add_column(overflow="fold")
+    for pattern, what in rows.items():
         table.add_row(Text(pattern), Text(what))
     return table
 
 
 # ---- --describe ---------------------------------------------------------------------
+
+
+def keys_called(name: str) -> list[KeyPath]:
+    """The keys of that dotted name, or with that last part of it."""
+    path = tuple(name.split("."))
+    return [each for each in all_paths() if each[-len(path) :] == path]
+
+
+def describe_keys(paths: Sequence[KeyPath]) -> RenderableType:
+    """What keys mean, what they take, and what they are by default."""
+    parts: list[RenderableType] = []
+    for path in paths:
+        field = field_at(path)
+        assert field is not None, "a known key"
+        inner = section_of(field)
+        if inner is not None:
+            rest = f"keys: {', '.join(known_keys(inner))}"
+        elif field.is_required():
+            rest = "must be given"
+        else:
+            rest = f"default: {json.dumps(field.get_default())}"
+        parts += [
+            Text(".".join(path), "bold"),
+            Text(f"  {one_line(field.description)}"),
+            Text(f"  {allowed(field)}; {rest}"),
+        ]
+    return Group(*parts)
 
 
 def describe(path: str, loaded: LoadedConfig) -> RenderableType:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..util import UserError
+from ..util import UserError, check_path
 from .schema import Config, known_keys
 
 KeyPath = tuple[str, ...]
@@ -33,7 +33,11 @@ def locate(name: str | Path, package: Path = PACKAGE) -> Path:
 
     Returns:
         the first that is there; the name itself where none is.
+
+    Raises:
+        UserError: no file can have that name.
     """
+    check_path(name, "the path of a configuration")
     path = Path(name)
     if path.exists() or path.is_absolute():
         return path

@@ -6,6 +6,7 @@ to be had.
 """
 
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple, Self
 
@@ -66,6 +67,25 @@ class Interface:
     dtype: str
     rescale: bool
     explore_chance: float
+
+    def reach_note(self) -> str | None:
+        """What to tell the user where actions and box do not fit; None where they do.
+
+        Told where unscaled actions span half of a bounded box or less, or where a
+        tenth of their own span or less lies within it.
+        """
+        if self.rescale:
+            return None
+        for low, high in zip(self.low, self.high, strict=True):
+            span = min(high, 1.0) - max(low, -1.0)
+            if not math.isfinite(high - low):
+                continue
+            if span <= 0.5 * (high - low) or span <= 0.1 * 2.0:
+                return (
+                    f"actions are in [-1, 1], but the environment's box is [{low:g}, "
+                    f"{high:g}]: set env.rescale_actions to true to use the whole box"
+                )
+        return None
 
     def to_json(self) -> str:
         """As a string for a policy's metadata."""

@@ -19,12 +19,13 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from ..util import UserError
+from ..util import UserError, check_path
 from .files import (
     PACKAGE,
     Files,
     KeyPath,
     Unacceptable,
+    cut,
     dotted,
     parse_json,
     quoted,
@@ -35,10 +36,12 @@ from .schema import (
     Config,
     Section,
     all_paths,
+    allowed,
     field_at,
     is_changeable,
     is_free_object,
     known_keys,
+    meaning,
     section_of,
 )
 
@@ -89,15 +92,16 @@ def load(
     """
     files = Files(path, root)
     settings = _Settings(files.label)
-    faults: list[str] = []
+    faults: list[tuple[str, KeyPath, str]] = []
     merged_files: list[str] = []
     try:
         for source, updates in files.layers():
             merged_files.append(source)
-            faults += [f"{source}: {fault}" for fault in _key_faults(updates)]
+            faults += [(source, *fault) for fault in _key_faults(updates)]
             settings.merge(updates, source)
         if faults:
-            raise _user_error(faults)
+            source, where, fault = faults[0]
+            raise _user_error(f"{source}: {fault or _unknown_key(where)}", len(faults))
         for text in overrides:
             _apply_override(settings, text)
         if frames is not None:
@@ -105,6 +109,7 @@ def load(
         if hours is not None:
             settings.replace(("total_hours",), hours, "--hours")
         config = _validate(settings)
+        _check_output_root(settings, config)
     except RecursionError:
         raise UserError(
             f"{files.label}: objects or lists are nested too deeply"
@@ -218,8 +223,6 @@ class _Settings:
 
     def _put(self, target: dict, path: KeyPath, value: Any) -> None:
         target[path[-1]] = value
-        for below in [known for known in self._origins if known[: len(path)] == path]:
-            del self._origins[below]
         self._origins[path] = len(self._labels) - 1
 
     def replace(self, path: KeyPath, value: Any, source: str) -> None:
@@ -245,12 +248,20 @@ class _Settings:
 
     def sources(self) -> dict[str, str]:
         """What set each value that is no object or an empty one, by its dotted key."""
-        return {".".join(path): self.source(path) for path, _ in leaves(self.values)}
+        found: dict[str, str] = {}
+        origins: dict[KeyPath, int] = {}  # of the objects around a value
+        for path, _ in leaves(self.values):
+            above = path[:-1]
+            if above not in origins:
+                origins[above] = self._origin(above)
+            origin = max(origins[above], self._origins.get(path, 0))
+            found[".".join(path)] = self._labels[origin]
+        return found
 
     def _origin(self, path: KeyPath) -> int:
-        while path not in self._origins:
-            path = path[:-1]
-        return self._origins[path]
+        # An object that was set later than one of its keys has replaced that.
+        around = (path[:depth] for depth in range(len(path) + 1))
+        return max(self._origins.get(each, 0) for each in around)
 
 
 def leaves(
@@ -314,21 +325,27 @@ def _check_override_path(settings: _Settings, path: KeyPath) -> None:
 
 def _key_faults(
     updates: dict[str, Any], section: type = Config, path: KeyPath = ()
-) -> Iterator[str]:
-    """What is wrong with a file's keys, also with those that merging would drop."""
+) -> Iterator[tuple[KeyPath, str]]:
+    """What is wrong with a file's keys, also with those that merging would drop.
+
+    Yields:
+        the key and what is wrong; nothing where it is unknown.
+    """
     known = known_keys(section)
     for key, value in updates.items():
         name = key.removeprefix("*")
         here = (*path, name)
         if name not in known:
-            yield _unknown_key((*path, key))
+            yield (*path, key), ""
             continue
         inner = section_of(known[name])
         holds_object = inner is not None or is_free_object(known[name])
         if key.startswith("*") and not (holds_object and isinstance(value, dict)):
+            starred = (*path, key)
             yield (
-                f"{dotted((*path, key))} must be an object in place of an object, "
-                f"as its key starts with *"
+                starred,
+                f"{dotted(starred)} must be an object in place of an object, as its "
+                "key starts with *",
             )
         elif inner is not None and isinstance(value, dict):
             yield from _key_faults(value, inner, here)
@@ -345,13 +362,15 @@ def _validate(settings: _Settings) -> Config:
         path = _schema_path(detail["loc"])
         faults.setdefault((path, detail["type"] == "broken_rule"), detail)
     # A misspelt key first: it may be why another one is missing.
-    order = sorted(faults, key=lambda key: faults[key]["type"] != "extra_forbidden")
-    raise _user_error(
-        [
-            _fault(settings, path, is_rule, faults[path, is_rule])
-            for path, is_rule in order
-        ]
-    )
+    first = min(faults, key=lambda key: faults[key]["type"] != "extra_forbidden")
+    raise _user_error(_fault(settings, *first, faults[first]), len(faults))
+
+
+def _check_output_root(settings: _Settings, config: Config) -> None:
+    """Also where the folder is relative, its whole path must do."""
+    source = settings.source(("output_root",))
+    check_path(config.output_root, f"{source}: output_root")
+    check_path(Path(config.output_root).absolute(), "the path of output_root")
 
 
 def _schema_path(location: tuple[str | int, ...]) -> KeyPath:
@@ -372,14 +391,16 @@ def _fault(
         keys = [(*path, *key.split(".")) for key in detail["ctx"]["keys"]]
         text = f"{dotted(keys[0])} {detail['ctx']['text']}"
         return f"{settings.source(*keys)}: {text}"
-    if detail["type"] == "missing":
+    is_in_list = any(isinstance(part, int) for part in detail["loc"])
+    if detail["type"] == "missing" and not is_in_list:
         text = f"{dotted(path)} is missing"
-    elif detail["type"] == "extra_forbidden":
+    elif detail["type"] == "extra_forbidden" and not is_in_list:
         text = _unknown_key(path)
     else:
         field = field_at(path)
-        allowed = field.description if field else "known"
-        text = f"{dotted(path)} must be {allowed}, not {quoted(settings.get(path))}"
+        assert field is not None, "a value has a key"
+        text = f"{dotted(path)} must be {allowed(field)}, not "
+        text += f"{quoted(settings.get(path))} ({meaning(field)})"
     return f"{settings.source(path)}: {text}"
 
 
@@ -387,7 +408,7 @@ def _unknown_key(path: KeyPath) -> str:
     """Says that a key is unknown and names the nearest one; a sibling counts more."""
 
     def nearness(candidate: KeyPath) -> float:
-        ratio = difflib.SequenceMatcher(None, path[-1], candidate[-1]).ratio()
+        ratio = difflib.SequenceMatcher(None, cut(path[-1]), candidate[-1]).ratio()
         return ratio + 0.25 * (candidate[:-1] == path[:-1])
 
     nearest = max(all_paths(), key=nearness)
@@ -396,6 +417,6 @@ def _unknown_key(path: KeyPath) -> str:
     return f"{dotted(path)} is not a known key; did you mean {suggestion}?"
 
 
-def _user_error(faults: list[str]) -> UserError:
-    more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
-    return UserError(faults[0] + more)
+def _user_error(first: str, count: int) -> UserError:
+    more = f" (and {count - 1} more)" if count > 1 else ""
+    return UserError(first + more)

@@ -2,13 +2,16 @@
 
 SPEC section 7 gives the defaults; what the 2018 release hard-coded is a key here.
 Every type is strict: 1.0 is no whole number, 0 is not false and false is not 0. The
-models are frozen. A field's `description` finishes the sentence "KEY must be ...".
+models are frozen. The text below a key is its description: what it means, in which
+unit, what it was in 2018 and where it acts; `allowed` says what its type takes.
 """
 
 import keyword
 import math
-from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal, Self, get_args, get_origin
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
 
 from pydantic import (
     AfterValidator,
@@ -16,12 +19,14 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    GetCoreSchemaHandler,
     JsonValue,
     model_validator,
 )
 from pydantic.fields import FieldInfo
-from pydantic_core import PydanticCustomError
+from pydantic_core import CoreSchema, PydanticCustomError
 
+from ..util import one_line
 from .extensions import WEIGHTINGS, WORLD_MODELS, Entry, Weighting
 
 SAFE_NAME = r"^[A-Za-z0-9_+=,-][A-Za-z0-9._+=,-]{0,199}$"
@@ -29,6 +34,7 @@ SAFE_NAME = r"^[A-Za-z0-9_+=,-][A-Za-z0-9._+=,-]{0,199}$"
 # imported. "+" does not occur in it, so environment_folder maps no two ids to one.
 ENVIRONMENT_ID = r"^[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)?$"
 VECTOR_STEPS_AHEAD = 2  # of the interactors, ahead of the slower learner
+MOST_ROWS = 1 << 32  # of the replay buffer
 MOST_FOR_EPISODES = 1_000_000  # rows of the replay buffer
 PAPER_HORIZON = 3  # rollout_len of all experiments but the ablation of it
 
@@ -59,54 +65,77 @@ def _entry_point(value: str) -> str:
     return value
 
 
-Switch = Annotated[bool, Field(description="true or false")]
-SwitchOrNull = Annotated[bool | None, Field(description="true, false or null")]
-Count = Annotated[int, Field(ge=1, description="a whole number of at least 1")]
-CountOrZero = Annotated[int, Field(ge=0, description="a whole number of at least 0")]
-Positive = Annotated[float, Field(gt=0, description="a number above 0")]
-NonNegative = Annotated[float, Field(ge=0, description="a number of at least 0")]
-Fraction = Annotated[float, Field(ge=0, le=1, description="a number from 0 to 1")]
+ID_TEXT = (
+    "an environment id such as Hopper-v1 (a module that is to be imported first goes "
+    "into env.module)"
+)
 
-CountOrNull = Annotated[
-    Count | None, Field(description="a whole number of at least 1, or null")
-]
-PositiveOrNull = Annotated[
-    Positive | None, Field(description="a number above 0, or null")
-]
+
+@dataclass(frozen=True)
+class Range:
+    """The range of a number, both ends included."""
+
+    lowest: float
+    highest: float
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        return {**handler(source), "ge": self.lowest, "le": self.highest}
+
+    def __str__(self) -> str:
+        return f"from {_shown(self.lowest)} to {_shown(self.highest)}"
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """Says what a type takes, where `allowed` cannot tell it from the type."""
+
+    text: str
+
+
+def _shown(number: float) -> str:
+    return f"{number:,}" if isinstance(number, int) else f"{number:g}"
+
+
+# Upper ends are far above what anybody runs; beyond them numbers would overflow, or
+# nothing would fit. Whether a run fits into this machine is asked before it starts.
+Count = Annotated[int, Range(1, 10**12)]
+CountOrZero = Annotated[int, Range(0, 10**12)]
+Few = Annotated[int, Range(1, 1000)]  # members, layers, steps of a rollout, processes
+Many = Annotated[int, Range(1, 10**6)]
+Width = Annotated[int, Range(1, 1 << 16)]  # of a layer
+Dimension = Annotated[int, Range(1, 1 << 20)]  # of observations and actions
+Frames = Annotated[int, Range(1, 10**15)]
+Rows = Annotated[int, Range(1, 10**9)]
+RowsOrZero = Annotated[int, Range(0, 10**9)]
+# As float32, in which the nets compute, they neither vanish nor overflow.
+Positive = Annotated[float, Range(1e-30, 1e30)]
+NonNegative = Annotated[float, Range(0, 1e30)]
+Fraction = Annotated[float, Range(0, 1)]
+Hours = Annotated[float, Range(1e-9, 1e6)]
+Seconds = Annotated[float, Range(1e-3, 1e8)]
+Pace = Annotated[float, Range(1e-6, 1e6)]
 # false is its own value, apart from 0: bool is strict and true is refused.
-CountOrFalse = Annotated[
-    Count | bool,
-    BeforeValidator(_refuse_true),
-    Field(description="a whole number of at least 1, or false"),
-]
-PositiveOrFalse = Annotated[
-    Positive | bool,
-    BeforeValidator(_refuse_true),
-    Field(description="a number above 0, or false"),
-]
-FractionOrFalse = Annotated[
-    Fraction | bool,
-    BeforeValidator(_refuse_true),
-    Field(description="a number from 0 to 1, or false"),
-]
-
+CountOrFalse = Annotated[Count | bool, BeforeValidator(_refuse_true)]
+PaceOrFalse = Annotated[Pace | bool, BeforeValidator(_refuse_true)]
+FractionOrFalse = Annotated[Fraction | bool, BeforeValidator(_refuse_true)]
 FolderName = Annotated[
     str,
-    Field(
-        pattern=SAFE_NAME,
-        description="one plain folder name (letters, digits and . _ - + = , only; "
-        "no dot in front)",
+    Field(pattern=SAFE_NAME),
+    Allowed(
+        "one plain folder name (letters, digits and . _ - + = , only; no dot in front)"
     ),
 ]
-
-
-Module = Annotated[str, AfterValidator(_dotted_identifier)]
-Settings = Annotated[
-    dict[str, JsonValue], Field(description="an object of keyword arguments")
+Module = Annotated[
+    str, AfterValidator(_dotted_identifier), Allowed("the dotted name of a module")
 ]
+EntryPoint = Annotated[
+    str, AfterValidator(_entry_point), Allowed('"package.module:Class"')
+]
+Settings = Annotated[dict[str, JsonValue], Allowed("an object of keyword arguments")]
 Name = Annotated[
-    str,
-    Field(pattern=r"^[A-Za-z_][A-Za-z0-9_-]{0,99}$", description="a name"),
+    str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_-]{0,99}$"), Allowed("a name")
 ]
 
 
@@ -132,16 +161,27 @@ class Section(BaseModel):
     """One JSON object of a configuration."""
 
     model_config = ConfigDict(
-        strict=True, extra="forbid", frozen=True, allow_inf_nan=False
+        strict=True,
+        extra="forbid",
+        frozen=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
     )
 
 
 class Ensemble(Section):
     """How many members there are, and how many are drawn for each batch."""
 
-    ensemble_size: Count
-    train_sample_count: Count
-    eval_sample_count: Count
+    ensemble_size: Few
+    """Members of an ensemble. 2018: 4 with config/core/bayesian.json, 1 without. Acts
+    in: nn.py."""
+    train_sample_count: Few
+    """Members, drawn for each batch, that an update trains; each gets a share of the
+    batch. 2018: 4, and every member saw the whole batch. Acts in: valuerl.py,
+    worldmodel.py."""
+    eval_sample_count: Few
+    """Members, drawn for each batch, that targets and the policy loss average over.
+    2018: 4. Acts in: valuerl.py."""
 
     @model_validator(mode="after")
     def _samples_are_members(self) -> Self:
@@ -156,77 +196,122 @@ class Ensemble(Section):
 
 
 SINGLE_NET = Ensemble(ensemble_size=1, train_sample_count=1, eval_sample_count=1)
-EnsembleOrNull = Annotated[
-    Ensemble | None,
-    BeforeValidator(_null_if_false),
-    Field(description="an object, or null"),
-]
+EnsembleOrNull = Annotated[Ensemble | None, BeforeValidator(_null_if_false)]
 
 
 class ModelEnsembles(Section):
     """Ensembles of the world model; termination follows transition."""
 
-    transition: Annotated[Ensemble, Field(description="an object")]
-    reward: Annotated[Ensemble, Field(description="an object")]
+    transition: Ensemble
+    """The ensemble of transition nets, and of termination nets, which follow it. 2018:
+    4 members with config/core/bayesian.json. Acts in: worldmodel.py."""
+    reward: Ensemble
+    """The ensemble of reward nets. 2018: 4 members with config/core/bayesian.json. Acts
+    in: worldmodel.py."""
+
+
+class Wrapper(Section):
+    """A wrapper of the user's own around the environment."""
+
+    entry_point: EntryPoint
+    """The class, called with the environment and `kwargs`. 2018: no such key. Acts in:
+    envwrap.py."""
+    kwargs: Settings = {}
+    """Keyword arguments of the class. 2018: no such key. Acts in: envwrap.py."""
 
 
 class Environment(Section):
     """The environment; its sizes are read from it and checked where given here."""
 
     name: Annotated[
-        str,
-        Field(
-            pattern=ENVIRONMENT_ID,
-            max_length=200,
-            description="an environment id such as Hopper-v1 (a module that is to be "
-            "imported first goes into env.module)",
-        ),
+        str, Allowed(ID_TEXT), Field(pattern=ENVIRONMENT_ID, max_length=200)
     ]
+    """Id under which gymnasium knows the environment; it names the output folder. 2018:
+    an id of gym, such as Hopper-v1. Acts in: envwrap.py, storage/folders.py."""
     reward_scale: Positive = 1.0
+    """Factor of each reward in the targets; scores are without it. 2018: 1. Acts in:
+    valuerl.py."""
     discount: Fraction = 0.99
+    """Discount of the reward of one step later. 2018: 0.99. Acts in: valuerl.py."""
     max_frames: Count = 1000
+    """Steps after which an episode is cut; a cut is no termination. 2018: 1000. Acts
+    in: envwrap.py."""
     obs_dims: Annotated[
-        list[Count] | None,
-        Field(
-            min_length=1,
-            max_length=1,
-            description="a list of one whole number such as [17], or null",
+        list[Dimension] | None,
+        Allowed("a list of one whole number such as [17], or null"),
+        Field(min_length=1, max_length=1),
+    ] = None
+    """Length of an observation, as a list of one number; it is checked against the
+    environment. null: not checked. 2018: must be given. Acts in: envwrap.py."""
+    action_dim: Dimension | None = None
+    """Length of an action; it is checked against the environment. null: not checked.
+    2018: must be given. Acts in: envwrap.py."""
+    module: Module | None = None
+    """Module to import first, where a package registers its environments on import.
+    null: none. 2018: no such key. Acts in: envwrap.py."""
+    entry_point: EntryPoint | None = None
+    """What makes an environment that is registered nowhere; `name` is then only a name.
+    null: the registered one. 2018: no such key. Acts in: envwrap.py."""
+    make_kwargs: Settings = {}
+    """Keyword arguments for gymnasium.make, or for `entry_point`. 2018: no such key.
+    Acts in: envwrap.py."""
+    wrappers: Annotated[
+        list[Wrapper],
+        Allowed(
+            'a list of {"entry_point": "package.module:Class", "kwargs": {...}}, the '
+            "innermost first"
         ),
-    ] = None
-    action_dim: CountOrNull = None
-    module: Annotated[
-        Module | None, Field(description="the dotted name of a Python module, or null")
-    ] = None
-    entry_point: Annotated[
-        Annotated[str, AfterValidator(_entry_point)] | None,
-        Field(description='"package.module:Class" (what makes it), or null'),
-    ] = None
-    make_kwargs: Annotated[
-        dict[str, JsonValue], Field(description="an object of keyword arguments")
-    ] = {}
-    rescale_actions: Switch = False
-    inertia: Annotated[
-        Literal["2.1", "native"] | None, Field(description='"2.1", "native" or null')
-    ] = None
-    step_timeout: Annotated[Positive, ON_RESUME] = 60.0
+    ] = []
+    """Wrappers of the user's own around the environment, the innermost first. 2018: no
+    such key. Acts in: envwrap.py."""
+    rescale_actions: bool = False
+    """true: actions in [-1, 1] are stretched to the box of the environment. false: they
+    are clipped to it. 2018: clipped. Acts in: envwrap.py, settings/interface.py."""
+    inertia: Literal["2.1", "native"] | None = None
+    """Inertia of the bodies of the MuJoCo environments called -v1: as MuJoCo 2.1
+    compiled them, or as the installed one does. null: "2.1". 2018: that of its MuJoCo.
+    Acts in: environments/mujoco.py."""
+    step_timeout: Annotated[Seconds, ON_RESUME] = 60.0
+    """Seconds without life after which a process counts as hung and is killed. 2018:
+    none. Acts in: running/supervisor.py."""
 
 
 class AgentConfig(Section):
     """The interactors: processes that step environments with the exploring policy."""
 
-    count: Annotated[Count, ON_RESUME] = 1
-    batch_size: Count = 8
+    count: Annotated[Few, ON_RESUME] = 1
+    """Interactors: processes that step environments and fill the replay buffer. 2018:
+    1. Acts in: acting/interactor.py."""
+    batch_size: Many = 8
+    """Environments of each interactor, which it steps together. 2018: 8. Acts in:
+    acting/interactor.py."""
     reload_every_n: Count = 1
+    """Vector steps after which an interactor looks for a newer policy. 2018: 1. Acts
+    in: acting/interactor.py."""
     full_random_n: CountOrZero = 10_000
+    """Frames, from the start of the run on, with actions uniform in [-1, 1]. 2018:
+    10000. Acts in: acting/interactor.py."""
+    vectorization: Annotated[Literal["sync", "async"], ON_RESUME] = "sync"
+    """"sync": an interactor steps its environments in turn. "async": each in a process
+    of its own, with the same rows. 2018: in processes. Acts in: acting/interactor.py,
+    acting/remote_env.py."""
 
 
 class EvaluatorConfig(Section):
     """The evaluators: processes that run whole episodes with the greedy policy."""
 
-    count: CountOrZero = 2
-    batch_size: Count = 1
-    episodes_per_policy: CountOrZero = 1  # 0: without end, as in the 2018 release
-    every_n_epochs: CountOrFalse = 1  # false: the newest policy, whichever it is
+    count: Annotated[int, Range(0, 1000)] = 2
+    """Evaluators: processes that run whole episodes with the greedy policy. 0: no
+    scores. 2018: 2. Acts in: acting/evaluator.py."""
+    batch_size: Many = 1
+    """Environments of each evaluator, which it steps together. 2018: 1. Acts in:
+    acting/evaluator.py."""
+    episodes_per_policy: CountOrZero = 1
+    """Episodes that each evaluator runs with one policy. 0: until there is a newer one.
+    2018: 0, without a key. Acts in: acting/evaluator.py."""
+    every_n_epochs: CountOrFalse = 1
+    """Every so many epochs the published policy is evaluated. false: the newest one,
+    whichever it is. 2018: false, without a key. Acts in: acting/evaluator.py."""
 
     @property
     def in_order(self) -> bool:
@@ -241,18 +326,34 @@ class ValueExpansion(Section):
     release are other spellings of the five that come along.
     """
 
-    rollout_len: Count
-    weighting: Annotated[
-        Name | None, Field(description="the name of a weighting, or null")
-    ] = None
+    rollout_len: Few
+    """Steps H of imagined rollouts. 2018: 3; 1, 2 and 5 in the ablation. Acts in:
+    valuerl.py."""
+    weighting: Name | None = None
+    """Name of the weighting of candidate targets. null: what the switches below say.
+    2018: no such key. Acts in: valuerl.py, settings/extensions.py."""
     weighting_settings: Settings = {}
-    tdk_trick: Switch = False
-    mean_k_return: Switch = False
-    lambda_return: FractionOrFalse = False  # 0 is a lambda: ask `is not False`
-    steve_reweight: Switch = False
-    covariances: Switch = False
+    """Keyword arguments of `weighting`. 2018: no such key. Acts in: valuerl.py."""
+    tdk_trick: bool = False
+    """Trains the Q-functions on every state of a rollout, as MVE does. 2018: false;
+    true in MVE-TDk. Acts in: valuerl.py."""
+    mean_k_return: bool = False
+    """Takes the mean of the candidate targets. 2018: false. Acts in: valuerl.py."""
+    lambda_return: FractionOrFalse = False
+    """Decay of the TD-lambda mean of the candidate targets; 0 is a decay. false: no
+    such mean. 2018: false. Acts in: valuerl.py."""
+    steve_reweight: bool = False
+    """Weights the candidate targets by their inverse variances, as STEVE does. 2018:
+    false; true in STEVE. Acts in: valuerl.py."""
+    covariances: bool = False
+    """With `steve_reweight`: takes the covariances of the candidates into account.
+    2018: false; true in COV-STEVE. Acts in: valuerl.py."""
     variance_epsilon: Positive = 1e-8
+    """What `steve_reweight` adds to each variance, in squared units of scaled return.
+    2018: 1e-8, a constant. Acts in: valuerl.py."""
     covariance_ridge: Positive = 0.001
+    """What `covariances` adds to the diagonal of the covariance matrix, in squared
+    units of scaled return. 2018: 0.001, a constant. Acts in: valuerl.py."""
 
     @model_validator(mode="after")
     def _one_kind_of_target(self) -> Self:
@@ -308,23 +409,37 @@ class ValueExpansion(Section):
 class LearnerConfig(Section):
     """What both learners have."""
 
-    batch_size: Count = 512
-    replay_size: Count = 1_000_000
-    frames_before_learning: CountOrZero = 10_000
+    batch_size: Many = 512
+    """Transitions of one update. 2018: 512. Acts in: learner.py."""
+    replay_size: Rows = 1_000_000
+    """Newest transitions that updates are drawn from. 2018: 1000000. Acts in:
+    learner.py, replay.py."""
+    frames_before_learning: RowsOrZero = 10_000
+    """Frames that are there before the first update. 2018: 10000. Acts in:
+    running/pace.py."""
     log_every_n: Annotated[Count, ON_RESUME] = 500
+    """Updates between lines of the log, whose losses are means over them. 2018: 500.
+    Acts in: learner.py."""
     epoch_every_n: Count = 500
+    """Updates of an epoch; at its end the learner saves and publishes. 2018: 500. Acts
+    in: learner.py."""
     backup_every_n: Annotated[Count, ON_RESUME] = 2_500_000
-    frames_per_update: PositiveOrFalse = 0.25
+    """Updates between numbered checkpoints, which stay. 2018: 2500000. Acts in:
+    learner.py."""
+    frames_per_update: PaceOrFalse = 0.25
+    """Environment frames per update. false: neither side waits for the other. 2018:
+    0.25; false in the speedruns. Acts in: running/pace.py."""
     learning_rate: Positive = 3e-4
-    threads: Annotated[CountOrNull, ON_RESUME] = (
-        None  # null: all cores; on a GPU TensorFlow decides
-    )
-    xla: Annotated[SwitchOrNull, ON_RESUME] = (
-        None  # null: true on a GPU, false on a CPU
-    )
-    updates_per_call: Annotated[CountOrNull, ON_RESUME] = (
-        None  # null: 1 on a CPU; on a GPU up to 16
-    )
+    """Step size of Adam. 2018: 0.0003, a constant. Acts in: nn.py."""
+    threads: Annotated[Few | None, ON_RESUME] = None
+    """CPU threads of the learner. null: all cores; on a GPU TensorFlow decides. 2018:
+    TensorFlow's choice. Acts in: compute.py."""
+    xla: Annotated[bool | None, ON_RESUME] = None
+    """Whether updates are compiled by XLA. null: on a GPU, and for
+    small nets on a CPU. 2018: no. Acts in: learner.py, compute.py."""
+    updates_per_call: Annotated[Many | None, ON_RESUME] = None
+    """Updates that one call of TensorFlow makes. null: with XLA up to
+    16, else 1. 2018: 1. Acts in: learner.py, compute.py."""
 
     def _check_shares(self, members: int, key: str) -> None:
         """Every member that takes part in training gets a share of the batch."""
@@ -338,17 +453,28 @@ class LearnerConfig(Section):
 class PolicyConfig(LearnerConfig):
     """The value learner: policy and Q-functions."""
 
-    algo: Annotated[Literal["ddpg"], Field(description='"ddpg"')] = "ddpg"
-    hidden_dim: Count = 128
-    layers: Count = 4
+    algo: Literal["ddpg"] = "ddpg"
+    """Algorithm of policy and Q-functions. 2018: "ddpg". Acts in: valuerl.py."""
+    hidden_dim: Width = 128
+    """Width of the hidden layers of policy and Q-functions. 2018: 128. Acts in:
+    valuerl.py."""
+    layers: Few = 4
+    """Weight matrices of the policy and of each Q-function. 2018: 4, a constant. Acts
+    in: valuerl.py."""
     explore_chance: Fraction = 0.05
+    """Probability with which a dimension of an exploring action gets noise. 2018: 0.05,
+    which its code did not read: nobody explored. Acts in: acting/policy.py."""
     pre_tanh_penalty: NonNegative = 0.001
+    """Weight of the squared pre-tanh action in the policy loss. 2018: 0.001, a
+    constant. Acts in: valuerl.py."""
     bayesian: EnsembleOrNull = None
+    """The ensemble of Q-functions. null: a single one. 2018: 4 members with
+    config/core/bayesian.json. Acts in: valuerl.py."""
     value_expansion: Annotated[
-        ValueExpansion | None,
-        BeforeValidator(_null_if_false),
-        Field(description="an object, or null"),
+        ValueExpansion | None, BeforeValidator(_null_if_false)
     ] = None
+    """Targets from imagined rollouts. null: DDPG. 2018: that of the algorithm. Acts in:
+    valuerl.py."""
 
     @model_validator(mode="after")
     def _shares_of_the_batch(self) -> Self:
@@ -361,19 +487,33 @@ class PolicyConfig(LearnerConfig):
 class WorldModelConfig(LearnerConfig):
     """The world-model learner."""
 
-    transition_hidden_dim: Count = 512
-    aux_hidden_dim: Count = 128
-    transition_layers: Count = 8
-    aux_layers: Count = 4
+    transition_hidden_dim: Width = 512
+    """Width of the hidden layers of transition nets. 2018: 512. Acts in: worldmodel.py.
+    """
+    aux_hidden_dim: Width = 128
+    """Width of the hidden layers of reward and termination nets. 2018: 128. Acts in:
+    worldmodel.py."""
+    transition_layers: Few = 8
+    """Weight matrices of each transition net. 2018: 8, a constant. Acts in:
+    worldmodel.py."""
+    aux_layers: Few = 4
+    """Weight matrices of each reward and termination net. 2018: 4, a constant. Acts in:
+    worldmodel.py."""
     pretrain_n: CountOrFalse = 10_000
+    """Updates on the first frames, before the value learner begins. false: none. 2018:
+    10000; false in the speedruns. Acts in: worldmodel_learner.py."""
     weight_decay: NonNegative = 0.0001
+    """Weight of the squared weights in the loss. 2018: 0.0001, a constant. Acts in:
+    worldmodel.py."""
     kind: Name = "ensemble"
+    """Name of the kind of world model. 2018: no such key. Acts in:
+    settings/extensions.py."""
     kind_settings: Settings = {}
-    bayesian: Annotated[
-        ModelEnsembles | None,
-        BeforeValidator(_null_if_false),
-        Field(description="an object, or null"),
-    ] = None
+    """Keyword arguments of `kind`. 2018: no such key. Acts in: settings/extensions.py.
+    """
+    bayesian: Annotated[ModelEnsembles | None, BeforeValidator(_null_if_false)] = None
+    """The ensembles of the world model. null: single nets. 2018: 4 members each with
+    config/core/bayesian.json. Acts in: worldmodel.py."""
 
     @model_validator(mode="after")
     def _shares_of_the_batch(self) -> Self:
@@ -390,41 +530,64 @@ class Config(Section):
     for itself. `Config.model_validate(merged)` reads a merged configuration again.
     """
 
-    env: Annotated[Environment, Field(description="an object")]
-    agent_config: Annotated[AgentConfig, Field(description="an object")] = AgentConfig()
-    evaluator_config: Annotated[
-        EvaluatorConfig, ON_RESUME, Field(description="an object")
-    ] = EvaluatorConfig()
-    policy_config: Annotated[PolicyConfig, Field(description="an object")] = (
-        PolicyConfig()
-    )
+    env: Environment
+    """The environment. 2018: a section of the same name. Acts in: envwrap.py."""
+    agent_config: AgentConfig = AgentConfig()
+    """The interactors. 2018: a section of the same name. Acts in: acting/interactor.py.
+    """
+    evaluator_config: Annotated[EvaluatorConfig, ON_RESUME] = EvaluatorConfig()
+    """The evaluators. 2018: a section of the same name. Acts in: acting/evaluator.py.
+    """
+    policy_config: PolicyConfig = PolicyConfig()
+    """The value learner: policy and Q-functions. 2018: a section of the same name. Acts
+    in: valuerl_learner.py."""
     world_model_config: Annotated[
         WorldModelConfig | None,
         BeforeValidator(_null_if_false),
-        Field(alias="model_config", description="an object, or null"),
+        Field(alias="model_config"),
     ] = None
+    """The world-model learner. null: there is none. 2018: a section of the same name.
+    Acts in: worldmodel_learner.py."""
     module: Annotated[
-        list[Module],
-        Field(description="a list of the dotted names of Python modules"),
+        list[Module], Allowed("a list of the dotted names of Python modules")
     ] = []
+    """Modules that every process imports first; they register weightings, world models
+    and environments. 2018: no such key. Acts in: settings/extensions.py."""
     output_root: Annotated[
-        str,
-        ON_RESUME,
-        Field(pattern=r"^[^\x00]+$", description="the path of a folder"),
+        str, ON_RESUME, Allowed("the path of a folder"), Field(pattern=r"^[^\x00]+$")
     ] = "output"
+    """Folder of all output; a relative one is in the working folder. 2018: "output".
+    Acts in: storage/folders.py."""
     save_model_path: FolderName = "checkpoints"
+    """Name of the folder of states, policies and the replay buffer. 2018:
+    "checkpoints". Acts in: storage/folders.py."""
     log_path: FolderName = "log"
-    seed: CountOrZero = 0
-    # Of products on a GPU; 2018's were float32, and tf32 is coarser by a thousand.
-    precision: Annotated[
-        Literal["float32", "tf32"], Field(description='"float32" or "tf32"')
-    ] = "float32"
-    deterministic: Annotated[Switch, ON_RESUME] = False  # of a GPU, at some cost
-    total_frames: Annotated[CountOrNull, ON_RESUME] = None
-    total_hours: Annotated[PositiveOrNull, ON_RESUME] = None
-    final_episodes: Annotated[CountOrZero, ON_RESUME] = 5
-    keep_all_replay_buffers: Annotated[Switch, ON_RESUME] = False
-    tensorboard: Annotated[Switch, ON_RESUME] = True
+    """Name of the folder of scores and logs. 2018: "log". Acts in: storage/folders.py.
+    """
+    seed: Annotated[int, Range(0, 2**63 - 1)] = 0
+    """Seed of every draw of the run. 2018: none; one process had NumPy's seed 0. Acts
+    in: settings/seeds.py."""
+    precision: Literal["float32", "tf32"] = "float32"
+    """Precision of products on a GPU; tf32 is coarser by a factor of a thousand. 2018:
+    float32. Acts in: compute.py."""
+    deterministic: Annotated[bool, ON_RESUME] = False
+    """Makes what a GPU computes repeatable to the bit, at some cost. 2018: no. Acts in:
+    compute.py, running/launch.py."""
+    total_frames: Annotated[Frames | None, ON_RESUME] = None
+    """Environment frames at which the run ends. null: no such limit. 2018: none. Acts
+    in: running/pace.py."""
+    total_hours: Annotated[Hours | None, ON_RESUME] = None
+    """Hours of learning at which the run ends. null: no such limit. 2018: none. Acts
+    in: running/pace.py."""
+    final_episodes: Annotated[Annotated[int, Range(0, 10**6)], ON_RESUME] = 5
+    """Episodes that each evaluator runs with the last policy, at the end of a run with
+    a limit. 2018: no such key. Acts in: acting/evaluator.py."""
+    keep_all_replay_buffers: Annotated[bool, ON_RESUME] = False
+    """Copies the replay buffer to each numbered checkpoint. 2018: not in its
+    config/core. Acts in: valuerl_learner.py."""
+    tensorboard: Annotated[bool, ON_RESUME] = True
+    """Writes event files for TensorBoard. 2018: no such key. Acts in:
+    running/events.py."""
 
     @model_validator(mode="after")
     def _sections_fit_together(self) -> Self:
@@ -447,6 +610,13 @@ class Config(Section):
                 ("policy_config.replay_size", "agent_config.batch_size"),
                 f"must be at least twice agent_config.batch_size ({step}), "
                 f"not {self.policy_config.replay_size}",
+            )
+        if self.replay_capacity > MOST_ROWS:
+            raise broken_rule(
+                ("policy_config.replay_size", *self._keys_of_the_capacity()),
+                f"needs a replay buffer of {self.replay_capacity:,} rows, with "
+                "frames_before_learning and 2 * epoch_every_n * frames_per_update of "
+                f"the learners; at most {MOST_ROWS:,} can be had",
             )
         if self.save_model_path == self.log_path:
             raise broken_rule(
@@ -486,6 +656,13 @@ class Config(Section):
                     f"not {learner.updates_per_call}",
                 )
         return self
+
+    def _keys_of_the_capacity(self) -> Iterator[str]:
+        for section, _ in self._learners():
+            yield f"{section}.replay_size"
+            yield f"{section}.frames_before_learning"
+            yield f"{section}.epoch_every_n"
+            yield f"{section}.frames_per_update"
 
     def _learners(self) -> Iterator[tuple[str, LearnerConfig]]:
         yield "policy_config", self.policy_config
@@ -612,11 +789,47 @@ def known_keys(section: type[Section]) -> dict[str, FieldInfo]:
 
 
 def section_of(field: FieldInfo) -> type[Section] | None:
-    """The section that a key holds; None where it holds a plain value."""
+    """The section that a key holds; None where it holds a plain value, or a list."""
+    if get_origin(field.annotation) is list:
+        return None
     for kind in (field.annotation, *get_args(field.annotation)):
         if isinstance(kind, type) and issubclass(kind, Section):
             return kind
     return None
+
+
+def meaning(field: FieldInfo) -> str:
+    """The part of a key's description that says what it means."""
+    return one_line(field.description).partition(" 2018: ")[0].removesuffix(".")
+
+
+def allowed(field: FieldInfo) -> str:
+    """What a key takes; it finishes the sentence "KEY must be ..."."""
+    *others, last = _alternatives(field.annotation, field.metadata)
+    return f"{', '.join(others)} or {last}" if others else last
+
+
+def _alternatives(kind: Any, metadata: Sequence[Any]) -> list[str]:
+    for note in metadata:
+        if isinstance(note, Allowed):
+            return [note.text]
+    inner = get_args(kind)
+    if get_origin(kind) is Annotated:
+        return _alternatives(inner[0], kind.__metadata__)
+    if get_origin(kind) is Literal:
+        return [f'"{name}"' for name in inner]
+    if get_origin(kind) in (Union, UnionType):
+        others = [each for each in inner if each not in (bool, NoneType)]
+        found = [words for each in others for words in _alternatives(each, ())]
+        if bool in inner:  # with a number, true is refused
+            found += ["false"] if found else ["true", "false"]
+        return found + ["null"] * (NoneType in inner)
+    if kind is bool:
+        return ["true or false"]
+    if kind in (int, float):
+        (limits,) = (note for note in metadata if isinstance(note, Range))
+        return [f"a {'whole ' * (kind is int)}number {limits}"]
+    return ["an object"]
 
 
 def is_free_object(field: FieldInfo) -> bool:

@@ -4,12 +4,11 @@ Two runs of one configuration and seed have the same lines, on the same kind of
 processor and with the same versions. `steve verify` compares them.
 """
 
-import csv
 from pathlib import Path
 from typing import NamedTuple
 
 from ..util import UserError
-from .tables import append_row
+from .tables import append_row, copy_rows, read_table, trim_log
 
 NONE = "-"  # where there is nothing to be said: no world model, rows that are lost
 
@@ -36,6 +35,9 @@ class Digest(NamedTuple):
     rows: str
 
 
+TEXTS = Digest._fields[3:]
+
+
 def append_digest(path: Path, digest: Digest) -> None:
     """Appends a line, the column names before the first one.
 
@@ -46,26 +48,36 @@ def append_digest(path: Path, digest: Digest) -> None:
 
 
 def read_digests(path: Path) -> list[Digest]:
-    """All complete lines; [] where there is no file.
+    """All lines that are whole; [] where there is no file.
 
     Raises:
         UserError: it cannot be read, or is none of ours.
     """
     try:
-        content = path.read_bytes().decode()
-        rows = list(csv.DictReader(content[: content.rfind("\n") + 1].splitlines()))
-        if any(None in row.values() for row in rows):
-            raise ValueError("a line is too short")
-        return [
-            Digest(
-                int(row["epoch"]),
-                int(row["updates"]),
-                int(row["frames"]),
-                *(row[name] for name in Digest._fields[3:]),
-            )
-            for row in rows
-        ]
-    except FileNotFoundError:
+        table = read_table(path, TEXTS)
+    except OSError as error:
+        raise UserError(f"{path}: is no list of digests ({error.strerror})") from None
+    if table is None:
         return []
-    except (OSError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: is no list of digests ({error})") from None
+    if table.columns != list(Digest._fields):
+        raise UserError(f"{path}: is no list of digests (see its first line)")
+    return [
+        Digest(
+            int(row["epoch"]),
+            int(row["updates"]),
+            int(row["frames"]),
+            *line.split(",")[3:],
+        )
+        for line, row in zip(table.lines, table.rows, strict=True)
+        if row
+    ]
+
+
+def trim_digests(path: Path, updates: int) -> None:
+    """Cuts the lines of more updates; does nothing where there is no file."""
+    trim_log(path, {"updates": updates}, TEXTS)
+
+
+def copy_digests(source: Path, target: Path, updates: int) -> None:
+    """Copies the lines of at most so many updates."""
+    copy_rows(source, target, "updates", updates, TEXTS)

@@ -1,9 +1,11 @@
 """The disk under a run: it may be full, or it may belong to another host."""
 
-import errno
+import os
 import re
 import shutil
 from pathlib import Path
+
+from ..util import NO_SPACE
 
 MOUNTS = Path("/proc/self/mountinfo")
 NETWORK_FILESYSTEM = re.compile(
@@ -15,7 +17,7 @@ NETWORK_FILESYSTEM = re.compile(
 
 def is_full(error: OSError) -> bool:
     """Whether an error says that no space, or none of the user's quota, is left."""
-    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return error.errno in NO_SPACE
 
 
 def full_disk_line(error: OSError, folder: Path) -> str:
@@ -40,7 +42,8 @@ def network_filesystem(path: Path, mounts: Path = MOUNTS) -> str | None:
     """
     path = path.resolve()
     nearest, found = -1, None
-    for line in mounts.read_text().splitlines():
+    # Names may be of any bytes.
+    for line in os.fsdecode(mounts.read_bytes()).split("\n")[:-1]:
         place, _, kind = line.partition(" - ")
         # The kernel writes a space as \\040.
         point = re.sub(

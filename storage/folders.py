@@ -1,5 +1,7 @@
 """Where everything of one experiment lies, and what its processes are given."""
 
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,7 +9,26 @@ from pathlib import Path
 from ..settings.interface import Interface
 from ..settings.roles import WORLDMODEL
 from ..settings.schema import Config
+from ..util import UserError
 from .published import Published
+
+# What a shell would replace: a home folder, or a variable.
+UNKNOWN = re.compile(r"^~[^/]*|\$\w+|\$\{[^}]*\}")
+
+
+def output_folder(config: Config) -> Path:
+    """The folder of all output: absolute, `~` and environment variables replaced.
+
+    Raises:
+        UserError: a home folder or a variable is not known.
+    """
+    root = os.path.expanduser(os.path.expandvars(config.output_root))
+    if unknown := UNKNOWN.search(root):
+        raise UserError(
+            f"output_root: {config.output_root!r}: {unknown[0]} is not known here; "
+            "give the whole path (./~ is a folder of that name)"
+        )
+    return Path(root).absolute()
 
 
 @dataclass(frozen=True)
@@ -22,14 +43,18 @@ class Folders:
     @classmethod
     def of(cls, config: Config, experiment: str) -> "Folders":
         """Those of an experiment of this name and configuration."""
-        root = Path(config.output_root) / config.environment_folder / experiment
+        root = output_folder(config) / config.environment_folder / experiment
         return cls.at(root, config.log_path, config.save_model_path, experiment)
 
     @classmethod
     def at(
         cls, root: Path, log_path: str, save_model_path: str, experiment: str
     ) -> "Folders":
-        """Those of an experiment whose folder is `root`."""
+        """Those of an experiment whose folder is `root`.
+
+        They stay the same where an environment changes the working folder.
+        """
+        root = root.absolute()
         return cls(root, root / log_path, root / save_model_path, experiment)
 
     @property

@@ -1,5 +1,8 @@
 """Who may use an experiment's folder: the locks next to it."""
 
+import errno
+import fcntl
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -11,6 +14,8 @@ from .disk import full_disk_line, is_full
 from .folders import Folders
 
 CHILDREN_PATIENCE = 15.0  # seconds that a killed launch's processes get to end
+# What flock answers where there is none; ENOTSUP is EOPNOTSUPP here.
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
 ASKING_PATIENCE = 1.0  # seconds in which one who only asks (`is_locked`) lets go
 
 
@@ -39,11 +44,12 @@ def claimed(folders: Folders) -> Iterator[None]:
                     folders.lock("run"), "a", timeout=ASKING_PATIENCE, flags=exclusive
                 )
             )
-        except portalocker.LockException:
-            raise UserError(
-                f"{folders.root} is in use by another launch; stop that one first, "
-                "or give this one another --name"
-            ) from None
+        except portalocker.LockException as error:
+            _check_locks(error, folders)
+            raise _in_use(folders) from None
+        if folders.root.exists():
+            with held(folders):  # by another name it may be in use
+                pass
         try:
             with portalocker.Lock(
                 folders.lock("processes"),
@@ -57,6 +63,46 @@ def claimed(folders: Folders) -> Iterator[None]:
                 f"processes of an earlier launch still use {folders.root}; end them"
             ) from None
         yield
+
+
+@contextmanager
+def held(folders: Folders) -> Iterator[None]:
+    """Holds the folder itself, whatever it is called and is renamed to meanwhile.
+
+    Where a filesystem does not lock folders, nothing is held.
+
+    Raises:
+        UserError: another launch has it, by a link or by an earlier name.
+    """
+    folder = os.open(folders.root, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise _in_use(folders) from None
+        except OSError:
+            pass
+        yield
+    finally:
+        os.close(folder)
+
+
+def _in_use(folders: Folders) -> UserError:
+    return UserError(
+        f"{folders.root} is in use by another launch; stop that one first, "
+        "or give this one another --name"
+    )
+
+
+def _check_locks(error: portalocker.LockException, folders: Folders) -> None:
+    """Raises a UserError where the filesystem, and no other process, refused a lock."""
+    cause = error.__cause__ or error.__context__
+    code = getattr(cause, "errno", None)
+    if code in NO_LOCKS:
+        raise UserError(
+            f"{folders.root.parent} is on a filesystem without file locks "
+            f"({os.strerror(code)}); choose another output_root"
+        ) from None
 
 
 @contextmanager

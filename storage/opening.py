@@ -11,13 +11,15 @@ from ..settings.loading import changed_keys
 from ..settings.request import Request, Start
 from ..settings.roles import VALUERL, WORLDMODEL, learners
 from ..settings.schema import AgentConfig, Config
-from ..util import UserError
+from ..util import UserError, atomic_write, unused
 from . import checkpoint
 from .board import Board
 from .checkpoint import CheckpointError
+from .digests import TEXTS, Digest
 from .disk import network_filesystem
+from .fitting import check_fits
 from .folders import Folders, Run
-from .locks import claimed, unwritable
+from .locks import claimed, held, unwritable
 from .record import (
     is_finished,
     read_json,
@@ -27,6 +29,8 @@ from .record import (
     write_json,
 )
 from .rewind import finish_rewind, put_aside, rewind
+from .scores import COLUMNS
+from .tables import read_table
 
 
 def has_output(folders: Folders) -> bool:
@@ -70,6 +74,7 @@ def opened(
     # Checked before anything is written; and again when no other launch can interfere.
     check_mode(folders, merged, request.start)
     measured = measure(config)
+    notes = check_fits(config, measured, folders, on_gpus=bool(gpus))
     with claimed(folders):
         resumes = check_mode(folders, merged, request.start)
         if (
@@ -80,7 +85,11 @@ def opened(
             note(f"{folders.root} is finished: nothing is left to do")
             yield None
             return
-        notes = list(request.loaded.notes)
+        notes += request.loaded.notes
+        if measured.interface is not None and (
+            reach := measured.interface.reach_note()
+        ):
+            notes.append(f"{config.env.name}: {reach}")
         if request.start is Start.OVERWRITE and has_output(folders):
             notes.append(f"the earlier output is now {put_aside(folders)}")
         if request.rewind_to is not None:
@@ -99,11 +108,37 @@ def opened(
             gpus=gpus,
             interface=measured.interface,
         )
-        notes += open_output(run, merged)
-        record_start(run, resumes)
-        for line in notes:
-            note(line)
-        yield run
+        try:
+            with removed_if_it_fails(folders):
+                notes += open_output(run, merged)
+                record_start(run, resumes)
+        finally:
+            for line in notes:
+                note(line)
+        with held(folders):
+            yield run
+
+
+@contextmanager
+def removed_if_it_fails(folders: Folders) -> Iterator[None]:
+    """Removes what an opening that fails has made, where there was no output before.
+
+    The corrected call then starts as if nothing had been tried. What else lies there
+    stays, and so does output: it can be resumed.
+    """
+    if has_output(folders):
+        yield
+        return
+    root = folders.root
+    before = {root, *root.rglob("*")} if root.exists() else set()
+    try:
+        yield
+    except BaseException:
+        made = {root, *root.rglob("*")} - before
+        for path in sorted(made, reverse=True):  # what is in a folder, then the folder
+            with suppress(OSError):
+                path.rmdir() if path.is_dir() else path.unlink()
+        raise
 
 
 def check_mode(folders: Folders, merged: dict[str, Any], start: str) -> bool:
@@ -177,6 +212,8 @@ def open_output(run: Run, merged: dict[str, Any]) -> list[str]:
         write_json(folders.hyperparameters, merged)
         for leftover in folders.root.rglob(".*.tmp"):  # of writers that were killed
             leftover.unlink()
+        notes += _renamed_scores(folders)
+        notes += _mended_tables(run)
         notes += _mended_replay(run)
         notes += _checked_states(run)
         notes += _adopted_files(run)
@@ -184,6 +221,46 @@ def open_output(run: Run, merged: dict[str, Any]) -> list[str]:
         Board.create(folders.board, run.config)
     except OSError as error:
         raise unwritable(error, folders) from None
+    return notes
+
+
+def _renamed_scores(folders: Folders) -> list[str]:
+    """Names the scores after the folder, where that has got another name."""
+    notes = []
+    for path in (folders.scores, folders.final_scores):
+        ending = path.name.removeprefix(folders.experiment)
+        others = [p for p in folders.log.iterdir() if p.name.endswith(ending)]
+        if len(others) == 1 and others[0] != path:
+            others[0].rename(path)
+            notes.append(f"{others[0]} is now {path.name}, as the folder's name says")
+    return notes
+
+
+def _mended_tables(run: Run) -> list[str]:
+    """Lines about damage of csv files; without its columns' names none can be read.
+
+    Scores and digests get theirs again. A log's are not known: it is put aside.
+    """
+    folders, notes = run.folders, []
+    known: dict[Path, tuple[str, ...]] = {
+        folders.scores: COLUMNS,
+        folders.final_scores: COLUMNS,
+        folders.digests: Digest._fields,
+    }
+    for path in (*known, *map(folders.learner_log, learners(run.config))):
+        table = read_table(path, TEXTS)
+        if table is None:
+            continue
+        columns = known.get(path)
+        if columns and table.columns != list(columns):
+            atomic_write(path, table.under(columns))
+            notes.append(f"{path}: its first line was damaged and is written again")
+        elif not columns and "updates" not in table.columns:
+            aside = unused(path.with_name(f"{path.name}.damaged"))
+            path.rename(aside)
+            notes.append(f"{path}: its first line is damaged; it is now {aside.name}")
+        elif table.damaged:
+            notes.append(f"{path}: {table.damaged} damaged lines are passed over")
     return notes
 
 

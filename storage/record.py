@@ -17,7 +17,7 @@ import portalocker
 
 from ..settings.roles import learners, process_names, process_seed
 from ..settings.schema import Config, limit_reached
-from ..util import UserError, atomic_write
+from ..util import UserError, atomic_write, regular_opener
 from .folders import Folders, Run
 
 PACKAGES = ("tensorflow", "gymnasium", "mujoco", "numpy", "safetensors", "portalocker")
@@ -103,7 +103,7 @@ def start_record(
         "processor": processor(),
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in PACKAGES},
-        "commit": _commit(),
+        "commit": program_commit(),
         "devices": devices,
         "precision": config.precision,
         "seeds": {name: process_seed(config, name) for name in process_names(config)},
@@ -111,15 +111,40 @@ def start_record(
 
 
 def read_run(folders: Folders) -> dict[str, Any]:
-    """run.json; for a run that has none yet, an empty one."""
+    """run.json; for a run that has none yet, an empty one.
+
+    Raises:
+        UserError: it cannot be read, or is none of ours.
+    """
     if not folders.run.exists():
         return {"experiment": folders.experiment, "starts": [], "finished": None}
-    return read_json(folders.run)
+    content = read_json(folders.run)
+    if not _is_record(content):
+        raise UserError(
+            f"{folders.run} is no record of a run; rename it, and the run resumes "
+            "with a new one"
+        )
+    return content
+
+
+def _is_record(content: dict[str, Any]) -> bool:
+    """Whether what is read of a run.json is there and has the right type."""
+    try:
+        reached = content["finished"]
+        numbers = (reached["frames"], reached["hours"]) if reached else ()
+        whys = [each["why"] for each in content.get("not_reproducible", [])]
+        return (
+            isinstance(content["starts"], list)
+            and all(isinstance(number, int | float) for number in numbers)
+            and all(isinstance(why, str) for why in whys)
+        )
+    except (KeyError, TypeError):
+        return False
 
 
 def read_json(path: Path) -> dict[str, Any]:
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=regular_opener) as file:
             content = json.loads(file.read(MAX_JSON_BYTES))
     except FileNotFoundError:
         raise UserError(
@@ -158,14 +183,18 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _commit() -> str | None:
+def program_commit() -> str | None:
     """The commit of the program's checkout, "+" behind it where files differ."""
     folder = Path(__file__).resolve().parents[1]
     if not (folder / ".git").exists() or shutil.which("git") is None:
         return None
+    # safe.directory: git else refuses a checkout of another owner.
     environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
     described = subprocess.run(
-        ["git", "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"],
+        [
+            *("git", "-c", "safe.directory=*"),
+            *("describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"),
+        ],
         cwd=folder,
         env=environment,
         capture_output=True,

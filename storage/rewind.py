@@ -8,6 +8,7 @@ from ..settings.roles import VALUERL, learners
 from ..settings.schema import VECTOR_STEPS_AHEAD, Config
 from ..util import UserError, first_free, fsync_folder
 from . import checkpoint
+from .digests import copy_digests
 from .folders import Folders
 from .locks import claimed
 from .record import read_run, write_json
@@ -61,7 +62,7 @@ def rewind(folders: Folders, config: Config, updates: int) -> Path:
             # Its own policy is published, and evaluated, again.
             last = int(state.metadata["epoch"]) - 1
             copy_rows(folders.scores, staging.scores, "epochs", last)
-    copy_rows(folders.digests, staging.digests, "updates", updates)
+    copy_digests(folders.digests, staging.digests, updates)
     ahead = VECTOR_STEPS_AHEAD * config.agent_config.batch_size
     _copy_replay(folders, staging, updates, frames, ahead if config.is_paced else 0)
     if (events := folders.log / "events").exists():

@@ -10,11 +10,18 @@ from typing import BinaryIO, NamedTuple, Protocol
 
 import portalocker
 
-from ..util import named
+from ..util import named, regular_opener
 from .folders import Run
-from .tables import Follower, cut_torn_line, write_whole
+from .tables import (
+    Follower,
+    cut_torn_line,
+    parsed_row,
+    whole_lines,
+    write_whole,
+)
 
-CSV_HEADER = b"hours,epochs,frames,score\n"
+COLUMNS = ("hours", "epochs", "frames", "score")
+CSV_HEADER = f"{','.join(COLUMNS)}\n".encode()
 LAST_SCORES = 10
 ROW_BYTES = 128  # no row of scores is longer
 
@@ -37,11 +44,12 @@ class ScoreRow(NamedTuple):
 
 
 def score_row(line: str) -> ScoreRow | None:
-    """A complete line of the scores' csv; None for its header."""
-    hours, epoch, frames, score = line.split(",")
-    if epoch == "epochs":
+    """A complete line of the scores' csv; None for its header and a damaged line."""
+    row = parsed_row(COLUMNS, line)
+    if row is None:
         return None
-    return ScoreRow(float(hours), int(epoch), int(frames), float(score))
+    hours, epoch, frames, score = row.values()
+    return ScoreRow(hours, int(epoch), int(frames), score)
 
 
 class Scores:
@@ -89,7 +97,7 @@ class ScoreFile:
     def position(self) -> Position:
         """Where the file stands now."""
         try:
-            with open(self._path, "rb") as file:
+            with open(self._path, "rb", opener=regular_opener) as file:
                 return self._position(file)
         except FileNotFoundError:
             return Position(0, 0)
@@ -98,12 +106,14 @@ class ScoreFile:
         file.seek(
             max(0, file.seek(0, os.SEEK_END) - ROW_BYTES * (self._per_policy + 2))
         )
-        lines = file.read().decode(errors="replace").split("\n")[:-1]
-        epochs = [cells[1] for line in lines if len(cells := line.split(",")) == 4]
-        if not epochs or not epochs[-1].isdecimal():
+        rows = map(score_row, whole_lines(file.read()))
+        epochs = [row.epoch for row in rows if row]
+        if not epochs:
             return Position(0, 0)
-        rows = len(list(itertools.takewhile(lambda e: e == epochs[-1], epochs[::-1])))
-        return Position(int(epochs[-1]), rows)
+        last = epochs[-1]
+        return Position(
+            last, len(list(itertools.takewhile(lambda e: e == last, epochs[::-1])))
+        )
 
     def record(
         self,
@@ -135,6 +145,9 @@ class ScoreFile:
     @contextmanager
     def _opened(self) -> Iterator[BinaryIO]:
         """The file, locked against the other evaluators until it is closed."""
-        with named(self._path), open(self._path, "ab+", buffering=0) as file:
+        with (
+            named(self._path),
+            open(self._path, "ab+", buffering=0, opener=regular_opener) as file,
+        ):
             portalocker.lock(file, portalocker.LockFlags.EXCLUSIVE)
             yield file

@@ -1,59 +1,141 @@
 """The csv files of a run: the scores, and the learners' logs."""
 
-import csv
 import errno
+import math
 import os
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
-from ..util import atomic_write, file_stamp, named
+from ..util import atomic_write, file_stamp, named, regular_opener
 
 TAIL_BYTES = 16384  # of a csv: some hundred rows
 
-MAX_LINE = 4096  # bytes; no row of a csv is longer
+BLOCK_BYTES = 4096  # that are read at once where a csv is read from its end
+
+ERRORS = "surrogateescape"  # bytes that are no UTF-8 stay as they are
 
 
-def copy_rows(source: Path, target: Path, column: str, last: int) -> None:
-    """Copies a csv up to the row in which `column` passes `last`."""
-    if not source.exists() or not _whole_lines(source):
-        return
-    header, *rows = _whole_lines(source)
-    position = header.strip().split(",").index(column)
-    kept = [
-        row
-        for row in rows
-        if row.count(",") == header.count(",")  # else a torn line
-        and float(row.split(",")[position]) <= last
-    ]
-    atomic_write(target, "".join([header, *kept]).encode())
+class Table(NamedTuple):
+    """A csv without the torn line at its end.
+
+    Attributes:
+        header: its first line.
+        lines: the other lines as they stand in the file, without their ends.
+        rows: the numbers of each line by column; None where the line is damaged.
+    """
+
+    header: str
+    lines: list[str]
+    rows: list[dict[str, float] | None]
+
+    @property
+    def columns(self) -> list[str]:
+        return self.header.split(",")
+
+    @property
+    def damaged(self) -> int:
+        """How many lines are damaged."""
+        return self.rows.count(None)
+
+    def text(self, keep: Iterable[int]) -> bytes:
+        """The csv of some of its lines."""
+        lines = [self.header, *(self.lines[number] for number in keep)]
+        return "".join(f"{line}\n" for line in lines).encode(errors=ERRORS)
+
+    def under(self, columns: Sequence[str]) -> bytes:
+        """The csv with other columns' names; its own first line is damaged."""
+        return f"{','.join(columns)}\n".encode() + self.text(range(len(self.lines)))
 
 
-def _whole_lines(path: Path) -> list[str]:
-    """The lines of a file, without a torn one at its end."""
-    lines = path.read_text().splitlines(keepends=True)
-    return [line for line in lines if line.endswith("\n")]
+def read_table(path: Path, texts: Collection[str] = ()) -> Table | None:
+    """Reads a csv whatever its content; None where there is none, or it is empty.
 
+    Args:
+        path: of the file.
+        texts: columns that hold no numbers.
 
-def last_rows(path: Path) -> list[dict[str, float]]:
-    """The last complete rows of a csv that may be growing; none: []."""
+    Raises:
+        OSError: it cannot be opened or read, or is no file.
+    """
     try:
-        with open(path, "rb") as file:
-            header = file.readline().decode().strip().split(",")
+        with open(path, "rb", opener=regular_opener) as file:
+            content = file.read()
+    except FileNotFoundError:
+        return None
+    return parsed_table(content, texts)
+
+
+def parsed_table(content: bytes, texts: Collection[str] = ()) -> Table | None:
+    """As `read_table`, of what a file holds."""
+    header, *lines = whole_lines(content) or [""]
+    if not header and not lines:
+        return None
+    columns = header.split(",")
+    return Table(header, lines, [parsed_row(columns, line, texts) for line in lines])
+
+
+def whole_lines(content: bytes) -> list[str]:
+    """The lines of what a file holds, without a torn one at its end."""
+    return content.decode(errors=ERRORS).split("\n")[:-1]
+
+
+def parsed_row(
+    columns: Sequence[str], line: str, texts: Collection[str] = ()
+) -> dict[str, float] | None:
+    """The finite numbers of a line by column; None where it is not such a line.
+
+    Args:
+        columns: of the csv.
+        line: without its end.
+        texts: columns that hold no numbers; they are left out.
+    """
+    cells = line.split(",")
+    if len(cells) != len(columns):
+        return None
+    named_cells = zip(columns, cells, strict=True)
+    try:
+        row = {name: float(cell) for name, cell in named_cells if name not in texts}
+    except ValueError:
+        return None
+    return row if all(map(math.isfinite, row.values())) else None
+
+
+def copy_rows(
+    source: Path, target: Path, column: str, last: int, texts: Collection[str] = ()
+) -> None:
+    """Copies the rows of a csv in which `column` is not beyond `last`.
+
+    Damaged lines are passed over.
+    """
+    table = read_table(source, texts)
+    if table is not None and column in table.columns:
+        rows = enumerate(table.rows)
+        kept = [number for number, row in rows if row and row[column] <= last]
+        atomic_write(target, table.text(kept))
+
+
+def last_rows(path: Path, columns: Sequence[str] = ()) -> list[dict[str, float]]:
+    """The last complete rows of a csv that may be growing; none: [].
+
+    Args:
+        path: of the file.
+        columns: that the rows must have.
+    """
+    try:
+        with open(path, "rb", opener=regular_opener) as file:
+            header = file.readline().decode(errors=ERRORS).strip().split(",")
             first = file.tell()
             file.seek(0, 2)
             file.seek(max(first, file.tell() - TAIL_BYTES))
             is_whole = file.tell() == first
-            lines = file.read().decode(errors="replace").split("\n")[:-1]
+            lines = whole_lines(file.read())
     except OSError:
         return []
-    rows = []
-    for line in lines if is_whole else lines[1:]:
-        cells = line.split(",")
-        with suppress(ValueError):  # torn by a kill
-            rows.append(dict(zip(header, map(float, cells), strict=True)))
-    return rows
+    if not set(columns) <= set(header):
+        return []
+    rows = (parsed_row(header, line) for line in lines[0 if is_whole else 1 :])
+    return [row for row in rows if row]
 
 
 # Columns of a learner's log that are no metrics.
@@ -68,25 +150,32 @@ NO_METRICS = (
 )
 
 
-def trim_log(path: Path, counters: Mapping[str, int]) -> None:
+def trim_log(
+    path: Path, counters: Mapping[str, int], texts: Collection[str] = ()
+) -> None:
     """Cuts the lines of a learner's log in which a counter is beyond its value now.
 
-    A torn line goes too. Does nothing where there is no log.
+    What is damaged behind the last line that stays goes too. Does nothing where there
+    is no log, or none with these columns.
+
+    Args:
+        path: of the log.
+        counters: their values now, by column.
+        texts: columns that hold no numbers.
     """
-    if not path.exists():
+    table = read_table(path, texts)
+    if table is None or not set(counters) <= set(table.columns):
         return
-    content = path.read_text()
-    whole = content[: content.rfind("\n") + 1]
-    header, *lines = whole.splitlines(keepends=True) or [""]
     kept = [
-        line
-        for line, row in zip(lines, csv.DictReader([header, *lines]), strict=True)
-        if None not in row.values()  # a torn line
-        and all(int(row[name]) <= count for name, count in counters.items())
+        number
+        for number, row in enumerate(table.rows)
+        if row is None or all(row[name] <= count for name, count in counters.items())
     ]
-    trimmed = "".join([header, *kept])
-    if trimmed != content:
-        atomic_write(path, trimmed.encode())
+    while kept and table.rows[kept[-1]] is None:
+        kept.pop()
+    trimmed = table.text(kept)
+    if path.stat().st_size != len(trimmed):
+        atomic_write(path, trimmed)
 
 
 class LogFollower:
@@ -119,7 +208,10 @@ def append_row(path: Path, values: Mapping[str, object]) -> None:
     Raises:
         OSError: the disk is full, say; a later call may succeed.
     """
-    with named(path), open(path, "ab+", buffering=0) as file:
+    with (
+        named(path),
+        open(path, "ab+", buffering=0, opener=regular_opener) as file,
+    ):
         fresh = cut_torn_line(file) == 0
         lines = [list(values)] if fresh else []
         lines.append([str(value) for value in values.values()])
@@ -132,11 +224,15 @@ def cut_torn_line(file: BinaryIO) -> int:
     Returns:
         the file's size then; that is where it stands.
     """
-    end = file.seek(0, os.SEEK_END)
-    file.seek(max(0, end - MAX_LINE))
-    tail = file.read()
-    if tail and not tail.endswith(b"\n"):
-        file.truncate(end - len(tail) + tail.rfind(b"\n") + 1)
+    size = end = file.seek(0, os.SEEK_END)
+    while end > 0:
+        begin = file.seek(max(0, end - BLOCK_BYTES))
+        if newline := file.read(end - begin).rfind(b"\n") + 1:
+            end = begin + newline
+            break
+        end = begin
+    if end < size:
+        file.truncate(end)
     return file.seek(0, os.SEEK_END)
 
 
@@ -159,11 +255,11 @@ class Follower:
 
     def __call__(self) -> list[str]:
         """The complete lines that were added since the last time."""
-        if not self._path.exists():
+        try:
+            with open(self._path, "rb", opener=regular_opener) as file:
+                file.seek(self._offset)
+                added = file.read()
+        except FileNotFoundError:
             return []
-        with open(self._path, "rb") as file:
-            file.seek(self._offset)
-            added = file.read()
-        whole = added[: added.rfind(b"\n") + 1]
-        self._offset += len(whole)
-        return whole.decode().splitlines()
+        self._offset += added.rfind(b"\n") + 1
+        return whole_lines(added)

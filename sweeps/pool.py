@@ -1,5 +1,7 @@
 """The local engine: runs of main.py side by side on this machine."""
 
+import contextlib
+import errno
 import os
 import shlex
 import signal
@@ -17,6 +19,7 @@ from types import FrameType
 from ..running.child import FAILED, signal_at_parents_death
 from ..running.devices import VARIABLE, Gpu
 from ..storage import locks, record
+from ..storage.disk import full_disk_line, is_full
 from ..util import UserError, on_stop_signals
 from .record import NO_FAILURE, Sweep
 
@@ -88,6 +91,8 @@ class Pool:
         self._running: list[_Running] = []
         self._tell = tell
         self._main = main
+        self._without_log: set[Path] = set()  # for want of space, at the first try
+        self._unwritten: deque[tuple[Path, str]] = deque()  # lines, by their logs
         self._signals = 0
         self._passed_on = 0
 
@@ -97,10 +102,15 @@ class Pool:
         with on_stop_signals(self._on_signal):
             while self._running or (self._waiting and not self._signals):
                 while self._waiting and self._free and not self._signals:
-                    self._start(*self._waiting.popleft())
+                    if not self._start(*self._waiting[0]):
+                        break
+                    self._waiting.popleft()
                 codes += self._collect()
                 self._pass_signals_on()
+                self._write_lines()
                 time.sleep(TICK)
+        for path, line in self._unwritten:
+            self._say(f"there was no space in {path} for: {line}")
         return codes
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
@@ -108,7 +118,7 @@ class Pool:
 
     def _pass_signals_on(self) -> None:
         if self._signals and not self._passed_on:
-            self._tell(
+            self._say(
                 f"stopping: {len(self._running)} runs save and end, "
                 f"{len(self._waiting)} are not started"
             )
@@ -117,15 +127,24 @@ class Pool:
             for running in self._running:
                 running.process.terminate()
 
-    def _start(self, sweep: Sweep, index: int) -> None:
+    def _start(self, sweep: Sweep, index: int) -> bool:
+        """Starts a run or leaves it alone; False: there is no space for its log."""
         run, path = sweep.runs[index], sweep.log(index)
         if locks.in_use(sweep.folders(index)):
             self._event(f"{run.name} is running already: left alone")
-            return
-        slot = self._free.popleft()
-        with open(path, "ab") as log:
-            log.write(f"== started {_now()} on {os.uname().nodename}\n".encode())
-            log.flush()
+            return True
+        try:
+            log = open(path, "ab")  # noqa: SIM115 - closed below
+        except OSError as error:
+            if not is_full(error):
+                raise
+            if path not in self._without_log:
+                self._event(f"{full_disk_line(error, path)}; {run.name} waits")
+            self._without_log.add(path)
+            return False
+        with log:
+            self._write(path, f"== started {_now()} on {os.uname().nodename}")
+            slot = self._free.popleft()
             child = subprocess.Popen(
                 [sys.executable, str(self._main), *run.arguments],
                 cwd=sweep.working_folder,
@@ -137,8 +156,9 @@ class Pool:
             )
         self._running.append(_Running(sweep, index, child, slot))
         gpus = f" on GPU {slot[VARIABLE]}" if slot else ""
-        number = self._count - len(self._waiting)
+        number = self._count - len(self._waiting) + 1
         self._event(f"{run.name} started{gpus}, {number} of {self._count}: {path}")
+        return True
 
     def _collect(self) -> list[int]:
         """Takes leave of runs that have ended; returns their exit codes."""
@@ -151,8 +171,7 @@ class Pool:
             code = each.process.returncode
             code = code if code >= 0 else KILLED - code
             codes.append(code)
-            with open(path, "a") as log:
-                log.write(f"== ended {_now()} with exit code {code}\n")
+            self._write(path, f"== ended {_now()} with exit code {code}")
             self._event(f"{name} {self._ending(each, code)}")
         return codes
 
@@ -164,8 +183,47 @@ class Pool:
         finished = record.is_finished(folders, run.frames, run.hours)
         return "finished" if finished else "stopped"
 
+    def _write(self, path: Path, line: str) -> None:
+        """Writes a line to a run's log, later where there is no space for it now."""
+        self._unwritten.append((path, line))
+        self._write_lines()
+
+    def _write_lines(self) -> None:
+        """Writes the lines that wait, each log's in their order."""
+        waiting, self._unwritten = self._unwritten, deque()
+        full: set[Path] = set()
+        for path, line in waiting:
+            try:
+                if path not in full:
+                    _append(path, line)
+            except OSError as error:
+                if not is_full(error):
+                    raise
+                full.add(path)
+            if path in full:
+                self._unwritten.append((path, line))
+
     def _event(self, line: str) -> None:
-        self._tell(f"{datetime.now().strftime('%H:%M:%S')} {line}")
+        self._say(f"{datetime.now().strftime('%H:%M:%S')} {line}")
+
+    def _say(self, line: str) -> None:
+        # Neither a full disk nor a reader that is gone ends the runs.
+        with contextlib.suppress(OSError):
+            self._tell(line)
+
+
+def _append(path: Path, line: str) -> None:
+    """Appends a line, or nothing.
+
+    Raises:
+        OSError: it could not be written.
+    """
+    with open(path, "ab", buffering=0) as log:
+        size = os.fstat(log.fileno()).st_size
+        content = f"{line}\n".encode()
+        if log.write(content) < len(content):
+            log.truncate(size)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
 
 def _begin(parent: int) -> None:

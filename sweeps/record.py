@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -130,7 +131,7 @@ def claimed(output_root: Path) -> Iterator[None]:
     except portalocker.LockException:
         raise UserError(
             f"another sweep.py starts runs in {output_root} now; wait for its end, or "
-            f"python sweep.py cancel {output_root}"
+            f"python sweep.py cancel {shlex.quote(str(output_root))}"
         ) from None
     except OSError as error:
         raise UserError(f"{error.filename or path}: {error.strerror}") from None

@@ -14,8 +14,8 @@ from ..settings.loading import LoadedConfig
 from ..settings.roles import process_names
 from ..settings.schema import Config
 from ..storage import opening
-from ..storage.folders import Folders
-from ..util import UserError
+from ..storage.folders import Folders, output_folder
+from ..util import UserError, files_below
 from .record import PlannedRun
 
 IN_A_NAME = r"[A-Za-z0-9._+=-]+"  # a value that may stand in an experiment's name
@@ -97,7 +97,7 @@ def _files(paths: Sequence[str]) -> list[str]:
         if not os.path.isdir(path):
             files[path] = None
             continue
-        found = sorted(str(file) for file in Path(path).rglob("*.json"))
+        found = sorted(str(file) for file in files_below(Path(path), "*.json"))
         if not found:
             raise UserError(f"{path} holds no .json file")
         files.update(dict.fromkeys(found))
@@ -196,7 +196,7 @@ def _planned(
         updates=_updates(config),
         processes=len(process_names(config)) - 1,
     )
-    return planned, config.output_root
+    return planned, str(output_folder(config))
 
 
 def _check_output(folders: Folders, loaded: LoadedConfig) -> None:

@@ -1,6 +1,6 @@
 """The Slurm engine: a readable job script, and what Slurm knows of its jobs."""
 
-import getpass
+import os
 import re
 import shlex
 import shutil
@@ -10,11 +10,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..util import UserError, atomic_write
+from ..util import UserError, atomic_write, check_path
 from .record import Sweep
 
 MAIN = Path(__file__).resolve().parents[1] / "main.py"
 SAVE_SECONDS = 60  # before the time limit; a run saves within 15
+DEFAULT_ARRAY_SIZE = 1001
+ARRAY_SIZE = re.compile(r"^MaxArraySize\s*=\s*(\d+)", re.MULTILINE)
+ERROR = re.compile(r"^(\w+): error: ")
 
 PENDING = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "RESV_DEL_HOLD"}
 
@@ -25,7 +28,7 @@ TEMPLATE = """\
 #!/bin/bash
 # {count} runs as one Slurm array, written by sweep.py. To change something, edit this
 # file and submit it again (finished runs end at once, running ones must be cancelled):
-#     sbatch {script}
+#     {command}
 {directives}
 
 case $SLURM_ARRAY_TASK_ID in
@@ -66,7 +69,21 @@ class Resources:
 
 
 def job_script(sweep: Sweep, resources: Resources) -> str:
-    """The array's script: an element for each run, by its index."""
+    """The array's script: an element for each run, by its index.
+
+    Raises:
+        UserError: a path or a word holds a character that would end a comment.
+    """
+    for path, what in (
+        (sweep.script, "the path of Slurm's script"),
+        (sweep.working_folder, "the working folder"),
+        (sys.executable, "Python's path"),
+        (MAIN, "the path of the project"),
+        (resources.partition or "", "--partition"),
+        (resources.time or "", "--time"),
+        (resources.mem or "", "--mem"),
+    ):
+        check_path(path, what)
     last = len(sweep.runs) - 1
     limit = f"%{sweep.max_parallel}" if sweep.max_parallel else ""
     output = str(sweep.log(0)).replace("%", "%%").removesuffix("0.txt") + "%a.txt"
@@ -80,18 +97,22 @@ def job_script(sweep: Sweep, resources: Resources) -> str:
         "cpus-per-task": resources.cpus,
         "mem": resources.mem,
         "gres": f"gpu:{sweep.gpus_per_run}" if sweep.gpus_per_run else None,
-        "output": shlex.quote(output),
+        "output": output,
         "open-mode": "append",
         "signal": f"B:USR1@{SAVE_SECONDS}",
     }
-    lines = [f"#SBATCH --{key}={value}" for key, value in options.items() if value]
+    lines = [
+        f"#SBATCH --{key}={shlex.quote(str(value))}"
+        for key, value in options.items()
+        if value
+    ]
     cases = [
         f"{index}) set -- {shlex.join(run.arguments)} ;;"
         for index, run in enumerate(sweep.runs)
     ]
     return TEMPLATE.format(
         count=len(sweep.runs),
-        script=shlex.quote(str(sweep.script)),
+        command=command(sweep),
         directives="\n".join([*lines, "#SBATCH --requeue"]),
         cases="\n".join(cases),
         working_folder=shlex.quote(sweep.working_folder),
@@ -100,8 +121,24 @@ def job_script(sweep: Sweep, resources: Resources) -> str:
     )
 
 
-def write_script(sweep: Sweep, resources: Resources) -> None:
-    atomic_write(sweep.script, job_script(sweep, resources).encode())
+def write_script(sweep: Sweep, script: str) -> None:
+    atomic_write(sweep.script, os.fsencode(script))
+
+
+def command(sweep: Sweep) -> str:
+    """The command line that submits a sweep by hand."""
+    return shlex.join(["sbatch", str(sweep.script)])
+
+
+def longest_array() -> int:
+    """How many elements an array may have here: MaxArraySize.
+
+    Where the cluster does not say it, Slurm's default.
+    """
+    if shutil.which("scontrol") is None:
+        return DEFAULT_ARRAY_SIZE
+    found = ARRAY_SIZE.search(_call(["scontrol", "show", "config"]).stdout)
+    return max(1, int(found[1])) if found else DEFAULT_ARRAY_SIZE
 
 
 def require() -> None:
@@ -130,9 +167,10 @@ def submit(sweep: Sweep, indices: Iterable[int] | None = None) -> str:
         words.append(f"--array={','.join(map(str, indices))}{limit}")
     done = _call([*words, str(sweep.script)])
     if done.returncode:
-        raise UserError(
-            f"{_last_line(done.stderr)}; the script stays: sbatch {sweep.script}"
-        )
+        why = _reason(done.stderr)
+        if "job array" in why:
+            why += f" (MaxArraySize is {longest_array()} here)"
+        raise UserError(f"{why}; the script stays: {command(sweep)}")
     return done.stdout.strip().partition(";")[0]
 
 
@@ -162,10 +200,10 @@ def queue() -> Queue:
     """
     if shutil.which("squeue") is None:
         return {}
-    user, shown = f"--user={getpass.getuser()}", "--format=%K|%T|%i|%r|%Z|%o"
+    user, shown = f"--user={os.getuid()}", "--format=%K|%T|%i|%r|%Z|%o"
     done = _call(["squeue", "--noheader", "--array", user, shown])
     if done.returncode:
-        raise UserError(_last_line(done.stderr))
+        raise UserError(_reason(done.stderr))
     tasks = {}
     for line in done.stdout.splitlines():
         index, state, job, reason, folder, command = line.split("|", 5)
@@ -183,7 +221,7 @@ def cancel(tasks: Iterable[Task]) -> None:
     """
     done = _call(["scancel", *(task.job for task in tasks)])
     if done.returncode:
-        raise UserError(_last_line(done.stderr))
+        raise UserError(_reason(done.stderr))
 
 
 def past_states(jobs: Iterable[str]) -> dict[str, str]:
@@ -203,6 +241,12 @@ def _call(words: list[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(words, capture_output=True, text=True, check=False)
 
 
-def _last_line(text: str) -> str:
+def _reason(text: str) -> str:
+    """Why a program of Slurm refuses, on one line.
+
+    All errors are named: the last one may say no more than that it failed.
+    """
     lines = text.strip().splitlines() or ["it failed without a word"]
-    return re.sub(r"^(\w+): error: ", r"\1: ", lines[-1])
+    errors = [line for line in lines if ERROR.match(line)] or lines[-1:]
+    first = ERROR.sub(r"\1: ", errors[0])
+    return "; ".join([first, *(ERROR.sub("", line) for line in errors[1:])])

@@ -4,6 +4,7 @@ import mmap
 import re
 import signal
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from ..settings.roles import VALUERL
 from ..storage import locks, record
 from ..storage.folders import Folders
 from ..storage.tables import last_rows
-from ..util import UserError
+from ..util import UserError, regular_opener
 from . import slurm
 from .record import LOCAL, NO_FAILURE, PlannedRun, Sweep
 from .slurm import Queue, Task
@@ -94,8 +95,9 @@ def already(
             task = _task(sweep, index, queue)
             if task and earlier.name == run.name:
                 return WAITING if task.is_pending else RUNNING
-    if record.is_finished(folders, run.frames, run.hours):
-        return FINISHED
+    with suppress(UserError):  # its run.json is damaged: its launch says that
+        if record.is_finished(folders, run.frames, run.hours):
+            return FINISHED
     return None
 
 
@@ -130,8 +132,11 @@ def _state(
     if in_use or task:
         left = _seconds_left(folders, run, frames)
         return replace(state, state=RUNNING, seconds_left=left)
-    if record.is_finished(folders, run.frames, run.hours):
-        return replace(state, state=FINISHED)
+    try:
+        if record.is_finished(folders, run.frames, run.hours):
+            return replace(state, state=FINISHED)
+    except UserError as error:  # its run.json is damaged; the other runs are shown
+        return replace(state, state=FAILED, why=str(error))
     if attempt is None:
         if sweep.engine == LOCAL and pool_is_alive:
             return replace(state, state=WAITING)
@@ -177,14 +182,14 @@ def last_attempt(log: Path) -> Attempt | None:
     """Reads the end of a log, from its last start on; None before the first."""
     try:
         with (
-            open(log, "rb") as file,
+            open(log, "rb", opener=regular_opener) as file,
             mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as m,
         ):
             start = m.rfind(STARTED)
             if start < 0:
                 return None
             text = m[start:].decode(errors="replace")
-    except (FileNotFoundError, ValueError):  # ValueError: it is empty
+    except (OSError, ValueError):  # none, no file, or (ValueError) empty
         return None
     job, code = ON_A_JOB.match(text), ENDED.search(text)
     printed = text[: code.start()] if code else text
@@ -215,13 +220,14 @@ def _frames(folders: Folders) -> int:
 
 
 def _score(folders: Folders) -> float | None:
-    scores = [row["score"] for row in last_rows(folders.scores)[-LAST_SCORES:]]
+    rows = last_rows(folders.scores, ("score",))[-LAST_SCORES:]
+    scores = [row["score"] for row in rows]
     return sum(scores) / len(scores) if scores else None
 
 
 def _seconds_left(folders: Folders, run: PlannedRun, frames: int) -> float | None:
     """To the nearer limit, by the learner's last log lines."""
-    rows = last_rows(folders.learner_log(VALUERL))
+    rows = last_rows(folders.learner_log(VALUERL), ("hours", "frames"))
     if not rows:
         return None
     first, last = rows[0], rows[-1]

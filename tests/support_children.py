@@ -69,6 +69,12 @@ def speak(context: Context) -> None:
     os.write(1, b"by a library\n")
 
 
+def speak_of_paths(context: Context) -> None:
+    """Prints what no encoding has, and more than a buffer holds."""
+    print("f\u00fcr/\udcff", flush=True)
+    print("y" * 100_000, file=sys.stderr)
+
+
 def fail(context: Context) -> None:
     print("before the failure")
     raise ValueError(f"failure {starts(context)}")
@@ -136,6 +142,14 @@ def die_while_saving(context: Context) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def lose_its_handler(context: Context) -> None:
+    """Learns, and something has taken SIGTERM away from it."""
+    context.board[context.name]["ready"] = 1
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    mark(context, "ready")
+    signal.pause()
+
+
 def obey_slowly(context: Context) -> None:
     """As `obey`, but saving takes a while."""
     mark(context, "ready")
@@ -151,7 +165,25 @@ def ignore(context: Context) -> None:
     mark(context, "ready")
     beat_until_stopped(context)
     mark(context, "asked")
-    signal.pause()
+    while True:
+        signal.pause()
+
+
+def lose_the_first_signal(context: Context) -> None:
+    """As `obey`, but its environment has a handler of its own for a while."""
+    heard = []
+    signal.signal(signal.SIGTERM, lambda *_: heard.append(1))
+    mark(context, "ready")
+    wait_until(lambda: bool(heard))
+    beat_until_stopped(context)
+    mark(context, "saved")
+
+
+def close_after(context: Context) -> None:
+    """Ends as its file "end" says, and has something to close."""
+    context.ends.callback(lambda: print("note: closed", flush=True))
+    end_of = (context.run.folders.log / "end").read_text()
+    globals()[end_of](context)
 
 
 def describe(context: Context) -> None:

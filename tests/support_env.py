@@ -83,3 +83,55 @@ class CountingEnv(gymnasium.Env):
 
 
 gymnasium.register(NAME, CountingEnv)
+
+
+# Wrappers, for `env.wrappers`.
+
+
+class AddedReward(gymnasium.RewardWrapper):
+    def __init__(self, env, amount):
+        super().__init__(env)
+        self._amount = amount
+
+    def reward(self, reward):
+        return reward + self._amount
+
+
+class ScaledReward(gymnasium.RewardWrapper):
+    def __init__(self, env, factor):
+        super().__init__(env)
+        self._factor = factor
+
+    def reward(self, reward):
+        return reward * self._factor
+
+
+class Skipping(gymnasium.Wrapper):
+    """Repeats each action."""
+
+    def __init__(self, env, steps):
+        super().__init__(env)
+        self._steps = steps
+
+    def step(self, action):
+        for _ in range(self._steps):
+            stepped = self.env.step(action)
+        return stepped
+
+
+class Shortened(gymnasium.ObservationWrapper):
+    """Gives fewer numbers than its space has."""
+
+    def observation(self, observation):
+        return observation[:1]
+
+
+class PushedCart(gymnasium.ActionWrapper):
+    """CartPole with a force in [-1, 1], of which only the sign counts."""
+
+    def __init__(self, env):
+        super().__init__(env)
+        self.action_space = spaces.Box(-1.0, 1.0, (1,), np.float32)
+
+    def action(self, action):
+        return int(action[0] > 0)

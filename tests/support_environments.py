@@ -40,3 +40,9 @@ def error_of(name: str, **keys) -> str:
         made(name, **keys)
     assert "\n" not in str(caught.value)
     return str(caught.value)
+
+
+def leave_no_id(*names: str) -> None:
+    """Removes ids that a test has registered."""
+    for name in names:
+        gymnasium.registry.pop(name, None)

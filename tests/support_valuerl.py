@@ -110,8 +110,8 @@ def make_constant(net, values):
     last.assign(np.broadcast_to(np.array(values, np.float32)[:, None], last.shape))
 
 
-def fixed_members(built, transition=None, reward=None, q=None, order=None, taking=None):
-    """The members by number; assignment: `order` cut among the members `taking`.
+def fixed_members(built, transition=None, reward=None, q=None, taking=None):
+    """The members by number; assignment: the rows cut among the members `taking`.
 
     By default one row to each of the first four members.
     """
@@ -122,9 +122,7 @@ def fixed_members(built, transition=None, reward=None, q=None, order=None, takin
     taking = taking or list(range(min(4, built.q.ensemble_size)))
     return SampledMembers(
         q_members=constant(q),
-        q_assignment=nn.Assignment(
-            tf.constant(order or [0, 1, 2, 3]), tf.constant(taking)
-        ),
+        q_assignment=nn.Assignment(len(taking), tf.constant(taking)),
         model=ModelMembers(constant(transition), constant(reward))
         if built.world_model
         else None,

@@ -1,6 +1,8 @@
 """The commands' --help, and the order of their arguments."""
 
 import itertools
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +14,7 @@ import steve
 from steve import __main__, export, main, toy_demo, visualizer
 from steve.__main__ import COMMANDS
 from steve.settings import loading
+from steve.util import SUBCOMMANDS, python_word
 
 
 def test_options_may_stand_between_configuration_and_gpu():
@@ -94,7 +97,17 @@ def test_the_next_command_is_the_one_that_was_used(monkeypatch):
     assert words == "steve visualize quickstart cpu folder"
     monkeypatch.setattr(sys, "argv", ["../there/main.py"])
     words = main.next_command("main.py", "visualizer.py", request, "folder")
-    assert words == "python ../there/visualizer.py quickstart cpu folder"
+    assert words == f"{python_word()} ../there/visualizer.py quickstart cpu folder"
+
+
+def test_the_next_command_is_for_the_interpreter_that_ran(monkeypatch, tmp_path):
+    python = tmp_path / "bin" / "python"
+    python.parent.mkdir()
+    python.touch(mode=0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    assert python_word() == str(python)
+    monkeypatch.setenv("PATH", str(python.parent))
+    assert python_word() == "python"
 
 
 def test_a_users_modules_are_found_and_ours_hide_none(tmp_path):
@@ -116,3 +129,30 @@ def test_a_users_modules_are_found_and_ours_hide_none(tmp_path):
         )
         assert "no such environment" in done.stderr, done.stderr
         assert done.stdout == "util\nvaluerl\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "module"),
+    [
+        *(([str(PROJECT / script)], "steve") for script in SUBCOMMANDS),
+        (["-m", "steve", "train"], "steve.main"),
+    ],
+)
+def test_ctrl_c_during_the_imports_gives_no_stack_trace(command, module, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, signal, sys\n"
+        "class Interrupt:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name == {module!r}:\n"
+        "            os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Interrupt())\n"
+    )
+    folders = [str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]
+    done = subprocess.run(
+        [sys.executable, *command, "--help"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(folders)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "")

@@ -6,7 +6,7 @@ import support_env
 import tensorflow as tf
 from support import append_frames, make_config, open_run
 
-from steve import compute, nn, valuerl_learner, worldmodel_learner
+from steve import compute, learner, valuerl_learner, worldmodel_learner
 from steve.compute import BatchSource, Draw, Updater
 from steve.replay import Batch, ReplayBuffer
 from steve.running.child import Context
@@ -102,7 +102,7 @@ def draw_of(end=None, seed=3):
 
 
 def source_of(replay, **keys):
-    keys = {"batch_size": 4, "newest": 1000, "draw": draw_of()} | keys
+    keys = {"batch_size": 4, "newest": 1000, "draw": draw_of(), "block": 1} | keys
     return BatchSource(ReplayBuffer.open(replay._path.parent), **keys)
 
 
@@ -110,13 +110,18 @@ def rewards(batches):
     return batches.reward.numpy()
 
 
+def taken(source, first, count):
+    """The rewards of updates `first` .. `first + count - 1`, [count, B]."""
+    return rewards(source.take(first, count))[:count]
+
+
 def test_batches_have_the_shapes_of_updates_and_rows_stay_whole(replay):
-    source = source_of(replay)
+    source = source_of(replay, block=3)
     for first, count in ((0, 1), (1, 3)):
         batches = source.take(first, count)
-        assert batches.reward.shape == (count, 4)
-        assert batches.obs.shape == (count, 4, support_env.OBS_DIM)
-        assert batches.action.shape == (count, 4, support_env.ACTION_DIM)
+        assert batches.reward.shape == (3, 4)
+        assert batches.obs.shape == (3, 4, support_env.OBS_DIM)
+        assert batches.action.shape == (3, 4, support_env.ACTION_DIM)
         # support's transitions: obs is the frame's number, next_obs one more
         np.testing.assert_array_equal(batches.obs[..., 0], batches.reward)
         np.testing.assert_array_equal(batches.next_obs[..., 0], batches.reward + 1)
@@ -124,7 +129,7 @@ def test_batches_have_the_shapes_of_updates_and_rows_stay_whole(replay):
 
 
 def test_the_next_batches_are_drawn_when_the_last_ones_are_taken(replay):
-    source = source_of(replay, newest=1)
+    source = source_of(replay, newest=1, block=2)
     first = source.take(0, 2)
     source._next[2].result()  # the next is drawn
     append_frames(replay, 1)
@@ -138,9 +143,9 @@ def test_the_next_batches_are_drawn_when_the_last_ones_are_taken(replay):
 def test_a_batch_is_that_of_its_update_however_the_calls_are_cut(replay):
     drawn = []
     for cuts in ([1] * 12, [12], [3, 3, 3, 3], [1, 4, 4, 1, 1, 1], [5, 1, 6]):
-        source, parts, first = source_of(replay, batch_size=20), [], 0
+        source, parts, first = source_of(replay, batch_size=20, block=12), [], 0
         for count in cuts:
-            parts.append(rewards(source.take(first, count)))
+            parts.append(taken(source, first, count))
             first += count
         source.close()
         drawn.append(np.concatenate(parts))
@@ -151,11 +156,11 @@ def test_a_batch_is_that_of_its_update_however_the_calls_are_cut(replay):
 
 
 def test_a_batch_that_was_drawn_ahead_for_another_update_is_not_used(replay):
-    source, other = source_of(replay), source_of(replay)
+    source, other = (source_of(replay, block=3) for _ in range(2))
     source.take(0, 2)  # draws 2 and 3 ahead
-    np.testing.assert_array_equal(rewards(source.take(0, 2)), rewards(other.take(0, 2)))
-    np.testing.assert_array_equal(rewards(source.take(7, 1)), rewards(other.take(7, 1)))
-    np.testing.assert_array_equal(rewards(source.take(8, 3)), rewards(other.take(8, 3)))
+    np.testing.assert_array_equal(taken(source, 0, 2), taken(other, 0, 2))
+    np.testing.assert_array_equal(taken(source, 7, 1), taken(other, 7, 1))
+    np.testing.assert_array_equal(taken(source, 8, 3), taken(other, 8, 3))
     source.close()
     other.close()
 
@@ -164,12 +169,13 @@ def test_a_batch_does_not_depend_on_the_frames_that_came_since(replay):
     def end(update):
         return 90 + 5 * update
 
-    slow = source_of(replay, batch_size=50, newest=20, draw=draw_of(end))
-    one = [rewards(slow.take(update, 1)) for update in range(3)]
+    keys = {"batch_size": 50, "newest": 20, "draw": draw_of(end), "block": 9}
+    slow = source_of(replay, **keys)
+    one = [taken(slow, update, 1) for update in range(3)]
     append_frames(replay, 50)
-    one += [rewards(slow.take(update, 1)) for update in range(3, 9)]
-    late = source_of(replay, batch_size=50, newest=20, draw=draw_of(end))
-    block = rewards(late.take(0, 9))
+    one += [taken(slow, update, 1) for update in range(3, 9)]
+    late = source_of(replay, **keys)
+    block = taken(late, 0, 9)
     np.testing.assert_array_equal(np.concatenate(one), block)
     for update, batch in enumerate(block):
         assert batch.min() >= end(update) - 20
@@ -192,6 +198,16 @@ def test_nothing_is_drawn_ahead_from_frames_that_are_not_there_yet(replay):
     source.close()
 
 
+def test_as_many_are_drawn_ahead_as_have_their_frames(replay):
+    source = source_of(replay, draw=draw_of(lambda update: 98 + update), block=4)
+    source.take(0, 1)
+    assert source._next[:2] == (1, 2)  # of 99 and of 100 frames
+    append_frames(replay, 9)
+    source.take(1, 2)
+    assert source._next[:2] == (3, 4)
+    source.close()
+
+
 def test_a_batch_from_rows_that_are_gone_is_noticed(tmp_path):
     small = ReplayBuffer.create(
         tmp_path, support_env.OBS_DIM, support_env.ACTION_DIM, 50
@@ -209,9 +225,9 @@ def test_a_batch_from_rows_that_are_gone_is_noticed(tmp_path):
 
 
 def test_every_draw_is_another_one_and_uniform_over_the_newest(replay):
-    source = source_of(replay, batch_size=50, newest=20)
+    source = source_of(replay, batch_size=50, newest=20, block=4)
     calls = ((0, 1), (1, 4), (5, 4))
-    drawn = np.concatenate([rewards(source.take(*call)).ravel() for call in calls])
+    drawn = np.concatenate([taken(source, *call).ravel() for call in calls])
     numbers, counts = np.unique(drawn, return_counts=True)
     np.testing.assert_array_equal(numbers, np.arange(80, 100))
     assert counts.max() < 60  # of 450 in all, so 22 each
@@ -248,7 +264,7 @@ EXPANSIONS = {
 }
 
 
-def build(tmp_path, kind, expansion=VALUERL, **settings):
+def build(tmp_path, kind, expansion=VALUERL, is_compiled=False, **settings):
     run, board, _ = open_run(
         tmp_path,
         policy_config=PACE
@@ -257,7 +273,7 @@ def build(tmp_path, kind, expansion=VALUERL, **settings):
         | settings,
         model_config=PACE | MODEL | settings,
     )
-    return kind(Context(run, kind.name, 7, board, lambda: False))
+    return kind(Context(run, kind.name, 7, board, lambda: False), is_compiled)
 
 
 def random_batches(count, seed):
@@ -271,12 +287,17 @@ def random_batches(count, seed):
     return Batch(obs, action, draw(), obs + 0.1 * draw(support_env.OBS_DIM), draw() * 0)
 
 
+def part_of(batches, first):
+    """The batches of a call: BLOCK from `first` on, behind the end the last again."""
+    rows = np.minimum(np.arange(first, first + BLOCK), len(batches.reward) - 1)
+    return Batch(*(tf.gather(field, rows) for field in batches))
+
+
 def results(learner, count):
     """Variables and metrics after UPDATES updates, `count` in each call."""
     batches = random_batches(UPDATES, seed=1)
     for first in range(0, UPDATES, count):
-        part = Batch(*(field[first : first + count] for field in batches))
-        learner._updater.run(part)
+        learner._updater.run(part_of(batches, first), count)
     means = learner._updater.metric_means()
     return {k: v.numpy() for k, v in learner.variables().items()}, means
 
@@ -289,18 +310,25 @@ KINDS = [
 
 
 @pytest.mark.parametrize(("kind", "expansion"), KINDS)
-def test_a_block_does_what_single_updates_do_to_the_last_bit(tmp_path, kind, expansion):
-    single = results(build(tmp_path / "single", kind, expansion), 1)
-    block = results(build(tmp_path / "block", kind, expansion), BLOCK)
-    assert single[1] == block[1]
-    for name, value in single[0].items():
-        np.testing.assert_array_equal(block[0][name], value, err_msg=name)
+@pytest.mark.parametrize("is_compiled", [False, True], ids=["plain", "xla"])
+def test_how_many_updates_a_call_has_changes_no_bit(
+    tmp_path, kind, expansion, is_compiled
+):
+    counts = (1, 2, BLOCK)
+    single, *others = (
+        results(build(tmp_path / str(count), kind, expansion, is_compiled), count)
+        for count in counts
+    )
+    for several in others:
+        assert single[1] == several[1]
+        for name, value in single[0].items():
+            np.testing.assert_array_equal(several[0][name], value, err_msg=name)
 
 
 @pytest.mark.parametrize(("kind", "expansion"), [KINDS[1], KINDS[2]])
 def test_xla_gives_the_same_up_to_rounding(tmp_path, kind, expansion):
     plain = results(build(tmp_path / "plain", kind, expansion), 1)
-    compiled = results(build(tmp_path / "xla", kind, expansion, xla=True), BLOCK)
+    compiled = results(build(tmp_path / "xla", kind, expansion, True), BLOCK)
     np.testing.assert_allclose(
         list(compiled[1].values()), list(plain[1].values()), rtol=1e-5, atol=1e-5
     )
@@ -311,17 +339,17 @@ def test_xla_gives_the_same_up_to_rounding(tmp_path, kind, expansion):
 
 
 @pytest.mark.parametrize("kind", [ValueRLLearner, WorldmodelLearner])
-def test_updates_need_no_soft_placement_and_are_traced_once_per_size(tmp_path, kind):
+def test_updates_need_no_soft_placement_and_are_traced_once(tmp_path, kind):
     learner = build(tmp_path, kind)
     soft = tf.config.get_soft_device_placement()
     tf.config.set_soft_device_placement(False)
     try:
         learner.warm_up()
-        for count in (1, BLOCK, 1, BLOCK):
-            learner._updater.run(random_batches(count, seed=count))
+        for count in (1, BLOCK, 2):
+            learner._updater.run(random_batches(BLOCK, seed=count), count)
     finally:
         tf.config.set_soft_device_placement(soft)
-    assert learner._updater.call.experimental_get_tracing_count() == 2
+    assert learner._updater.call.experimental_get_tracing_count() == 1
 
 
 @pytest.mark.parametrize("kind", [ValueRLLearner, WorldmodelLearner])
@@ -337,14 +365,18 @@ def test_warming_up_changes_nothing(tmp_path, kind):
 def test_what_is_random_in_an_update_depends_on_its_number_alone(tmp_path):
     """An update's draws are the same whether or not others came before in this call."""
     learner = build(tmp_path, WorldmodelLearner)
-    step = learner.optimizer.steps
-    orders = []
-    for number in (0, 1, 0):
-        step.assign(number)
-        seed = nn.fold_in(learner._seed, learner.optimizer.steps)
-        orders.append(learner.model.sample_assignment(seed, 8).transition.order.numpy())
-    np.testing.assert_array_equal(orders[0], orders[2])
-    assert (orders[0] != orders[1]).any()
+    drawn = []
+
+    def update(batch, assignment, optimizer):
+        drawn.append(assignment.transition.members.numpy().tolist())
+        return {}
+
+    learner.model.update = update
+    for number in [*range(9), *range(9)]:
+        learner.optimizer.steps.assign(number)
+        learner.train_step(None)
+    assert drawn[:9] == drawn[9:]
+    assert any(members != drawn[0] for members in drawn)
 
 
 def test_means_are_over_all_updates_since_the_last_reset():
@@ -352,12 +384,12 @@ def test_means_are_over_all_updates_since_the_last_reset():
     updater = Updater(lambda batch: {"x": count.assign_add(1.0)}, ["x"], block=3)
     assert updater.metric_means() == {}
     batches = random_batches(3, seed=0)
-    updater.run(batches)
-    updater.run(Batch(*(part[:1] for part in batches)))
+    updater.run(batches, 3)
+    updater.run(batches, 1)
     assert updater.metric_means() == {"x": (1 + 2 + 3 + 4) / 4}
     assert updater.reset_metrics() == 4
     assert updater.metric_means() == {}
-    updater.run(batches)
+    updater.run(batches, 3)
     assert updater.metric_means() == {"x": 6}
 
 
@@ -396,16 +428,46 @@ def test_a_call_has_at_most_the_updates_of_one_vector_step(
 def test_a_learner_computes_as_many_nets_at_once_as_take_part(
     tmp_path, monkeypatch, keys, value_members, model_members
 ):
-    model = {"model_config": PACE | MODEL} if model_members else {}
-    run, board, _ = open_run(tmp_path, policy_config=PACE | keys, **model)
-    asked = []
-    for learner in (valuerl_learner, worldmodel_learner)[: 1 + bool(model)]:
-        monkeypatch.setattr(
-            learner, "prepare_tensorflow", lambda *given: asked.append(given)
-        )
-        name = VALUERL if learner is valuerl_learner else WORLDMODEL
-        learner.build(Context(run, name, 0, board, lambda: False))
+    model = {"model_config": PACE | MODEL | {"xla": False}} if model_members else {}
+    keys = PACE | keys | {"xla": False}
+    asked = asked_of_tensorflow(tmp_path, monkeypatch, policy_config=keys, **model)
     others = "float32", False
     expected = [(VALUERL, True, None, value_members, *others)]
     expected += [(WORLDMODEL, True, None, model_members, *others)] if model else []
     assert asked == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "model", "compiled"),
+    [
+        ({}, {}, [True, True]),  # one at a time, with all threads
+        ({"xla": False}, {"xla": True}, [False, True]),
+        ({}, {"transition_hidden_dim": 4096}, [False, False]),
+        ({"hidden_dim": 2048}, {}, [False, True]),
+        ({"hidden_dim": 2048, "xla": True}, {}, [True, True]),
+    ],
+)
+def test_updates_of_small_products_are_compiled_by_xla(
+    tmp_path, monkeypatch, value, model, compiled
+):
+    expansion = {"value_expansion": EXPANSIONS["tdk"]}
+    asked = asked_of_tensorflow(
+        tmp_path,
+        monkeypatch,
+        policy_config=PACE | NETS | expansion | value,
+        model_config=PACE | MODEL | model,
+    )
+    assert [given[3] == 1 for given in asked] == compiled
+
+
+def asked_of_tensorflow(tmp_path, monkeypatch, **sections):
+    """What the learners of a run ask `prepare_tensorflow` for."""
+    run, board, _ = open_run(tmp_path, **sections)
+    asked = []
+    monkeypatch.setattr(
+        learner, "prepare_tensorflow", lambda *given: asked.append(given)
+    )
+    for module in (valuerl_learner, worldmodel_learner)[: len(sections)]:
+        name = VALUERL if module is valuerl_learner else WORLDMODEL
+        module.build(Context(run, name, 0, board, lambda: False))
+    return asked

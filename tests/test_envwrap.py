@@ -9,9 +9,11 @@ import gymnasium
 import numpy as np
 import pytest
 from gymnasium import spaces
+from support_closing import closing_env, times_closed
 from support_environments import (
     PAPER_SIZES,
     error_of,
+    leave_no_id,
     made,
     needs_dm_control,
     needs_pybullet,
@@ -288,6 +290,37 @@ def test_observations_that_are_no_vectors_of_floats_are_refused(space, said):
         adapted(Recorder(space))
 
 
+EMPTY = spaces.Box(-1, 1, (0,))
+
+
+@pytest.mark.parametrize("space", [EMPTY, spaces.Dict({}), spaces.Dict({"a": EMPTY})])
+def test_a_space_without_numbers_is_refused(space):
+    recorder = Recorder()
+    recorder.observation_space = space
+    with pytest.raises(UserError, match="observes nothing"):
+        adapted(recorder)
+
+
+def test_actions_without_numbers_are_refused():
+    with pytest.raises(UserError, match="takes no action"):
+        adapted(Recorder(action_space=EMPTY))
+
+
+def test_an_environment_without_spaces_is_refused():
+    with pytest.raises(UserError, match="has no observation_space"):
+        adapted(gymnasium.Env())
+
+
+def test_an_environment_that_calls_sys_exit_is_a_mistake():
+    def leave():
+        sys.exit(0)
+
+    gymnasium.register("Leaves-v0", leave)
+    said = error_of("Leaves-v0")
+    leave_no_id("Leaves-v0")
+    assert "called sys.exit when it was made (exit code 0)" in said
+
+
 def test_discrete_parts_and_whole_numbers_are_refused_as_actions():
     box = spaces.Box(-1, 1, (1,))
     for space in (
@@ -308,6 +341,25 @@ def test_a_refused_environment_is_closed():
     assert closed == [True]
 
 
+@pytest.mark.parametrize(
+    ("closing", "why"),
+    [("raises", "ValueError: no viewer"), ("hangs", "TimeoutError: it took over ")],
+)
+def test_what_goes_wrong_in_close_is_a_note_and_hides_nothing(
+    tmp_path, capfd, monkeypatch, closing, why
+):
+    monkeypatch.setattr(envwrap.close_env, "__defaults__", (0.05,))
+    keys = closing_env(tmp_path, closing=closing)
+    assert envwrap.measure(Environment(**keys)).obs_dim == 2
+    with pytest.raises(UserError, match=r"env.obs_dims is \[9\]"):
+        envwrap.measure(Environment(**keys, obs_dims=[9]))
+    assert times_closed(tmp_path) == 2
+    notes = capfd.readouterr().err.splitlines()
+    assert len(notes) == 2
+    for note in notes:
+        assert note.startswith(f"note: closing an environment failed ({why}")
+
+
 def test_the_named_module_is_imported_and_may_register(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "registers_one.py").write_text(
@@ -320,6 +372,85 @@ def test_the_named_module_is_imported_and_may_register(tmp_path, monkeypatch):
     (tmp_path / "is_broken.py").write_text("raise RuntimeError('two\\nlines')\n")
     said = error_of("Hopper-v1", module="is_broken")
     assert "is_broken: cannot be imported (RuntimeError: two lines)" in said
+
+
+def test_a_missing_display_is_not_worth_a_warning(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "looks_for_display.py").write_text(
+        "import warnings\n"
+        "warnings.warn(\"b'X11: The DISPLAY environment variable is missing'\")\n"
+        "warnings.warn('something else')\n"
+    )
+    with pytest.warns(UserWarning, match="something else") as seen:
+        made("Pendulum-v1", module="looks_for_display")
+    assert len(seen) == 1
+
+
+# Wrappers of the user's own
+
+
+def wrapper(name, **kwargs):
+    return {"entry_point": f"support_env:{name}", "kwargs": kwargs}
+
+
+def test_wrappers_are_put_on_in_their_order():
+    adds, scales = wrapper("AddedReward", amount=1.0), wrapper("ScaledReward", factor=3)
+
+    def reward(*wrappers):
+        env = made("Recorder-v0", wrappers=list(wrappers))
+        env.reset()
+        return env.step(np.zeros(1))[1]
+
+    assert reward() == 1.0
+    assert reward(adds, scales) == 6.0
+    assert reward(scales, adds) == 4.0
+
+
+def test_wrappers_may_change_what_is_observed_and_how_long_a_step_is():
+    # The last three observations, and two steps of the environment for each action.
+    keys = {
+        "wrappers": [
+            wrapper("Skipping", steps=2),
+            {
+                "entry_point": "gymnasium.wrappers:FrameStackObservation",
+                "kwargs": {"stack_size": 3},
+            },
+        ],
+        "max_frames": 3,
+    }
+    config = Environment(name="Recorder-v0", **keys)
+    assert envwrap.measure(config) == EnvSpec(6, 1)
+    env = envwrap.make_env(config)
+    env.reset()
+    steps = [env.step(np.zeros(1)) for _ in range(3)]
+    assert [obs.shape for obs, *_ in steps] == [(6,)] * 3
+    assert [obs[-1] for obs, *_ in steps] == [2, 4, 6]
+    assert [truncated for _, _, _, truncated, _ in steps] == [False, False, True]
+
+
+def test_an_environment_is_judged_by_what_its_wrappers_make_of_it():
+    with pytest.raises(UserError, match="only continuous actions"):
+        made("CartPole-v1")
+    assert made("CartPole-v1", wrappers=[wrapper("PushedCart")]).action_space.shape
+    short = Environment(name="Recorder-v0", wrappers=[wrapper("Shortened")])
+    with pytest.raises(UserError, match=r"1 number \(shape \(1,\)\) instead of 2"):
+        envwrap.measure(short)
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"entry_point": "nowhere:W"}, "env.wrappers nowhere: cannot be imported"),
+        (wrapper("Nothing"), "env.wrappers support_env:Nothing: support_env has no"),
+        (wrapper("ScaledReward"), "ScaledReward with kwargs {}: cannot be made (Type"),
+        (
+            {"entry_point": "builtins:type"},
+            "env.wrappers builtins:type: gives type, which is no gymnasium.Env",
+        ),
+    ],
+)
+def test_a_wrapper_that_cannot_be_had_is_one_line(keys, said):
+    assert said in error_of("Recorder-v0", wrappers=[keys])
 
 
 def test_make_kwargs_reach_the_environment():

@@ -4,16 +4,20 @@ A stranger's code would leave a marker file; none may be there afterwards.
 """
 
 import contextlib
+import itertools
 import json
 import os
+import shlex
 import subprocess
 import sys
+import unicodedata
 
 import numpy as np
 import pytest
 import support_env
 from support import PROJECT, append_frames, make_config
 
+from steve import sweep
 from steve.replay import ReplayBuffer
 from steve.storage import checkpoint
 from steve.storage.board import ROW, Board
@@ -21,7 +25,8 @@ from steve.storage.checkpoint import CheckpointError, check_tensors
 from steve.storage.folders import Folders, Run
 from steve.storage.opening import check_mode, open_output
 from steve.storage.record import read_run
-from steve.util import UserError
+from steve.sweeps import slurm
+from steve.util import NOT_IN_A_PATH, UserError
 
 # Tries each value for each key, as far as a launch goes with it before it starts
 # processes; prints what became of it.
@@ -107,6 +112,71 @@ def test_no_key_reaches_a_shell_an_import_or_a_path_outside(tmp_path):
     assert "refused log_path ../../outside" in done.stdout
     assert not marker.exists()
     assert not (tmp_path.parent / "outside").exists()
+
+
+COMMANDS = (
+    "out'\ntouch marker\n#",
+    "out\ntouch marker\n#",
+    "out\rtouch marker\r#",
+    "out\u2028touch marker",
+    "out\x1b]0;title\x07",
+    "out\ud800",
+    "out'; touch marker; '",
+    'out"; touch marker; "',
+    "out$(touch marker)",
+    "out`touch marker`",
+    "out; touch marker #",
+    "out & touch marker",
+    "out\\",
+    "out %a %j",
+    "-x",
+)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("place", ["output_root", "working folder", "--set"])
+def test_the_script_for_slurm_runs_no_command_of_a_stranger(
+    tmp_path, monkeypatch, capsys, name, place
+):
+    """Bash runs the script that is made; what cannot be a path makes none."""
+    if name.endswith("\ud800") and place != "output_root":
+        pytest.skip("the kernel takes no such name")
+    home = tmp_path / (name if place == "working folder" else "home")
+    home.mkdir()
+    monkeypatch.chdir(home)
+    updates = {"output_root": name} if place == "output_root" else {}
+    config = {"inherits": ["config/quickstart.json"], "updates": updates}
+    (home / "stranger.json").write_text(json.dumps(config))
+    main = tmp_path / "main.py"
+    main.write_text("print('reached')")
+    monkeypatch.setattr(slurm, "MAIN", main)
+    words = ["stranger.json", "--frames", "20000", "--gpus-per-run", "0"]
+    words += ["--set", f"env.make_kwargs.text={name}"] if place == "--set" else []
+    code = sweep.main([*words, "--no-submit"])
+
+    scripts = list(home.rglob("job.sh"))
+    is_taken = place == "--set" or not any(
+        unicodedata.category(c) in NOT_IN_A_PATH for c in name
+    )
+    assert (code, len(scripts)) == ((0, 1) if is_taken else (2, 0))
+    if is_taken:
+        submitted = capsys.readouterr().out.partition("submit it: ")[2]
+        assert shlex.split(submitted) == ["sbatch", str(scripts[0])]
+    else:
+        assert capsys.readouterr().err.count("\n") == 1
+        assert not (home / "sweeps").exists()
+    for script, index in itertools.product(scripts, (0, 99)):
+        done = subprocess.run(
+            ["bash", str(script)],
+            env={**os.environ, "SLURM_ARRAY_TASK_ID": str(index)},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert ("reached" in done.stdout) == (index == 0)
+        assert done.returncode == (0 if index == 0 else 2)
+    assert not list(tmp_path.rglob("marker"))
 
 
 def test_the_module_that_a_configuration_names_is_imported(tmp_path):

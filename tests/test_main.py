@@ -28,7 +28,7 @@ from steve.running.launch import measure_environment, plan_children
 from steve.settings.roles import VALUERL, WORLDMODEL
 from steve.settings.schema import Config, Environment
 from steve.storage.board import Board
-from steve.util import UserError
+from steve.util import UserError, python_word
 
 PROJECT = Path(__file__).resolve().parents[1]
 QUICKSTART = "config/quickstart.json"
@@ -260,6 +260,10 @@ def test_without_pacing_nobody_waits(tmp_path):
         ([QUICKSTART, "cpu", "--set", "env.name=InvertedPendulum-v1"], "nearest known"),
         ([QUICKSTART, "cpu", "--set", "env.action_dim=9"], "action_dim"),
         ([QUICKSTART, "cpu", "--set", "env.name=CartPole-v1"], "CartPole-v1"),
+        ([QUICKSTART, "cpu", "--set", f"policy_config.replay_size={10**10}"], "from 1"),
+        ([QUICKSTART, "cpu", "--set", "policy_config.hidden_dim=65536"], "of memory"),
+        ([QUICKSTART, "cpu", "--set", "env.step_timeout=1e300"], "1e+08"),
+        ([QUICKSTART, "cpu", "--frames", "1" + "0" * 400], "total_frames must be"),
     ],
 )
 def test_a_mistake_is_one_line_and_leaves_nothing_on_the_disk(
@@ -311,6 +315,26 @@ def test_learners_get_their_gpus_and_all_others_none(tmp_path):
 def test_without_a_model_there_is_no_world_model_learner(tmp_path):
     children = plan_children(make_run(make_config(tmp_path)))
     assert WORLDMODEL not in {child.name for child in children}
+
+
+def test_a_module_that_reads_the_command_line_is_one_line(tmp_path):
+    """And nobody sees the usage of another program."""
+    (tmp_path / "their_script.py").write_text(
+        "import argparse\nargparse.ArgumentParser().parse_args()\n"
+    )
+    keys = ("--set", f"output_root={tmp_path}", "env.module=their_script")
+    done = subprocess.run(
+        [sys.executable, PROJECT / "main.py", QUICKSTART, "cpu", *keys],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("main.py: env.module their_script: ends the program")
+    assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -381,11 +405,11 @@ def test_the_commands_named_at_the_end_are_those_of_the_same_run():
     first = main.parse_arguments(given)
     request = main.request_of(first)
     words = shlex.split(next_command("main.py", "main.py", request, "--resume"))
-    assert words[:2] == ["python", "main.py"]
+    assert words[:2] == [python_word(), "main.py"]
     second = main.parse_arguments(words[2:])
     assert vars(second) == {**vars(first), "overwrite": False, "resume": True}
     words = shlex.split(next_command("main.py", "visualizer.py", request, "the folder"))
-    assert words[:2] == ["python", "visualizer.py"]
+    assert words[:2] == [python_word(), "visualizer.py"]
     shown = visualizer.parse_arguments(words[2:])
     assert (shown.config, shown.gpu_id, shown.set) == (QUICKSTART, "cpu", first.set)
     assert shown.checkpoint == Path("the folder")
@@ -421,7 +445,8 @@ def test_interrupted_refused_resumed_and_restarted(tmp_path):
     assert first.returncode == 0, output
     assert "interactor0 was ended by SIGKILL and is restarted" in output
     assert "Traceback" not in output
-    assert "to resume:\n  python main.py config/quickstart.json cpu --resume " in output
+    command = f"{python_word()} main.py config/quickstart.json cpu --resume "
+    assert f"to resume:\n  {command}" in output
     stopped = scores(tmp_path)
     updates = learner_log(tmp_path)[-1]["updates"]
 
@@ -570,3 +595,13 @@ def test_a_fresh_start_from_a_numbered_checkpoint(tmp_path):
     assert again[: len(early)] == early
     assert_events_are_logs_and_scores(tmp_path)
     assert again[-1]["frames"] == 240
+
+
+def test_without_shared_memory_one_line_names_it(monkeypatch):
+    def read_only(*_, **__):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(launch_module, "ProcessPoolExecutor", read_only)
+    config = Config.model_validate({"env": {"name": "Pendulum-v1"}})
+    with pytest.raises(UserError, match=r"^/dev/shm: Read-only file"):
+        measure_environment(config)

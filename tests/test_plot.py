@@ -1,12 +1,14 @@
 """plot.py: whole calls on made-up experiments."""
 
 import csv
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from support import PROJECT
 from support_results import DDPG, STEVE, write_experiment
 
 from steve import plot
@@ -198,3 +200,47 @@ def test_reading_curves_imports_neither_matplotlib_nor_tensorflow(results):
         text=True,
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_statistics_over_environments_and_the_published_runs(results, capsys):
+    for seed in range(2):
+        rows = [(n / 10, n, 5000 * n, 100.0 * n) for n in range(1, 11)]
+        folder = Path("mine", f"steve{seed}")
+        write_experiment(folder, rows, STEVE, seed=seed, environment="Hopper-v1")
+    options = ["--reference", "--normalize", "Hopper-v1=18,882", "--out", "fig.svg"]
+    assert plot.main(["mine", "results", *options]) == 0
+    printed = capsys.readouterr().out
+    assert "DDPG (results)" in printed
+    assert "P(better)" in printed
+    assert Path("fig_aggregate.svg").is_file()
+    table = pd.read_csv("fig_aggregate.csv").set_index("algorithm")
+    assert table.loc["STEVE", "runs"] == 2
+    # The runs of each line, by their folders.
+    assert (
+        "Chain-v0, STEVE: results/Chain-v0/steve0, results/Chain-v0/steve1" in printed
+    )
+
+
+@pytest.mark.parametrize("wrong", ["Hopper-v1", "Hopper-v1=1", "A=2,1", "A=0,inf"])
+def test_a_wrong_reference_score_is_one_line(capsys, wrong):
+    with pytest.raises(SystemExit):
+        plot.main(["results", "--normalize", wrong])
+    assert "LOW below HIGH" in capsys.readouterr().err
+
+
+def test_an_unreadable_run_is_a_note(results, capsys):
+    (results / "steve1" / "hps.json").write_text('{"env": {"name": "A", "new": 1}}')
+    assert plot.main(["results", "--out", "fig.svg"]) == 0
+    printed = capsys.readouterr().out
+    assert "note: a run is left out: results/Chain-v0/steve1/hps.json" in printed
+    assert "1 of 1" in printed
+
+
+def test_the_example_of_the_readme_draws_a_figure(results):
+    readme = (PROJECT / "README.md").read_text()
+    (example,) = re.findall(r"```python\n([^`]*curves_figure[^`]*)```", readme)
+    program = example.replace("InvertedPendulum-v5", "Chain-v0").replace(
+        '"output"', '"results"'
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+    assert Path("quickstart.pdf").read_bytes().startswith(MAGIC["pdf"])

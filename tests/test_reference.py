@@ -485,23 +485,20 @@ def tdk_rollout_q_of_the_first_member(patch):
 
 
 def rows_left_in_the_members_order(patch):
-    original = nn.FeedForward.apply_assigned
-    patch.setattr(
-        nn.FeedForward,
-        "apply_assigned",
-        lambda self, x, assignment: tf.gather(
-            original(self, x, assignment), assignment.order
-        ),
-    )
+    patch.setattr(nn, "_join", lambda shares, assignment: tf.concat(shares, 0))
 
 
 def shares_in_blocks(patch):
     """Row i to member i div (B / K)."""
 
-    def assignment(batch_size, count):
-        return nn.Assignment(order=tf.range(batch_size), members=tf.range(count))
-
-    patch.setattr(nn, "interleaved_assignment", assignment)
+    original = nn.FeedForward.apply_assigned
+    patch.setattr(
+        nn.FeedForward,
+        "apply_assigned",
+        lambda self, x, assignment: original(
+            self, x, assignment._replace(strided=False)
+        ),
+    )
 
 
 def usage_never_reported(patch):

@@ -14,6 +14,7 @@ from support import PROJECT, QUICKSTART, make_sweep
 from test_main import DDPG, TINY, environment
 
 from steve import sweep
+from steve.sweeps import record
 from steve.sweeps.record import SLURM, Sweep
 
 DEADLINE = 120.0
@@ -173,6 +174,30 @@ def test_what_is_submitted_is_kept_and_not_submitted_twice(
     assert "1 of 2 runs: waiting already" in shown
     assert "submitted 1 runs as job 7" in shown
     assert len(calls.read_text().splitlines()) == 2
+
+
+def test_more_runs_than_an_array_takes_are_several_arrays(tmp_path, capsys, stand_in):
+    calls = stand_in("sbatch", "echo 7")
+    stand_in("scontrol", "echo 'MaxArraySize = 2'")
+    words = [QUICKSTART, "--seeds", "0-4", "--set", f"output_root={tmp_path}"]
+    code, shown = said(capsys, *words, "--max-parallel", 2)
+    assert code == 2
+    assert "5 runs are 3 Slurm arrays, each of at most 2" in shown
+    assert not list(tmp_path.glob("sweeps/[0-9]*"))
+
+    assert said(capsys, *words, "--max-parallel", 4)[0] == 0
+    scripts = [tmp_path / "sweeps" / str(n) / "job.sh" for n in (1, 2, 3)]
+    submitted = [line.split()[-1] for line in calls.read_text().splitlines()]
+    assert submitted == list(map(str, scripts))
+    texts = [script.read_text() for script in scripts]
+    arrays = [text.partition("--array=")[2].splitlines()[0] for text in texts]
+    assert arrays == ["0-1%2", "0-1%1", "0-0%1"]
+    names = [run.name for sweep in record.load_all(tmp_path) for run in sweep.runs]
+    assert [name[-5:] for name in names] == [f"seed{n}" for n in range(5)]
+
+    stand_in("squeue", f"echo '0|PENDING|7_0|Priority|/|{scripts[2]}'")
+    status = said(capsys, "status", tmp_path)[1]
+    assert status.endswith("5 runs: 1 waiting, 4 stopped\n")
 
 
 def test_a_script_can_be_edited_before_it_is_submitted(

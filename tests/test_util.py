@@ -373,7 +373,7 @@ def test_a_commands_own_code_counts():
 @pytest.fixture
 def handlers():
     """Puts them back; also where the test's own was not put back by what it tests."""
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
     before = list(map(signal.getsignal, numbers))
     yield
     for each, handler in zip(numbers, before, strict=True):
@@ -382,7 +382,7 @@ def handlers():
 
 def test_stop_signals_are_handled_for_a_while(handlers):
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+    numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1]
     before = list(map(signal.getsignal, numbers))
     heard = []
     with util.on_stop_signals(lambda number, frame: heard.append(number)):
@@ -392,12 +392,13 @@ def test_stop_signals_are_handled_for_a_while(handlers):
     assert list(map(signal.getsignal, numbers)) == before
 
 
-def test_a_hangup_that_nohup_has_ignored_stays_ignored(handlers):
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+@pytest.mark.parametrize("ignored", [signal.SIGHUP, signal.SIGUSR1])
+def test_what_nohup_or_another_has_ignored_stays_ignored(handlers, ignored):
+    signal.signal(ignored, signal.SIG_IGN)
     with util.stop_as_by_ctrl_c():
         with util.on_stop_signals(lambda number, frame: pytest.fail("it was handled")):
-            os.kill(os.getpid(), signal.SIGHUP)
-        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+            os.kill(os.getpid(), ignored)
+        assert signal.getsignal(ignored) == signal.SIG_IGN
         assert signal.getsignal(signal.SIGTERM) is signal.default_int_handler
 
 
@@ -418,3 +419,87 @@ def test_a_reader_that_goes_away_is_no_bug():
         program.stdout.close()
         _, said = program.communicate(b"go\n")
         assert (program.returncode, said) == (1, b"")
+
+
+@pytest.mark.parametrize("output", ["/dev/full", "an open file"])
+def test_output_that_finds_no_space_is_one_line_and_exit_code_1(output, tmp_path):
+    lines = (
+        "import sys\n"
+        "from steve import util\n"
+        "sys.exit(util.exit_code('x.py', lambda: print('y')))"
+    )
+    path = output if output == "/dev/full" else str(tmp_path / "file")
+    with open(path, "w") as file:
+        done = subprocess.run(
+            [sys.executable, "-c", lines],
+            stdout=file,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    full = "x.py: stdout: No space left on device\n"
+    expected = (1, full) if output == "/dev/full" else (0, "")
+    assert (done.returncode, done.stderr) == expected
+
+
+# ---- a command's beginning ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("closed", [(0,), (1,), (2,), (0, 1, 2)])
+def test_closed_streams_lead_nowhere_and_their_numbers_are_taken(closed, tmp_path):
+    """As by `>&-`; in a child process, too, which inherits them."""
+    child = "import sys; print(sys.stdin and sys.stdout and sys.stderr and 1)"
+    lines = (
+        "import subprocess, sys\n"
+        "from steve import util\n"
+        "util.prepare_command()\n"
+        "file = open(sys.argv[1], 'w')\n"
+        "print(sys.stdin.read(), file=sys.stderr)\n"
+        "print(flush=True)\n"
+        f"subprocess.run([sys.executable, '-c', {child!r}], check=True)\n"
+        f"told = subprocess.check_output([sys.executable, '-c', {child!r}])\n"
+        "file.write(f'{file.fileno() > 2} {told.decode()}')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", lines, str(tmp_path / "file")],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        preexec_fn=lambda: [os.close(number) for number in closed],
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "file").read_text() == "True 1\n"
+
+
+def test_characters_that_the_output_cannot_show_are_escaped():
+    lines = "from steve import util; util.prepare_command(); print('f\\u00fcr/\\udcff')"
+    done = subprocess.run(
+        [sys.executable, "-c", lines],
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.stdout, done.stderr) == ("f\\xfcr/\\udcff\n", "")
+
+
+def test_a_file_is_no_terminal_and_a_path_is_text(monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    console = util.output_console()
+    assert not console.is_terminal
+    console.print("runs/:100:/x", style="bold", markup=False)
+    assert capsys.readouterr().out == "runs/:100:/x\n"
+
+
+def test_links_to_folders_are_followed_once(tmp_path):
+    real = tmp_path / "real"
+    (real / "deep").mkdir(parents=True)
+    (real / "deep" / "a.json").touch()
+    (real / "deep" / "b.txt").touch()
+    (real / "deep" / "loop").symlink_to(real)
+    compared = tmp_path / "compared"
+    compared.mkdir()
+    for name in ("one", "two"):
+        (compared / name).symlink_to(real)
+    found = util.files_below(compared, "*.json")
+    assert found == [compared / "one" / "deep" / "a.json"]

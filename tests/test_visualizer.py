@@ -64,7 +64,7 @@ class Drawn(gymnasium.Env):
         self.x += float(action[0])
         if self.fault == "raise":
             raise ValueError("two\\nlines")
-        if self.fault == "nan":
+        if self.fault == "nan" or (self.fault == "late nan" and self.steps == 4):
             self.x = np.nan
         over = self.steps >= self.length
         over = over, False
@@ -369,7 +369,7 @@ def test_wrong_options_are_one_line(capsys, wrong):
         ("no picture", 2, "gives no pictures"),
         ("abort", 1, "ended (SIGABRT): the display is on fire"),
         ("raise", 1, "ValueError: two lines (drawn_env.py, line"),
-        ("nan", 1, "not finite"),
+        ("nan", 1, "step 1 of the episode"),
     ],
 )
 def test_what_happens_to_the_environment_is_one_line(
@@ -382,6 +382,19 @@ def test_what_happens_to_the_environment_is_one_line(
     assert said in error_line(capfd)
     left = {path.name for path in lab.experiment.iterdir()}
     assert left == {"checkpoints", "log"}
+
+
+def test_an_episode_is_kept_up_to_a_step_that_is_not_finite(make_lab, capsys):
+    lab = make_lab(fault="late nan")
+    shown = lab.root / "shown"
+    assert lab.call("--episodes", "2", "--video", "none", "--out", str(shown)) == 0
+    assert capsys.readouterr().out.count(": 3 steps, not finite, score") == 2
+    rows = (shown / "episodes.csv").read_text().splitlines()
+    assert [row.split(",")[-1] for row in rows] == [
+        "ending",
+        "not finite",
+        "not finite",
+    ]
 
 
 def test_a_video_without_moviepy_is_refused_before_the_episodes(

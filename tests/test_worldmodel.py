@@ -23,6 +23,7 @@ from steve.worldmodel import (
     weight_penalty,
 )
 
+UPDATE = 0  # its number
 NETS = ("transition", "termination", "reward")
 
 
@@ -79,13 +80,11 @@ def random_batch(size, seed=0):
     )
 
 
-def shares_of(orders, members):
-    """Assignment of transition and of reward, from lists."""
+def shares_of(transition, reward):
+    """The assignment that gives shares of the rows to these members."""
     return ModelAssignment(
-        *(
-            nn.Assignment(tf.constant(order), tf.constant(taking_part))
-            for order, taking_part in zip(orders, members, strict=True)
-        )
+        nn.Assignment(len(transition), tf.constant(transition)),
+        nn.Assignment(len(reward), tf.constant(reward), strided=True),
     )
 
 
@@ -130,7 +129,7 @@ def test_losses_of_constant_nets_and_their_sum():
         next_obs=tf.constant([[1.0, 3.0], [6.0, 6.0]]),
         terminated=tf.constant([1.0, 0.0]),
     )
-    losses = model.losses(batch, model.sample_assignment(nn.seed_of(0), 2))
+    losses = model.losses(batch, model.sample_assignment(nn.seed_of(0), UPDATE, 2))
     expected = {
         "transition_loss": (0 + 4) / 2 / 2,  # errors (0, 2) and (0, 0)
         "termination_loss": (math.log(4 / 3) + math.log(4)) / 2,
@@ -156,7 +155,7 @@ def test_termination_and_reward_see_the_real_next_observation_first():
         next_obs=tf.constant([[1.0, 2.0]]),
         terminated=tf.constant([0.0]),
     )
-    losses = model.losses(batch, model.sample_assignment(nn.seed_of(0), 1))
+    losses = model.losses(batch, model.sample_assignment(nn.seed_of(0), UPDATE, 1))
     assert losses["reward_loss"].numpy() == pytest.approx(1 / 2)  # g = 54321
     # the cross-entropy of a large logit with d = 0 is the logit
     assert losses["termination_loss"].numpy() == pytest.approx(54321)
@@ -182,41 +181,41 @@ def test_each_member_sees_exactly_its_rows():
         next_obs=tf.repeat(powers, 2, axis=1),
         terminated=tf.zeros([5]),
     )
-    # transition: member 2 gets rows 4, 0, 2; member 0 rows 1, 3; member 1 none.
-    # reward: member 1 rows 3, 4; member 3 rows 0, 1; member 0 row 2; member 2 none.
-    assignment = shares_of([[4, 0, 2, 1, 3], [3, 4, 0, 1, 2]], [[2, 0], [1, 3, 0]])
+    # transition: member 2 gets rows 0, 1, 2; member 0 rows 3, 4; member 1 none.
+    # reward: member 1 rows 0, 3; member 3 rows 1, 4; member 0 row 2; member 2 none.
+    assignment = shares_of([2, 0], [1, 3, 0])
     gradients, _ = model.gradients(batch, assignment)
     of = {
         id(v): tf.convert_to_tensor(g).numpy()
         for v, g in zip(model.variables, gradients, strict=True)
     }
     rows = -5 * of[id(model.transition.biases[-1])]
-    np.testing.assert_allclose(rows, [[2 + 8] * 2, [0, 0], [16 + 1 + 4] * 2])
+    np.testing.assert_allclose(rows, [[8 + 16] * 2, [0, 0], [1 + 2 + 4] * 2])
     rows = -5 * of[id(model.reward.biases[-1])]
-    np.testing.assert_allclose(rows, [[4], [8 + 16], [0], [1 + 2]])
+    np.testing.assert_allclose(rows, [[4], [1 + 8], [0], [2 + 16]])
 
 
 def test_termination_members_get_the_rows_of_their_transition_members():
     model = build(ensembles(transition=(3, 2, 3), reward=(4, 3, 4)), weight_decay=0.0)
     make_constant(model.termination, [0.0] * 3)
     batch = random_batch(5)._replace(terminated=tf.constant([1.0, 0, 0, 0, 1]))
-    assignment = shares_of([[4, 0, 2, 1, 3], [3, 4, 0, 1, 2]], [[2, 0], [1, 3, 0]])
+    assignment = shares_of([2, 0], [1, 3, 0])
     gradients, _ = model.gradients(batch, assignment)
     index = next(
         i for i, v in enumerate(model.variables) if v is model.termination.biases[-1]
     )
-    # d/dlogit = p - d with p = 1/2. Member 2: rows 4, 0, 2 with d = 1, 1, 0;
-    # member 0: rows 1, 3 with d = 0, 0.
+    # d/dlogit = p - d with p = 1/2. Member 2: rows 0, 1, 2 with d = 1, 0, 0;
+    # member 0: rows 3, 4 with d = 0, 1.
     dense = 5 * tf.convert_to_tensor(gradients[index]).numpy()
-    np.testing.assert_allclose(dense, [[1.0], [0.0], [-0.5 - 0.5 + 0.5]], atol=1e-6)
+    np.testing.assert_allclose(dense, [[0.0], [0.0], [-0.5 + 0.5 + 0.5]], atol=1e-6)
 
 
 def test_a_loss_is_the_mean_over_all_rows_whichever_member_took_them():
     model = build(ensembles(reward=(4, 3, 4)))
     make_constant(model.reward, [0.0, 1.0, 2.0, 3.0])
     batch = random_batch(5)._replace(reward=tf.zeros([5]))
-    assignment = shares_of([[0, 1, 2, 3, 4]] * 2, [[0, 1, 2], [3, 0, 2]])
-    # members 3, 3, 0, 0, 2: (9 + 9 + 0 + 0 + 4) / 2 / 5
+    assignment = shares_of([0, 1, 2], [3, 0, 2])
+    # members 3, 0, 2, 3, 0: (9 + 0 + 4 + 9 + 0) / 2 / 5
     loss = model.losses(batch, assignment)["reward_loss"]
     assert loss.numpy() == pytest.approx(22 / 10)
 
@@ -226,7 +225,7 @@ def test_the_penalty_covers_members_that_take_no_part():
     for variable in model.variables:
         variable.assign(tf.ones_like(variable))
     entries = sum(variable.shape.num_elements() for variable in model.variables)
-    assignment = shares_of([[0, 1]] * 2, [[0], [0]])
+    assignment = shares_of([0], [0])
     gradients, losses = model.gradients(random_batch(2), assignment)
     assert losses["reg_loss"].numpy() == pytest.approx(0.1 * entries / 2, rel=1e-5)
     for gradient in gradients:
@@ -236,14 +235,34 @@ def test_the_penalty_covers_members_that_take_no_part():
 
 def test_shares_are_drawn_for_train_sample_count_members():
     model = build(ensembles(transition=(3, 2, 1), reward=(6, 4, 5)))
-    assignment = model.sample_assignment(nn.seed_of(0), 9)
+    assignment = model.sample_assignment(nn.seed_of(0), UPDATE, 9)
     for share, size, count in (
         (assignment.transition, 3, 2),
         (assignment.reward, 6, 4),
     ):
         assert len(set(share.members.numpy())) == count
         assert set(share.members.numpy()) <= set(range(size))
-        np.testing.assert_array_equal(np.sort(share.order), np.arange(9))
+
+
+def test_each_pair_of_transition_and_reward_members_shares_an_equal_part():
+    model = build(ensembles(transition=(4, 4, 4), reward=(4, 4, 4)))
+    assignment = model.sample_assignment(nn.seed_of(0), UPDATE, 32)
+    numbers = tf.range(4, dtype=tf.float32)
+    for net in (model.transition, model.reward):
+        for variable in net.variables:
+            variable.assign(tf.zeros_like(variable))
+        last = net.biases[-1]
+        last.assign(tf.broadcast_to(numbers[:, None], last.shape))
+    transition, reward = (
+        net.apply_assigned(tf.zeros([32, net.weights[0].shape[1]]), given)[:, 0]
+        for net, given in (
+            (model.transition, assignment.transition),
+            (model.reward, assignment.reward),
+        )
+    )
+    pairs = list(zip(transition.numpy().tolist(), reward.numpy().tolist(), strict=True))
+    assert len(set(pairs)) == 16
+    assert all(pairs.count(pair) == 2 for pair in pairs)
 
 
 # Members in targets
@@ -341,7 +360,10 @@ def test_variables_have_the_names_of_a_checkpoint():
 
 def test_update_is_one_step_on_the_gradients_and_returns_the_losses_before_it():
     model, same = (build(ensembles(), layers=2) for _ in range(2))
-    batch, assignment = random_batch(8), model.sample_assignment(nn.seed_of(0), 8)
+    batch, assignment = (
+        random_batch(8),
+        model.sample_assignment(nn.seed_of(0), UPDATE, 8),
+    )
     losses = model.update(batch, assignment, nn.Adam(model.variables, 0.01))
     gradients, before = same.gradients(batch, assignment)
     nn.Adam(same.variables, 0.01).apply(gradients)
@@ -372,8 +394,10 @@ def test_every_ensemble_learns_a_linear_system_without_retracing():
 
     @tf.function
     def step(batch):
-        seed = nn.fold_in(nn.seed_of(0), optimizer.steps)
-        return model.update(batch, model.sample_assignment(seed, 48), optimizer)
+        number = optimizer.steps.read_value()
+        seed = nn.fold_in(nn.seed_of(0), number)
+        assignment = model.sample_assignment(seed, number, 48)
+        return model.update(batch, assignment, optimizer)
 
     first = step(linear_batch(48, rng))
     for _ in range(300):

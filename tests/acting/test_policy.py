@@ -2,17 +2,19 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from support import PROJECT, publish_policy
+from support import PROJECT, open_run, publish_policy
 from support_actors import context_of, new_run
 
 from steve import nn
 from steve.acting.policy import Policy, PolicyReader, random_actions
 from steve.storage import checkpoint
 from steve.storage.checkpoint import Checkpoint, CheckpointError
+from steve.util import RunError
 
 METADATA = {"epoch": 3, "frames": 12_345, "hours": 0.25}
 
@@ -196,13 +198,27 @@ def test_a_policy_is_read_again_only_when_it_has_changed(tmp_path, loads):
     assert len(loads) == 2
 
 
-def test_a_policy_that_is_gone_stays_in_use(tmp_path):
+def test_a_policy_that_is_gone_ends_the_run_in_one_line(tmp_path):
     run, board = new_run(tmp_path)
     reader = PolicyReader(context_of(run, board, "evaluator0"))
     publish_policy(run.folders.policy, 0.5, epoch=1)
-    first = reader.refresh()
+    assert reader.refresh() is not None
     run.folders.policy.unlink()
-    assert reader.refresh() is first
+    with pytest.raises(RunError, match=r"policy\.safetensors is gone"):
+        reader.refresh()
+
+
+def test_a_working_folder_that_an_environment_changes_hides_no_policy(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    run, board, _ = open_run(Path("output"))
+    reader = PolicyReader(context_of(run, board, "evaluator0"))
+    (tmp_path / "scratch").mkdir()
+    monkeypatch.chdir(tmp_path / "scratch")
+    checkpoints = tmp_path / "output" / "Counting-v0" / "experiment" / "checkpoints"
+    publish_policy(checkpoints / "policy.safetensors", 0.5)
+    assert reader.refresh() is not None
 
 
 def test_a_damaged_policy_is_named_and_passed_over(tmp_path, capsys):

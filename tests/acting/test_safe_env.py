@@ -1,16 +1,23 @@
 """Environments that fail: nothing wrong is stored, and the process goes on."""
 
 import random
+from dataclasses import replace
 
 import gymnasium
 import numpy as np
 import pytest
 from gymnasium import spaces
+from support_actors import context_of, new_run
+from support_closing import closing_env, times_closed
 
 from steve.acting import interactor, safe_env
+from steve.acting.evaluator import evaluate
+from steve.acting.interactor import interact
 from steve.acting.safe_env import REBUILDS, WINDOW, SafeEnv
+from steve.replay import ReplayBuffer
+from steve.settings.schema import Environment
 from steve.settings.seeds import seed_globals
-from steve.util import RunError
+from steve.util import RunError, UserError
 
 
 class Scripted(gymnasium.Env):
@@ -218,6 +225,20 @@ def test_what_is_not_finite_is_lost_and_said(made, bad, capsys):
     assert len(envs) == 1, "it need not be built anew"
 
 
+def test_of_many_losses_the_first_are_said_then_a_count(made, capsys):
+    _, script = made
+    script += [np.nan] * 1500
+    env = build(lost := [])
+    env.reset(0)
+    for _ in range(1500):
+        assert env.step(np.zeros(1)) is None
+    assert len(lost) == 1500
+    lines = capsys.readouterr().out.splitlines()
+    said = "me: a transition is dropped: reward not finite"
+    counts = [f"{said} (number {count})" for count in ("10", "100", "1,000")]
+    assert lines == [said] * 5 + counts
+
+
 def test_an_environment_that_raises_is_built_anew(made, capfd):
     envs, script = made
     script += [ValueError("broken"), 1.0]
@@ -285,3 +306,55 @@ def test_a_lost_transition_is_left_out_of_the_vector_step(made):
     np.testing.assert_array_equal(third.batch.terminated, [0, 1])
     np.testing.assert_array_equal(third.batch.next_obs, [[1, 1], [3, 3]])
     np.testing.assert_array_equal(third.over, [False, True])
+
+
+# The end
+
+
+def test_all_are_closed_within_the_time_for_one(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(safe_env, "CLOSE_PATIENCE", 0.2)
+    keys = closing_env(tmp_path, closing="hangs")
+    envs = [SafeEnv(Environment(**keys), "me", lambda: None) for _ in range(4)]
+    patience = []
+    close = SafeEnv.close
+
+    def close_and_note(env, seconds):
+        patience.append(seconds)
+        close(env, seconds)
+
+    monkeypatch.setattr(SafeEnv, "close", close_and_note)
+    safe_env.close_all(envs)
+    assert times_closed(tmp_path) == 4
+    assert capsys.readouterr().err.count("closing an environment failed") == 4
+    assert max(patience) < 0.2
+
+
+ACTORS = {"interactor0": interact, "evaluator0": evaluate}
+
+
+def acting(tmp_path, name, stop, **keys):
+    """An actor with three environments; the context holds what it closes."""
+    env = closing_env(tmp_path, **keys)
+    sections = {
+        "agent_config": {"batch_size": 3},
+        "evaluator_config": {"batch_size": 3},
+    }
+    run, board = new_run(tmp_path, env=env, **sections)
+    run = replace(run, obs_dim=2)
+    ReplayBuffer.create(run.folders.replay, 2, 1, 100).close()
+    context = context_of(run, board, name, stop)
+    with context.ends:
+        ACTORS[name](context)
+
+
+@pytest.mark.parametrize("name", ACTORS)
+def test_an_actor_that_is_stopped_closes_its_environments(tmp_path, name):
+    acting(tmp_path, name, lambda: True)
+    assert times_closed(tmp_path) == 3
+
+
+@pytest.mark.parametrize("name", ACTORS)
+def test_where_one_cannot_be_made_the_others_are_closed(tmp_path, name):
+    with pytest.raises(UserError, match="no more can be made"):
+        acting(tmp_path, name, lambda: True, made=2, closing="raises")
+    assert times_closed(tmp_path) == 2

@@ -1,5 +1,7 @@
 """The figures of curves: what is in them, and that nothing overlaps."""
 
+import itertools
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,7 +10,7 @@ from matplotlib.text import Text
 
 from steve.analysis import curve_figures
 from steve.analysis.curve_figures import Panel, curves_figure, line_styles
-from steve.analysis.drawing import rendered
+from steve.analysis.drawing import origin, rendered
 
 ENVIRONMENTS = [
     "BipedalWalkerHardcore-v2", "HalfCheetah-v1", "Hopper-v1", "Humanoid-v1",
@@ -97,7 +99,12 @@ def test_where_runs_miss_the_line_is_thin():
 
 @pytest.mark.parametrize(
     ("seeds", "said", "unsaid"),
-    [(1, "single runs", "mean"), (3, "over 3 runs", "markers"), (4, "markers", "thin")],
+    [
+        (1, "single runs", "mean"),
+        (2, "band: range", "interval"),
+        (3, "band: 95% bootstrap interval", "markers"),
+        (4, "markers", "no value"),
+    ],
 )
 def test_the_title_says_what_is_drawn(seeds, said, unsaid):
     figure = curves_figure(made_up(1, 2, seeds), "frames", "Score")
@@ -119,6 +126,82 @@ def test_more_groups_than_colours_still_differ():
     styles = line_styles([f"run{i}" for i in range(30)])
     looks = {(style["color"], style["linestyle"]) for style in styles.values()}
     assert len(looks) == 30
+
+
+def test_a_style_belongs_to_the_name_and_not_to_what_else_is_drawn():
+    alone = line_styles(["STEVE, learning_rate 0.001"])
+    others = ["DDPG", "a", "STEVE", "STEVE, learning_rate 0.001", "b"]
+    for names in (others, others[::-1]):
+        assert alone.items() <= line_styles(names).items()
+    assert line_styles(["STEVE H=3"])["STEVE H=3"] == line_styles(["STEVE"])["STEVE"]
+
+
+def test_one_evaluation_is_a_mark():
+    panel = made_up(1, 1, seeds=1)[0]
+    panel = panel._replace(curves=panel.curves.iloc[1:2])
+    axes = curves_figure([panel], "frames", "Score").axes[0]
+    (mark,) = [line for line in axes.lines if line.get_marker() == "o"][:1]
+    assert list(mark.get_xdata()) == [10_000]
+    assert axes.get_xlim() == (0, 20_000)
+
+
+def test_a_long_name_is_broken_at_its_joints():
+    name = "HandManipulateBlockRotateZ_ContinuousTouchSensorsDense-v1"
+    panels = [panel._replace(title=name) for panel in made_up(3, 1)]
+    figure = curves_figure(panels, "frames", "Score")
+    FigureCanvasAgg(figure).draw()
+    titles = [axes.title for axes in figure.axes]
+    assert {title.get_text().replace("\n", "") for title in titles} == {name}
+    boxes = [title.get_window_extent() for title in titles]
+    assert all(a.x1 < b.x0 for a, b in itertools.pairwise(boxes))
+    assert boxes[0].x0 >= 0
+    assert boxes[-1].x1 <= figure.bbox.width
+
+
+def test_the_legend_has_the_number_of_runs():
+    figure = curves_figure(made_up(2, 2), "frames", "Score")
+    said = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert said == ["STEVE (n = 4)", "MVE-TDk (n = 4)"]
+
+
+def test_many_lines_have_a_panel_each_and_the_others_in_grey():
+    curves = made_up(1, 7)[0].curves
+    panels = curve_figures._panels("A-v0", "score", curves, None)
+    assert [panel.title for panel in panels][:2] == ["STEVE (n = 4)", "MVE-TDk (n = 4)"]
+    figure = curves_figure(panels, "frames", "Score")
+    assert not figure.legends
+    for axes in figure.axes[:7]:
+        grey = [x for x in axes.lines if x.get_color() == curve_figures.OTHERS]
+        assert (len(grey), len(axes.collections)) == (6, 1)
+
+
+def test_hours_below_a_tenth_are_minutes():
+    panel = made_up(1, 1)[0]
+    hours = panel.curves["frames"] / 200_000 * 0.05
+    panel = panel._replace(curves=panel.curves.assign(hours=hours))
+    axes = curves_figure([panel], "hours", "Score").axes[0]
+    assert axes.get_xlabel() == "minutes of learning"
+    assert axes.get_xlim()[1] == pytest.approx(3.0)
+
+
+def test_each_run_is_drawn_thin_under_the_mean():
+    panel = made_up(1, 1)[0]
+    place = panel.curves["frames"]
+    single = [
+        pd.DataFrame({"algorithm": "STEVE", "run": run, "frames": place, "value": run})
+        for run in range(4)
+    ]
+    panel = panel._replace(single=pd.concat(single))
+    axes = curves_figure([panel], "frames", "Score").axes[0]
+    assert sum(line.get_linewidth() == 0.5 for line in axes.lines) == 4
+
+
+def test_a_figure_says_what_made_it():
+    figure = curves_figure(made_up(1, 1), "frames", "Score")
+    for kind in ("png", "svg"):
+        assert b"plot.py output; steve" in rendered(
+            figure, kind, origin("plot.py output", "1.0")
+        )
 
 
 @pytest.mark.parametrize("kind", ["png", "pdf", "svg"])

@@ -9,6 +9,7 @@ from steve.analysis import curves
 from steve.analysis.curves import (
     aggregate,
     curve,
+    line,
     load_curves,
     reach_table,
     score_table,
@@ -30,6 +31,22 @@ def test_a_curve_by_hand():
 def test_without_smoothing_a_curve_is_the_mean_of_the_last_policy():
     at = np.array([10.0, 15, 20, 25, 30])
     np.testing.assert_allclose(curve(SERIES, at, 0.0), [1, 1, 3, 3, 6])
+
+
+def test_a_line_is_straight_between_measurements():
+    at = np.array([5.0, 10, 15, 20, 25, 30, 40, 41])
+    drawn = [np.nan, 1, 2, 3, 4.5, 6, np.nan, np.nan]  # 3: the mean of 2 and 4
+    np.testing.assert_allclose(line(SERIES, at, 0.0), drawn)
+    drawn = [np.nan, 1, 5 / 3, 7 / 3, 19 / 6, 4, 4, np.nan]
+    np.testing.assert_allclose(line(SERIES, at, 10.0), drawn)
+
+
+def test_a_policy_has_one_weight_however_many_episodes_it_has(tmp_path):
+    rows = [(0.1, 1, 100, 0.0), (0.2, 2, 200, 3.0), *[(0.2, 2, 200, 9.0)] * 5]
+    write_experiment(tmp_path / "a0", rows)
+    (run,) = find_runs([tmp_path])
+    table = score_table([run], at=[200], smooth=1.0)
+    assert table["mean"].tolist() == [4.0]  # of 0 and (3 + 5 x 9) / 6
 
 
 @pytest.mark.parametrize("window", [0.0, 0.1, 0.5])

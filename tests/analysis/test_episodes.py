@@ -2,10 +2,13 @@
 
 import numpy as np
 import pytest
+from support_closing import closing_env, times_closed
 
 from steve.acting.policy import Policy
-from steve.analysis.episodes import run_episode
+from steve.analysis.episodes import EpisodeRunner, run_episode
+from steve.analysis.policy_figures import ending
 from steve.analysis.video import EpisodeError
+from steve.settings.schema import Config
 from steve.storage.checkpoint import Checkpoint
 
 
@@ -28,12 +31,17 @@ class Scripted:
         return obs, reward, terminated, not terminated, {}
 
 
-def constant_policy() -> Policy:
-    tensors = {
+CONSTANT = Checkpoint(
+    {
         "policy/w0": np.zeros((2, 1), np.float32),
         "policy/b0": np.array([0.5], np.float32),
-    }
-    return Policy(Checkpoint(tensors, {"epoch": 1, "frames": 0, "hours": 0.0}), 2, 1)
+    },
+    {"epoch": 1, "frames": 0, "hours": 0.0},
+)
+
+
+def constant_policy() -> Policy:
+    return Policy(CONSTANT, 2, 1)
 
 
 @pytest.mark.parametrize("terminated", [True, False])
@@ -51,6 +59,58 @@ def test_an_episode_is_what_the_environment_did(terminated):
     assert seen == [(0, 0.0, False), (1, 1.0, False), (2, 3.0, False), (3, 7.0, True)]
 
 
-def test_a_reward_that_is_not_finite_is_an_error():
-    with pytest.raises(EpisodeError, match="step 3"):
-        run_episode(Scripted(reward=np.nan), constant_policy(), 0)
+def test_a_step_that_is_not_finite_ends_the_episode_and_is_left_out():
+    episode = run_episode(Scripted(reward=np.nan), constant_policy(), 0)
+    assert (episode.length, episode.score) == (2, 3.0)
+    assert episode.broken
+    assert not episode.terminated
+    assert ending(episode) == "not finite"
+
+
+def test_an_episode_that_cannot_begin_is_an_error(monkeypatch):
+    for name, result in (
+        ("reset", (np.full(2, np.nan), {})),
+        ("step", (np.zeros(2), np.inf, False, False, {})),
+    ):
+        env = Scripted()
+        monkeypatch.setattr(env, name, lambda *_, result=result, **__: result)
+        with pytest.raises(EpisodeError, match="not finite"):
+            run_episode(env, constant_policy(), 0)
+
+
+# The process of the environment
+
+
+def closing_config(folder, **keys):
+    env = closing_env(folder, **keys)
+    return Config.model_validate({"env": {**env, "max_frames": 20}})
+
+
+def test_the_environment_is_closed_when_its_episodes_are_done(tmp_path):
+    with EpisodeRunner(closing_config(tmp_path)) as runner:
+        episodes = list(runner.run(CONSTANT, [1, 2]))
+    assert [episode.score for episode in episodes] == [20.0, 20.0]
+    assert times_closed(tmp_path) == 1
+
+
+def test_the_environment_is_closed_where_its_episodes_are_given_up(tmp_path):
+    """Before the first one, by an error here; or in the middle, as by Ctrl-C."""
+    with EpisodeRunner(closing_config(tmp_path)):
+        pass
+    assert times_closed(tmp_path) == 1
+    config = closing_config(tmp_path)
+    endless = config.env.model_copy(update={"max_frames": 10**9})
+    with EpisodeRunner(config.model_copy(update={"env": endless})) as runner:
+        runner._send((CONSTANT, [1]))
+    assert times_closed(tmp_path) == 2
+
+
+@pytest.mark.parametrize("closing", ["well", "raises"])
+def test_a_failing_environment_is_closed_and_its_line_stays(tmp_path, closing):
+    config = closing_config(tmp_path, stepping="raises", closing=closing)
+    with (
+        pytest.raises(EpisodeError, match="ValueError: no step can be done"),
+        EpisodeRunner(config) as runner,
+    ):
+        list(runner.run(CONSTANT, [1]))
+    assert times_closed(tmp_path) == 1

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from steve.analysis import policy_figures
 from steve.analysis.inspection import EpisodeValues, Errors, ModelError
@@ -44,3 +45,42 @@ def test_a_log_scale_names_the_lines_that_it_cannot_show():
     said = [[text.get_text() for text in axes.texts] for axes in panels]
     assert "error without a model: 0" in said[2]
     assert "error without a model: 0" not in said[0] + said[1]
+
+
+@pytest.mark.parametrize("count", [4, 16, 21])
+def test_the_panels_keep_their_height_whatever_the_horizon(count):
+    rng = np.random.default_rng(0)
+    value = rng.random(200)
+    judged = EpisodeValues(
+        value, value, 0.0, value, rng.dirichlet(np.ones(count), len(value))
+    )
+    figure = policy_figures.episode_figure(judged, value, value, "title")
+    FigureCanvasAgg(figure).draw()
+    heights = [axes.get_window_extent().height for axes in figure.axes]
+    np.testing.assert_allclose(heights, [164, 246], atol=12)
+    legend = figure.axes[0].get_legend().get_window_extent()
+    assert legend.y0 >= 0
+    assert legend.y1 <= figure.bbox.height
+    assert legend.x1 <= figure.bbox.width
+
+
+def test_the_weights_of_a_long_episode_are_means_of_equal_shares():
+    weights = np.tile([[1.0, 0.0], [0.0, 1.0]], (500, 1))
+    value = np.zeros(1000)
+    judged = EpisodeValues(value, value, 0.0, value, weights)
+    axes = policy_figures.episode_figure(judged, value, value, "title").axes[0]
+    assert axes.get_ylabel() == "weight, mean of 10 steps"
+    box = axes.collections[0].get_paths()[0].get_extents()
+    assert (box.x1, box.y1) == (1000, 0.5)
+
+
+def test_a_line_of_zeros_is_named_on_a_linear_scale_too():
+    near = np.array([1.0, 2.0])
+    each = Errors(near, np.zeros(2), near)
+    panels = policy_figures.model_error_figure(
+        ModelError(each, each, each, np.array([9, 9])), None
+    ).axes
+    for axes in panels[:3]:
+        assert len(axes.lines) == 2
+        said = [text.get_text() for text in axes.texts]
+        assert "spread of the members: 0" in said

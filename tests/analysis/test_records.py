@@ -41,8 +41,8 @@ def test_results_and_output_are_found_gzipped_or_not(tmp_path):
     into_log_folder(write_experiment(tmp_path / "output" / "steve1", ROWS))
     for run in find_runs([tmp_path / "results", tmp_path / "output"]):
         x, y = run.series("score", "frames")
-        assert x.tolist() == [100, 200, 200]
-        assert y.tolist() == [5.0, 7.5, 8.5]
+        assert x.tolist() == [100, 200]
+        assert y.tolist() == [5.0, 8.0]  # one value for each policy
         assert run.environment == "Chain-v0"
         assert run.group("experiment") == "steve"
 
@@ -63,6 +63,8 @@ def test_what_was_put_aside_is_passed_over_unless_named(tmp_path):
     assert run.path.parent.name == "run0"
     (run,) = find_runs([tmp_path / "run0.old1"])
     assert run.path.parent.name == "run0.old1"
+    both = grouped(find_runs([tmp_path, tmp_path / "run0.old1"]), "algorithm")
+    assert [name for _, name in both] == ["DDPG", "DDPG (run0.old1)"]
 
 
 def test_a_folder_without_experiments_is_one_line(tmp_path):
@@ -141,14 +143,14 @@ def test_updates_of_scores_come_from_epochs(tmp_path):
     content = DDPG | {"policy_config": {"epoch_every_n": 50}}
     write_experiment(tmp_path / "run0", ROWS, content)
     x, _ = find_runs([tmp_path])[0].series("score", "updates")
-    assert x.tolist() == [0, 50, 50]
+    assert x.tolist() == [0, 50]
 
 
 def test_series_are_sorted_by_x(tmp_path):
     write_experiment(tmp_path / "run0", ROWS[::-1])
     x, y = find_runs([tmp_path])[0].series("score", "hours")
-    assert x.tolist() == [0.1, 0.2, 0.2]
-    assert y.tolist() == [5.0, 8.5, 7.5]
+    assert x.tolist() == [0.1, 0.2]
+    assert y.tolist() == [5.0, 8.0]
 
 
 def test_metrics_come_from_either_log_without_the_pretraining(tmp_path):
@@ -174,6 +176,28 @@ def test_model_usage_is_steves_alone(tmp_path):
     mve, steve = find_runs([tmp_path])
     assert mve.series("model_usage", "frames") is None
     assert steve.series("model_usage", "frames")[1].tolist() == [0.25]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda csv: csv.write_text("hours,epochs,frames,score\n1,1,1,nan\n"),
+        lambda csv: csv.write_text("hours,epochs,frames,score\n1,1,1\n1,2,3,4\n"),
+        lambda csv: csv.with_name("hps.json").write_text('{"newer": 1}'),
+        lambda csv: csv.with_name("hps.json").unlink(),
+        lambda csv: csv.with_name("valuerl.log").write_bytes(b"\xff\n"),
+    ],
+)
+def test_a_run_that_cannot_be_read_is_named_and_the_others_are_there(tmp_path, damage):
+    whole = write_experiment(tmp_path / "a0", ROWS)
+    damage(write_experiment(tmp_path / "a1", ROWS, seed=1))
+    said: list[str] = []
+    assert [run.path for run in find_runs([tmp_path], said.append)] == [whole]
+    (line,) = said
+    assert "a run is left out" in line
+    assert str(tmp_path / "a1") in line
+    with pytest.raises(UserError):  # nothing is left to look at
+        find_runs([tmp_path / "a1"], said.append)
 
 
 # ---- Grouping -----------------------------------------------------------------------
@@ -230,6 +254,38 @@ def test_groups_are_algorithms_or_experiments_without_their_digits(tmp_path):
     assert sizes == {"7": 1, "steve": 2, "wide": 1}
 
 
+def test_runs_of_an_algorithm_are_told_apart_by_the_keys_that_differ(tmp_path):
+    for rate in (0.001, 0.0003):
+        for seed in range(2):
+            content = {**DDPG, "policy_config": {"learning_rate": rate}}
+            name = f"ddpg_{rate}_{seed}"
+            write_experiment(tmp_path / name, ROWS, content, seed=seed)
+    runs = find_runs([tmp_path])
+    groups = grouped(runs, "algorithm")
+    assert {name: len(group) for (_, name), group in groups.items()} == {
+        "DDPG, learning_rate 0.0003": 2,
+        "DDPG, learning_rate 0.001": 2,
+    }
+    assert remarks(runs) == []
+
+
+def test_settings_that_make_too_long_a_name_give_the_experiments(tmp_path):
+    for name, size in (("slow", 64), ("quick", 32)):
+        keys = {"batch_size": size, "layers": size, "hidden_dim": size}
+        content = {**DDPG, "policy_config": {**keys, "explore_chance": size / 100}}
+        write_experiment(tmp_path / f"{name}0", ROWS, content)
+    names = [name for _, name in grouped(find_runs([tmp_path]), "algorithm")]
+    assert names == ["DDPG (quick)", "DDPG (slow)"]
+
+
+def test_horizons_are_in_the_order_of_the_number_and_each_says_its_own(tmp_path):
+    for horizon in (10, 1, 2, 3):
+        content = settings(ensembles=True, steve_reweight=True, rollout_len=horizon)
+        write_experiment(tmp_path / f"h{horizon}_0", ROWS, content)
+    names = [name for _, name in grouped(find_runs([tmp_path]), "algorithm")]
+    assert names == ["STEVE H=1", "STEVE H=2", "STEVE H=3", "STEVE H=10"]
+
+
 def test_seeds_of_one_length_and_setting_need_no_remark(tmp_path):
     for seed in range(3):
         write_experiment(tmp_path / f"steve{seed}", ROWS, STEVE, seed=seed)
@@ -240,7 +296,7 @@ def test_seeds_of_one_length_and_setting_need_no_remark(tmp_path):
 def test_what_a_reader_should_know_is_remarked(tmp_path):
     write_experiment(tmp_path / "a0", ROWS)
     write_experiment(tmp_path / "a1", ROWS[:1], DDPG | {"policy_config": {"layers": 3}})
-    short, settings_differ, seeds = remarks(find_runs([tmp_path]))
+    short, settings_differ, seeds = remarks(find_runs([tmp_path]), "experiment")
     assert "a1.greedy.csv ends at 100 frames" in short
     assert "Chain-v0" in short
     assert "200" in short

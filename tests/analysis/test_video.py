@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from steve.analysis import video
+from steve.util import UserError
 
 
 @pytest.mark.parametrize(
@@ -25,6 +26,38 @@ def test_a_caption_leaves_the_picture_whole_and_makes_the_sides_even():
 
 
 @pytest.mark.parametrize(
+    "picture",
+    [
+        np.full((2, 3, 3), 0.4, np.float32),
+        np.full((2, 3, 4), 102, np.uint8),
+        np.full((2, 3), 102, np.uint8),
+        np.full((2, 3, 1), 0.4),
+    ],
+)
+def test_floats_and_grey_are_drawn(picture):
+    drawn = video.as_rgb(picture)
+    assert (drawn.dtype, drawn.shape) == (np.uint8, (2, 3, 3))
+    assert (drawn == 102).all()
+
+
+@pytest.mark.parametrize(
+    "picture",
+    [
+        np.zeros((2, 3, 3), np.int64),
+        np.full((2, 3, 3), 255.0),
+        np.full((2, 3, 3), np.nan),
+        np.zeros((2, 3, 2), np.uint8),
+        np.zeros(3, np.uint8),
+    ],
+)
+def test_other_pictures_are_one_line_with_what_they_are(picture):
+    with pytest.raises(UserError, match="they must be uint8") as error:
+        video.as_rgb(picture)
+    assert str(list(picture.shape)) in str(error.value)
+    assert "--video none" in str(error.value)
+
+
+@pytest.mark.parametrize(
     ("environ", "libraries", "chosen", "missing"),
     [
         ({}, {"EGL", "OSMesa"}, "egl", None),
@@ -33,6 +66,9 @@ def test_a_caption_leaves_the_picture_whole_and_makes_the_sides_even():
         ({"MUJOCO_GL": "glfw"}, set(), "glfw", None),
         ({"DISPLAY": ":0"}, set(), None, None),
         ({}, set(), "disable", "libegl1 or libosmesa6, and libgl1-mesa-dri"),
+        ({"PYOPENGL_PLATFORM": "osmesa"}, {"EGL", "OSMesa"}, "osmesa", None),
+        ({"PYOPENGL_PLATFORM": "osmesa"}, {"EGL"}, "disable", "PYOPENGL_PLATFORM=osm"),
+        ({"MUJOCO_GL": "bogus"}, {"EGL"}, "disable", "MUJOCO_GL=bogus is none of"),
         ({"MUJOCO_GL": "egl"}, {"OSMesa"}, "disable", "libegl1, libgl1-mesa-dri"),
         ({"MUJOCO_GL": "osmesa"}, {"EGL"}, "disable", "libosmesa6, libgl1-mesa-dri"),
     ],

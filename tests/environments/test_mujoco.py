@@ -3,11 +3,14 @@
 import json
 
 import check_environments
+import mujoco as engine
 import numpy as np
 import pytest
 from support_environments import RECORDINGS, made
 
+from steve.acting.safe_env import SafeEnv
 from steve.environments import mujoco
+from steve.settings.schema import Environment
 
 # Recorded episodes
 
@@ -225,3 +228,80 @@ def test_humanoids_contact_cost_is_part_of_the_reward_unless_switched_off():
         costs = -np.array([step[4]["reward_contact"] for step in steps])
     assert costs.max() > 0.01
     np.testing.assert_allclose(rewards[1] - rewards[0], costs, atol=1e-12)
+
+
+# Simulations that diverge
+
+
+@pytest.fixture
+def _nobody_handles_warnings():
+    """dm_control does, once it is imported."""
+    before = engine.get_mju_user_warning()
+    engine.set_mju_user_warning(None)
+    yield
+    engine.set_mju_user_warning(before)
+
+
+def diverged(env, what="qvel"):
+    """One step from a state that the engine gives up on: observation and clock."""
+    data = env.unwrapped.data
+    getattr(data, what)[:] = 1e11
+    obs = env.step(np.zeros(env.action_space.shape))[0]
+    return obs, data.time
+
+
+@pytest.mark.usefixtures("_nobody_handles_warnings")
+@pytest.mark.parametrize("name", [*mujoco.MUJOCO, "HalfCheetah-v5"])
+@pytest.mark.parametrize("what", ["qpos", "qvel"])
+def test_a_simulation_that_resets_itself_shows_nan(
+    name, what, tmp_path, monkeypatch, capfd
+):
+    monkeypatch.chdir(tmp_path)
+    env = made(name)
+    first, _ = env.reset(seed=0)
+    for _ in range(2):
+        env.step(np.zeros(env.action_space.shape))
+    obs, clock = diverged(env, what)
+    assert clock <= env.unwrapped.dt, "the engine has begun again"
+    assert obs.shape == first.shape
+    assert np.isnan(obs).all()
+    assert f"huge value in {what.upper()}" in capfd.readouterr().out
+    assert not list(tmp_path.iterdir()), "no MUJOCO_LOG.TXT"
+    # The next episode is an episode as any other.
+    env.reset(seed=0)
+    assert np.isfinite(env.step(np.zeros(env.action_space.shape))[0]).all()
+    assert np.isnan(diverged(env, what)[0]).all()
+
+
+def test_a_simulation_that_resets_itself_loses_one_transition(capfd):
+    lost = []
+    env = SafeEnv(Environment(name="HalfCheetah-v1"), "me", lambda: lost.append(1))
+    env.reset(0)
+    action = np.zeros(6)
+    assert env.step(action) is not None
+    env._env.unwrapped.data.qvel[:] = 1e11
+    assert env.step(action) is None
+    assert len(lost) == 1
+    env.reset(1)
+    assert env.step(action) is not None
+
+
+@pytest.mark.parametrize("kind", ["mjWARN_INERTIA", "mjWARN_CONTACTFULL"])
+def test_other_warnings_of_the_engine_lose_nothing(kind):
+    env = made("Hopper-v1")
+    env.reset(seed=0)
+    env.unwrapped.data.warning.number[int(getattr(engine.mjtWarning, kind))] = 1
+    assert np.isfinite(env.step(np.zeros(3))[0]).all()
+    # One that says that the state was lost, whatever the clock shows.
+    env.unwrapped.data.warning.number[int(engine.mjtWarning.mjWARN_BADCTRL)] = 1
+    assert np.isnan(env.step(np.zeros(3))[0]).all()
+
+
+@pytest.mark.usefixtures("_nobody_handles_warnings")
+def test_a_users_own_handler_of_warnings_stays():
+    said = []
+    engine.set_mju_user_warning(said.append)
+    env = made("HalfCheetah-v1")
+    env.reset(seed=0)
+    diverged(env)
+    assert len(said) == 1

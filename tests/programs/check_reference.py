@@ -12,9 +12,9 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -85,10 +85,16 @@ def relative_error(ours: np.ndarray, reference: np.ndarray) -> float:
     return absolute_error(ours, reference) / (largest if largest > 0 else 1.0)
 
 
+def interleaved(count: int) -> nn.Assignment:
+    """Row i to member i mod `count`, as the vectors fix it."""
+    return nn.Assignment(count, tf.range(count), strided=True)
+
+
 class Case:
     """One file: its nets with the given parameters, its batch, its fixed sampled."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, xla: bool = False) -> None:
+        self._xla = xla
         with np.load(path) as file:
             self.arrays = {name: file[name] for name in file.files}
         self.meta = json.loads(bytes(self.arrays.pop("meta")))
@@ -175,18 +181,14 @@ class Case:
         model = ModelMembers(first("transition"), first("reward"))
         return SampledMembers(
             q_members=first("q"),
-            q_assignment=nn.interleaved_assignment(
-                self.meta["batch"], self.sizes["q"][1]
-            ),
+            q_assignment=interleaved(self.sizes["q"][1]),
             model=model if self.world_model else None,
         )
 
     def model_assignment(self) -> ModelAssignment:
         return ModelAssignment(
-            *(
-                nn.interleaved_assignment(self.meta["batch"], self.sizes[net][1])
-                for net in ("transition", "reward")
-            )
+            interleaved(self.sizes["transition"][1]),
+            interleaved(self.sizes["reward"][1]),
         )
 
     @property
@@ -244,7 +246,9 @@ class Case:
         return residuals
 
     def _value_results(self) -> Iterator[Result]:
-        policy, q, metrics = self.valuerl.gradients(self.batch, self.sampled)
+        policy, q, metrics = self._traced(
+            lambda: self.valuerl.gradients(self.batch, self.sampled)
+        )()
         q_tolerance = 1e-4 if self.is_covariance else 1e-5
         for name in ("policy_loss", "policy_reg_loss"):
             yield self._compare(name, metrics[name], f"out/{name}", 1e-5)
@@ -259,9 +263,9 @@ class Case:
         yield self._gradient_result("q", self.valuerl.q, q, q_tolerance)
 
     def _model_results(self) -> Iterator[Result]:
-        gradients, losses = self.world_model.gradients(
-            self.batch, self.model_assignment()
-        )
+        gradients, losses = self._traced(
+            lambda: self.world_model.gradients(self.batch, self.model_assignment())
+        )()
         for theirs, ours in MODEL_LOSSES.items():
             yield self._compare(ours, losses[ours], f"out/{theirs}", 1e-5)
         for net_name in MODEL_NETS:
@@ -277,12 +281,20 @@ class Case:
         learning_rate = 3e-4
         policy_adam = nn.Adam(self.valuerl.policy.variables, learning_rate)
         q_adam = nn.Adam(self.valuerl.q.variables, learning_rate)
+        update = self._traced(
+            lambda: self.valuerl.update(self.batch, self.sampled, policy_adam, q_adam)
+        )
         for _ in range(UPDATES):
-            self.valuerl.update(self.batch, self.sampled, policy_adam, q_adam)
+            update()
         if self.world_model is not None:
             adam = nn.Adam(self.world_model.variables, learning_rate)
+            update = self._traced(
+                lambda: self.world_model.update(
+                    self.batch, self.model_assignment(), adam
+                )
+            )
             for _ in range(UPDATES):
-                self.world_model.update(self.batch, self.model_assignment(), adam)
+                update()
         variables = self.variables()
         for net in ("policy", "q", *(MODEL_NETS if self.world_model else ())):
             errors = [
@@ -292,6 +304,12 @@ class Case:
             ]
             yield Result(f"after5/{net} (absolute)", worst(errors), 1e-5)
         self.reset_parameters()
+
+    def _traced(self, function: Callable[[], Any]) -> Callable[[], Any]:
+        """The function, compiled by XLA where that is asked for."""
+        if not self._xla:
+            return function
+        return tf.function(function, autograph=False, jit_compile=True)
 
     def _compare(
         self, quantity: str, ours: tf.Tensor, name: str, tolerance: float
@@ -321,7 +339,11 @@ class Case:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="folder of .npz cases")
-    folder = parser.parse_args().folder
+    parser.add_argument(
+        "--xla", action="store_true", help="gradients and updates compiled by XLA"
+    )
+    arguments = parser.parse_args()
+    folder = arguments.folder
     paths = sorted(folder.glob("*.npz"))
     if not paths:
         parser.error(f"no .npz file in {folder}")
@@ -329,13 +351,13 @@ def main() -> int:
     on_cpu = not tf.config.list_physical_devices("GPU")
     set_precision(Config.model_fields["precision"].default)
     tf32 = tf.config.experimental.tensor_float_32_execution_enabled()
-    print(
-        f"products: {'tf32' if tf32 else 'float32'} on the {'CPU' if on_cpu else 'GPU'}"
-    )
+    precision, device = "tf32" if tf32 else "float32", "CPU" if on_cpu else "GPU"
+    compiled = ", compiled by XLA" if arguments.xla else ""
+    print(f"products: {precision} on the {device}{compiled}")
     failed = 0
     largest: dict[str, float] = {}
     for path in paths:
-        case = Case(path)
+        case = Case(path, arguments.xla)
         for result in case.results():
             failed += not result.passed
             verdict = "ok" if result.passed else "FAILED"

@@ -19,7 +19,7 @@ def no_stray_signal():
     def unexpected(number, frame):
         raise AssertionError(f"{signal.Signals(number).name} met no supervisor")
 
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
     before = {number: signal.signal(number, unexpected) for number in numbers}
     yield
     after = {number: signal.signal(number, before[number]) for number in numbers}

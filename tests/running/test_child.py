@@ -115,6 +115,25 @@ def test_a_bug_is_a_traceback(run, function, last_line):
     assert output.splitlines()[-1] == last_line
 
 
+@pytest.mark.parametrize(
+    ("function", "code", "last_line"),
+    [
+        ("end", STOPPED, "note: closed"),
+        ("mistake", MISTAKE, "the key is wrong"),
+        ("fail", FAILED, "ValueError: failure 1"),
+        ("leave", FAILED, "SystemExit: 0"),
+    ],
+)
+def test_what_it_holds_is_closed_before_the_line_of_its_end(
+    run, function, code, last_line
+):
+    (run.folders.log / "end").write_text(function)
+    found, output = outcome(run, "close_after")
+    assert found == code
+    assert output.count("note: closed") == 1
+    assert output.splitlines()[-1] == last_line
+
+
 def test_a_crash_in_a_library_leaves_where_it_was(run):
     code, output = outcome(run, "abort")
     assert code == -signal.SIGABRT
@@ -198,6 +217,22 @@ def test_a_child_whose_own_output_finds_no_space_still_ends_as_it_should(
     child = start(run, "full_disk")
     child.join(PATIENCE)
     assert child.exitcode == FULL_DISK
+
+
+def test_lines_that_find_no_space_end_no_process(run):
+    run.folders.process_output(NAME).symlink_to("/dev/full")
+    child = start(run, "speak_of_paths")
+    child.join(PATIENCE)
+    assert child.exitcode == STOPPED
+
+
+def test_paths_are_written_as_they_are_whatever_the_terminals_encoding(
+    run, monkeypatch
+):
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    code, output = outcome(run, "speak_of_paths")
+    assert code == STOPPED
+    assert output == f"f\u00fcr/\\udcff\n{'y' * 100_000}\n"
 
 
 def test_sigterm_becomes_a_flag_and_the_folder_is_held_meanwhile(run):

@@ -9,6 +9,7 @@ from steve.running.devices import (
     Gpu,
     GpuAssignment,
     assign,
+    assigned,
     installed_gpus,
 )
 from steve.running.devices import visible_gpus as visible
@@ -196,3 +197,53 @@ def test_the_drivers_gpus_come_in_its_order_and_it_is_released(monkeypatch):
     monkeypatch.setattr(pynvml, "nvmlDeviceGetName", lambda i: f"Model {i}")
     assert installed_gpus() == gpus(3)
     assert calls == ["init", "shutdown"]
+
+
+@pytest.fixture
+def driver(monkeypatch):
+    """A driver with four GPUs, which refuses so many of them, or all."""
+
+    def make(*refused, count=4):
+        def ask(i):
+            if i in refused:
+                raise pynvml.NVMLError(pynvml.NVML_ERROR_GPU_IS_LOST)
+            return i
+
+        def get_count():
+            if count is None:
+                raise pynvml.NVMLError(pynvml.NVML_ERROR_UNKNOWN)
+            return count
+
+        monkeypatch.setattr(pynvml, "nvmlInit", lambda: None)
+        monkeypatch.setattr(pynvml, "nvmlShutdown", lambda: None)
+        monkeypatch.setattr(pynvml, "nvmlDeviceGetCount", get_count)
+        monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByIndex", ask)
+        monkeypatch.setattr(pynvml, "nvmlDeviceGetUUID", lambda i: UUIDS[i])
+        monkeypatch.setattr(pynvml, "nvmlDeviceGetName", lambda i: f"Model {i}")
+
+    return make
+
+
+def test_gpus_that_the_driver_refuses_are_passed_over_with_one_line(driver, capsys):
+    driver(0, 3)
+    assert installed_gpus() == [gpus(4)[1], gpus(4)[2]]
+    said = capsys.readouterr().err
+    assert said == (
+        "GPUs that the driver refuses are left out: 0 (GPU is lost), 3 (GPU is lost)\n"
+    )
+    driver(count=None)
+    assert installed_gpus() == []
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_gpu_id_counts_the_gpus_that_are_left(driver):
+    driver(0, 3)
+    assert assigned("1", False, {}).valuerl == UUIDS[2]
+    assert (
+        assigned("1", False, {VARIABLE: f"{UUIDS[2]},{UUIDS[1]}"}).valuerl == (UUIDS[1])
+    )
+
+
+def test_with_cpu_no_driver_is_asked(monkeypatch):
+    monkeypatch.setattr(pynvml, "nvmlInit", lambda: pytest.fail("it was asked"))
+    assert assigned("cpu", True, {}) == GpuAssignment(NO_GPU, NO_GPU)

@@ -1,5 +1,6 @@
 """What the terminal shows: the line, the table, the scores, and when."""
 
+import errno
 import io
 import re
 
@@ -269,6 +270,50 @@ def test_a_display_that_nobody_reads_any_more_does_no_harm(tmp_path, seconds, te
         seconds.now += 20
     display_.show(shown.progress, last=True)
     display_.close()
+
+
+class Full(io.StringIO):
+    """A file on a disk that is full at first."""
+
+    is_full = True
+
+    def flush(self):
+        if self.is_full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_after_a_full_disk_it_prints_again(terminal):
+    file = Full()
+    display_ = Display(Console(file=file, force_terminal=terminal), "experiment")
+    display_.note("valuerl waits for space")
+    file.is_full = False
+    display_.note("valuerl has space again")
+    display_.note("interactor0 is restarted")
+    lines = file.getvalue().splitlines()
+    assert lines[-2:] == ["valuerl has space again", "interactor0 is restarted"]
+    assert terminal or lines.count("valuerl waits for space") == 1
+
+
+def test_a_terminal_without_a_cursor_gets_plain_lines(tmp_path, seconds, monkeypatch):
+    monkeypatch.setenv("TERM", "dumb")
+    shown = busy(tmp_path)
+    console = Console(file=io.StringIO(), force_terminal=True)
+    display_ = Display(console, "experiment")
+    for _ in range(11):
+        display_.show(shown.progress)
+        seconds.now += 1
+    # At 0 and 10 seconds.
+    first, second = console.file.getvalue().splitlines()
+    assert first.startswith("0:00:00 | learning | frames 12,000")
+    assert second.startswith("0:00:10 | learning")
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_path_in_a_note_is_text(terminal):
+    console = Console(file=io.StringIO(), force_terminal=terminal, width=80)
+    Display(console, "experiment").note("results go to runs/:100:/[b]x")
+    assert console.file.getvalue() == "results go to runs/:100:/[b]x\n"
 
 
 # Transitions lost to failing environments

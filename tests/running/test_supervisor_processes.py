@@ -136,9 +136,9 @@ def test_children_have_their_variables_their_niceness_and_a_seed_of_their_own(
     assert len({facts[name]["seed"] for name in ALL}) == 3
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
-def test_what_the_terminal_sends_to_the_children_does_nothing(watched, number):
-    """By Ctrl-C, or because it is closed; the launcher alone answers."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
+def test_what_is_sent_to_all_processes_does_nothing_to_the_children(watched, number):
+    """By Ctrl-C, a closed terminal, or a cluster; the launcher alone answers."""
     supervisor, scene = watched(dict.fromkeys(ALL, "describe"))
 
     def interrupt():
@@ -155,7 +155,9 @@ def test_what_the_terminal_sends_to_the_children_does_nothing(watched, number):
     assert marked(scene, "saved") == set(ALL)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1]
+)
 def test_the_first_signal_ends_all_gracefully(watched, number):
     supervisor, scene = watched({VALUERL: "obey_slowly", "interactor0": "obey"})
     when_ready(scene, lambda: send(number))
@@ -215,6 +217,24 @@ def test_children_that_do_not_end_when_asked_are_killed_after_a_while(
     assert scene.display.notes == ["stopping: saving what was learned"]
 
 
+def test_a_learner_that_is_killed_before_it_has_saved_is_no_success(
+    watched, monkeypatch
+):
+    monkeypatch.setattr(supervisor_module, "STOP_PATIENCE", 0.5)
+    supervisor, scene = watched({VALUERL: "ignore", "interactor0": "obey"})
+    when_ready(scene, lambda: send(signal.SIGTERM))
+    assert supervisor.run().code == 1
+    assert scene.display.notes[-1].startswith("valuerl killed before the end of its")
+
+
+def test_who_has_lost_the_first_request_is_asked_again(watched):
+    functions = {VALUERL: "obey", "interactor0": "lose_the_first_signal"}
+    supervisor, scene = watched(functions)
+    when_ready(scene, lambda: send(signal.SIGTERM))
+    assert supervisor.run().code == 0
+    assert marked(scene, "saved") == names_of(scene)
+
+
 def test_an_exception_while_it_watches_still_ends_the_children_gracefully(watched):
     supervisor, scene = watched({VALUERL: "obey_slowly", "interactor0": "obey"})
 
@@ -268,6 +288,7 @@ def test_a_childs_line_is_what_the_launcher_says(watched, function, code, line):
         ("cannot_save", "valuerl: .*/file: No space left on device .*--resume"),
         ("fail_to_save", "valuerl ended with exit code 1 when asked to end"),
         ("die_while_saving", "valuerl was ended by SIGKILL when asked to end"),
+        ("lose_its_handler", "valuerl was ended by SIGTERM when asked to end"),
     ],
 )
 def test_who_is_asked_to_end_and_cannot_save_is_no_success(watched, function, line):

@@ -11,8 +11,10 @@ import pytest
 from rich.console import Console
 from support import PROJECT
 
+from steve import main
 from steve.settings import catalogue, loading
-from steve.settings.schema import Config
+from steve.settings.schema import Config, all_paths, allowed, field_at
+from steve.util import UserError
 
 
 def printed(renderable, width=80) -> list[str]:
@@ -54,7 +56,30 @@ def test_the_list_fits_into_80_columns_and_says_what_runs_on_what():
     assert "steve_5h[0-2].json STEVE H=5 on Humanoid-v1" in rows
     assert "mve_75tdlambda[0-2].json TD-lambda 0.75 MVE on Humanoid-v1" in rows
     assert "quickstart.json STEVE on InvertedPendulum-v5" in rows
-    assert rows == [" ".join(line.split()) for line in printed_wide()]
+    assert max(map(len, lines)) <= 80
+    assert " ".join(rows).split() == " ".join(printed_wide()).split()
+
+
+def test_experiments_that_would_read_the_same_say_what_differs():
+    rows = {" ".join(line.split()) for line in printed_wide()}
+    assert "halfcheetah/ddpg[0-2].json DDPG on HalfCheetah-v1" in rows
+    for name, value in (
+        ("lowrate", "learning_rate 0.0003"),
+        ("noexplore", "explore_chance 0.0"),
+    ):
+        row = f"halfcheetah/ddpg_{name}[0-2].json DDPG on HalfCheetah-v1, {value}"
+        assert row in rows
+    assert all("seed" not in row for row in rows if ".json" in row)
+
+
+def test_the_list_can_be_searched_by_words():
+    shown = printed(catalogue.list_experiments(words=["LOWRATE", "mve"]))
+    assert [str(file) for file in listed_files(shown)] == [
+        f"config/cpu/halfcheetah/mve_tdk_lowrate{seed}.json" for seed in range(3)
+    ]
+    assert len(listed_files(printed(catalogue.list_experiments(words=["quick"])))) == 1
+    with pytest.raises(UserError, match="no experiment holds steve and nowhere"):
+        catalogue.list_experiments(words=["steve", "nowhere"])
 
 
 def printed_wide() -> list[str]:
@@ -148,7 +173,38 @@ def test_every_value_of_the_configuration_is_shown(files):
     assert shown == leaves
 
 
+@pytest.mark.parametrize("path", list(all_paths()), ids=".".join)
+def test_each_key_can_be_described(path):
+    text = " ".join(printed(catalogue.describe_keys([path]), width=1000))
+    for part in (".".join(path), "2018: ", "Acts in: ", allowed(field_at(path))):
+        assert part in text
+
+
+def test_a_key_is_found_by_its_whole_name_or_by_the_end_of_it():
+    assert catalogue.keys_called("env.discount") == [("env", "discount")]
+    assert catalogue.keys_called("lambda_return") == [
+        ("policy_config", "value_expansion", "lambda_return")
+    ]
+    sections = ("agent_config", "evaluator_config", "policy_config", "model_config")
+    assert catalogue.keys_called("batch_size") == [(s, "batch_size") for s in sections]
+    assert catalogue.keys_called("quickstart") == []
+
+
 # The command
+
+
+def test_a_key_is_described_and_words_search_the_list(capsys, monkeypatch):
+    monkeypatch.chdir(PROJECT)
+    assert main.main(["--describe", "policy_config.explore_chance"]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0] == "policy_config.explore_chance"
+    assert shown[2] == "  a number from 0 to 1; default: 0.05"
+    assert main.main(["--list", "hopper", "speedy"]) == 2
+    assert "no experiment holds hopper and speedy" in capsys.readouterr().err
+    assert main.main(["--list", "horizons"]) == 0
+    assert capsys.readouterr().out.count("].json ") == 3
+    assert main.main(["--describe", "nothing"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:

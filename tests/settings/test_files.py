@@ -8,6 +8,7 @@ import pytest
 from support_settings import minimal, updates
 
 from steve.settings.loading import load
+from steve.util import UserError
 
 
 @pytest.mark.parametrize(
@@ -136,3 +137,36 @@ def test_loading_writes_nothing(tree):
     tree.load()
     tree.refusal("seed=-1")
     assert sorted(tree.root.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("folder", "words"),
+    [
+        ("a\nb", r"must not hold the character '\n': 'a\nb'"),
+        ("a\x1b[2J", r"must not hold the character '\x1b'"),
+        ("a\u2028b", r"must not hold the character '\u2028'"),
+        ("a" * 300, "must not hold a name of more than 255 bytes, as one of 300"),
+        ("é" * 150, "must not hold a name of more than 255 bytes, as one of 300"),
+        ("a/" * 2000, "must be at most 3000 bytes long"),
+    ],
+)
+def test_a_folder_that_cannot_be_is_refused(tree, folder, words):
+    tree.write(a=minimal(output_root=folder))
+    assert tree.refusal().startswith(f"a.json: output_root {words}")
+    with pytest.raises(UserError, match="the path of a configuration must "):
+        load(f"{folder}/a.json")
+
+
+@pytest.mark.parametrize("folder", ["a b", "ümläut", "日本語", "a'\"$`\\;&", "-x"])
+def test_a_folder_that_can_be_is_taken(tree, folder):
+    tree.write(a=minimal(output_root=folder))
+    assert tree.load().config.output_root == folder
+
+
+def test_the_working_folder_counts_where_the_output_goes_below_it(tree, monkeypatch):
+    tree.write(a=minimal(output_root="output"))
+    (tree.root / "a\nb").mkdir()
+    monkeypatch.chdir(tree.root / "a\nb")
+    with pytest.raises(UserError, match="the path of output_root must not hold"):
+        load("../a.json", root=tree.root)
+    load("../a.json", overrides=[f"output_root={tree.root}"], root=tree.root)

@@ -1,12 +1,16 @@
 """The loader: merging, the file to blame, what a resume may change."""
 
+import contextlib
 import json
+import sys
 
 import pytest
 from support import PROJECT
 from support_settings import SIZES, minimal, updates, with_expansion
 
+from steve.settings import loading
 from steve.settings.loading import changed_keys, load
+from steve.util import UserError
 
 # Merging
 
@@ -150,6 +154,7 @@ def test_of_two_keys_at_odds_the_one_set_last_is_blamed(tree):
         "keep_all_replay_buffers=true",
         "output_root=elsewhere",
         "agent_config.count=9",
+        "agent_config.vectorization=async",
         "evaluator_config.count=9",
         "evaluator_config.episodes_per_policy=9",
         "env.step_timeout=9",
@@ -173,6 +178,7 @@ def test_a_resume_may_change_limits_intervals_and_counts(tree, override):
         "env.name=Hopper-v5",
         "env.obs_dims=[11]",
         "env.make_kwargs.threads=1",
+        'env.wrappers=[{"entry_point": "a:B"}]',
         "policy_config.epoch_every_n=9",
         "policy_config.frames_per_update=false",
         "policy_config.value_expansion.lambda_return=0",
@@ -206,3 +212,57 @@ def test_a_run_of_version_1_may_be_resumed():
     model = {**today["model_config"], "kind": "mine"}
     changed = changed_keys(merged, {**today, "model_config": model})
     assert changed == ["model_config.kind"]
+
+
+# Large files
+
+
+def lines_run(keys: dict) -> int:
+    """How many lines of the loader are run for a configuration with these keys."""
+    count = 0
+
+    def trace(frame, event, _):
+        nonlocal count
+        count += event == "line"
+        return trace if frame.f_globals["__name__"] == loading.__name__ else None
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        with contextlib.suppress(UserError):
+            load(minimal(**keys))
+    finally:
+        sys.settrace(before)
+    return count
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        lambda keys: {"env": {"name": "A", "make_kwargs": keys}},
+        lambda keys: {"env": {"name": "A", "make_kwargs": {"a": {"b": keys}}}},
+        lambda keys: {"env": {"name": "A", **keys}},
+        lambda keys: {"env": {"name": "A", "make_kwargs": {k: {} for k in keys}}},
+    ],
+)
+def test_loading_is_linear_in_the_number_of_keys(shape):
+    few, many = (
+        lines_run(shape({f"k{i}": 1 for i in range(count)})) for count in (200, 800)
+    )
+    none = lines_run(shape({}))
+    assert many - none < 4.5 * (few - none)
+
+
+def test_the_source_of_a_key_is_what_set_it_or_replaced_the_object_around_it(tree):
+    kwargs = {"a": {"x": 1, "y": 1}, "b": 1}
+    tree.write(
+        a=updates("b", "c", env={"make_kwargs": {"a": {"y": 3}}}),
+        b=minimal(env={"name": "A", "make_kwargs": kwargs}),
+        c=updates(env={"make_kwargs": {"b": {"z": 2}}}),
+    )
+    sources = tree.load("env.make_kwargs.b.z=4").sources
+    here = {key.removeprefix("env.make_kwargs."): sources[key] for key in sources}
+    assert (here["a.x"], here["a.y"], here["b.z"]) == ("b.json", "a.json", "--set")
+    sources = tree.load('env.make_kwargs={"a":{"x":5}}').sources
+    assert sources["env.make_kwargs.a.x"] == "--set"
+    assert "env.make_kwargs.a.y" not in sources

@@ -52,11 +52,12 @@ def test_override_makes_a_section_that_defaults_cover_and_no_other(tree):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
+        ("env.wrappers.entry_point=a:B", "env.wrappers.entry_point is not a known key"),
         ("policy_config.batchsize=1", "policy_config.batchsize is not a known key"),
         ("policy_confg.batch_size=1", "policy_confg is not a known key; did you mean"),
         ("*model_config=null", "*model_config is not a known key"),
         ('agent_config={"*count":{}}', "agent_config.*count is not a known key"),
-        ("policy_config.batch_size=many", "must be a whole number of at least 1"),
+        ("policy_config.batch_size=many", "must be a whole number from 1 to 1,000,000"),
         ("policy_config.frames_per_update=False", 'or false, not "False"'),
         ("policy_config.layers.x=1", "policy_config.layers.x"),
         ("seed", "not of the form KEY=VALUE"),

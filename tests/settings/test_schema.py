@@ -1,12 +1,14 @@
 """The schema: defaults, derived values, keys, types, ranges, keys at odds."""
 
 import json
+import re
 
 import pytest
 from pydantic import ValidationError
+from support import PROJECT
 from support_settings import SIZES, minimal, updates, with_expansion
 
-from steve.settings.schema import Config, all_paths
+from steve.settings.schema import Config, all_paths, allowed, field_at, meaning
 
 # Defaults and derived values
 
@@ -27,7 +29,7 @@ def test_the_papers_values_are_the_defaults(tree):
     }
     expected = {
         "agent_config": {"count": 1, "batch_size": 8, "reload_every_n": 1}
-        | {"full_random_n": 10_000},
+        | {"full_random_n": 10_000, "vectorization": "sync"},
         "evaluator_config": {"count": 2, "batch_size": 1, "episodes_per_policy": 1}
         | {"every_n_epochs": 1},
         "policy_config": learner
@@ -228,6 +230,67 @@ def test_unknown_key_is_named_with_the_nearest_known_one(tree, keys, path, sugge
     )
 
 
+@pytest.mark.parametrize("path", list(all_paths()), ids=".".join)
+def test_each_key_is_described(path):
+    """What it means, was in 2018, where it acts, and what null and false mean."""
+    field = field_at(path)
+    text = " ".join((field.description or "").split())
+    parts = re.fullmatch(r"(\S.+)\. 2018: (\S.*)\. Acts in: (\S.*)\.", text)
+    assert parts, f"{'.'.join(path)} has no such description: {text!r}"
+    assert meaning(field) == parts[1]
+    for file in parts[3].split(", "):
+        assert (PROJECT / file).is_file(), file
+    takes = re.split(r", | or ", allowed(field))
+    if "null" in takes:
+        assert "null: " in parts[1]
+    if "false" in takes and "true" not in takes:
+        assert "false: " in parts[1]
+
+
+def test_what_a_key_takes_is_said():
+    said = {".".join(path): allowed(field_at(path)) for path in all_paths()}
+    assert said["seed"] == "a whole number from 0 to 9,223,372,036,854,775,807"
+    assert said["env.discount"] == "a number from 0 to 1"
+    assert said["env.step_timeout"] == "a number from 0.001 to 1e+08"
+    assert said["env.inertia"] == '"2.1", "native" or null'
+    assert said["env.rescale_actions"] == "true or false"
+    assert said["policy_config.xla"] == "true, false or null"
+    assert said["policy_config.threads"] == "a whole number from 1 to 1,000 or null"
+    assert said["policy_config.bayesian"] == "an object or null"
+    pace = "a number from 1e-06 to 1e+06 or false"
+    assert said["policy_config.frames_per_update"] == pace
+    assert said["env.entry_point"] == '"package.module:Class" or null'
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in all_paths() if "number from" in allowed(field_at(path))],
+    ids=".".join,
+)
+def test_no_number_is_without_bounds(tree, path):
+    """So none overflows later, whichever key it stands under."""
+    sizes = {"transition": SIZES, "reward": SIZES}
+    keys = {"model_config": {"bayesian": sizes}}
+    keys["policy_config"] = {"bayesian": SIZES, "value_expansion": {"rollout_len": 3}}
+    tree.write(a=minimal(**keys))
+    for value in (10**400, 10**31, -1):
+        message = tree.refusal(f"{'.'.join(path)}={value}")
+        assert f"--set: {'.'.join(path)} must be " in message
+    tree.refusal(f"{'.'.join(path)}=1e300")
+
+
+def test_a_replay_buffer_of_too_many_rows_is_refused(tree):
+    tree.write(a=minimal(policy_config={"epoch_every_n": 10**11}))
+    message = tree.refusal()
+    assert message.startswith(
+        "a.json: policy_config.replay_size needs a replay buffer of 50,001,000,024 "
+    )
+    assert "at most 4,294,967,296 can be had" in message
+    largest = {"replay_size": 10**9, "frames_before_learning": 10**9}
+    tree.write(a=minimal(policy_config=largest))
+    assert tree.load().config.replay_capacity < 1 << 32
+
+
 GOOD_BAD = [
     ("env.reward_scale", [0.5, 3], [0, -1, "1", True, None]),
     ("env.discount", [0, 1, 0.5], [1.01, -0.1, False, True]),
@@ -236,6 +299,14 @@ GOOD_BAD = [
     ("env.action_dim", [1, None], [0, False, 1.0]),
     ("env.module", ["a", "a.b_c", None], ["", "a..b", "a-b", "import", "a;b", "../a"]),
     ("env.make_kwargs", [{}, {"a": [1, {"b": None}]}], [None, [], "x", False]),
+    (
+        "env.wrappers",
+        [[], [{"entry_point": "a.b:C", "kwargs": {"x": [1]}}]],
+        [
+            *(None, {}, "a:B", ["a:B"], [{}], [{"entry_point": "a"}], [{"kwargs": {}}]),
+            *([{"entry_point": "a:B", "kwarg": {}}], [{"entry_point": "a:B;c"}]),
+        ],
+    ),
     ("env.rescale_actions", [True, False], [0, 1, "true", None]),
     ("env.inertia", ["2.1", "native", None], [2.1, "3.0", False]),
     ("env.step_timeout", [0.1, 5], [0, None, False]),
@@ -244,6 +315,7 @@ GOOD_BAD = [
     ("agent_config", [{}], [None, False, 3, []]),
     ("agent_config.count", [1], [0, 1.0]),
     ("agent_config.full_random_n", [0], [-1, False]),
+    ("agent_config.vectorization", ["sync", "async"], ["Async", None, True, 1]),
     ("evaluator_config.count", [0], [-1, 1.5]),
     ("evaluator_config.episodes_per_policy", [0, 1], [-1, False]),
     ("evaluator_config.every_n_epochs", [False, 1, 7], [0, True, -1, 1.0, None]),
@@ -320,8 +392,8 @@ def test_bad_value_is_refused_where_it_stands(tree, dotted, value):
 def test_message_says_what_was_wanted_and_what_was_found(tree):
     tree.write(a=minimal(policy_config={"batch_size": "many"}))
     assert tree.refusal() == (
-        "a.json: policy_config.batch_size must be a whole number of at least 1, "
-        'not "many"'
+        "a.json: policy_config.batch_size must be a whole number from 1 to 1,000,000, "
+        'not "many" (Transitions of one update)'
     )
 
 
@@ -331,7 +403,7 @@ def test_further_faults_are_counted_once_for_each_key(tree):
     )
     message = tree.refusal()
     assert message.startswith("a.json: policy_config.batch_size must be ")
-    assert message.endswith(", not 0 (and 2 more)")
+    assert message.endswith(", not 0 (Transitions of one update) (and 2 more)")
 
 
 def test_missing_keys_are_named(tree):
@@ -364,7 +436,7 @@ def test_sample_counts_lie_between_one_and_the_ensemble_size(tree, section, coun
     assert tree.refusal(f"{section}.{count}=5") == (
         f"--set: {section}.{count} must be at most ensemble_size (4), not 5"
     )
-    assert "at least 1" in tree.refusal(f"{section}.{count}=0")
+    assert "a whole number from 1 to 1,000" in tree.refusal(f"{section}.{count}=0")
 
 
 @pytest.mark.parametrize("learner", ["policy_config", "model_config"])

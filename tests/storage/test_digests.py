@@ -5,8 +5,13 @@ import re
 import pytest
 from support_storage import one_line
 
-from steve.storage.digests import NONE, Digest, append_digest, read_digests
-from steve.storage.tables import trim_log
+from steve.storage.digests import (
+    NONE,
+    Digest,
+    append_digest,
+    read_digests,
+    trim_digests,
+)
 from steve.util import UserError
 
 LINES = [
@@ -49,18 +54,25 @@ def test_a_line_that_was_not_written_to_its_end_does_not_count(path, cut):
 
 
 def test_lines_after_the_state_that_is_resumed_are_cut(path):
-    trim_log(path, {"updates": 500})
+    trim_digests(path, 500)
     assert read_digests(path) == LINES[:2]
     append_digest(path, LINES[2])
     assert read_digests(path) == LINES
+
+
+@pytest.mark.parametrize("damage", [b"x,0,100,a,b,c,d", b"1", b"", b"\xff,\0"])
+def test_a_damaged_line_is_passed_over(path, damage):
+    lines = path.read_bytes().split(b"\n")
+    path.write_bytes(b"\n".join([lines[0], damage, *lines[2:]]))
+    assert read_digests(path) == LINES[1:]
+    trim_digests(path, 500)
+    assert read_digests(path) == LINES[1:2]
 
 
 @pytest.mark.parametrize(
     "content",
     [
         b"epochs,score\n1,2\n",
-        b"epoch,updates,frames,state,policy,model,rows\nx,0,1,a,b,c,d\n",
-        b"epoch,updates,frames,state,policy,model,rows\n1\n",
         b"\xff\xfe\n\x00\xff\n",
     ],
 )

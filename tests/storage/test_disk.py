@@ -2,6 +2,7 @@
 
 import errno
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -40,6 +41,17 @@ def test_a_network_filesystem_is_known_by_its_type(tmp_path, path, kind):
     mounts = tmp_path / "mountinfo"
     mounts.write_text(MOUNTS)
     assert network_filesystem(disk.Path(path), mounts) == kind
+
+
+def test_a_mount_whose_name_is_no_utf8_stops_nobody(tmp_path):
+    mounts = tmp_path / "mountinfo"
+    mounts.write_bytes(
+        b"1 0 8:1 / / rw - ext4 /dev/sda1 rw\n"
+        b"2 1 0:9 / /tmp/usb\xff\x85 rw - tmpfs none rw\n"
+        b"3 1 0:8 / /net rw - nfs4 host:/x rw\n"
+    )
+    assert network_filesystem(Path("/net/run"), mounts) == "nfs4"
+    assert network_filesystem(Path("/tmp/run"), mounts) is None
 
 
 def test_this_systems_own_list_can_be_read(tmp_path):

@@ -8,12 +8,13 @@ from support import make_config
 from steve.settings.schema import Config
 from steve.storage import checkpoint
 from steve.storage.folders import Folders
+from steve.util import UserError
 
 
 def test_everything_lies_where_the_specification_says():
     config = Config.model_validate({"env": {"name": "Hopper-v1"}, "output_root": "out"})
     folders = Folders.of(config, "steve0")
-    root = Path("out/Hopper-v1/steve0")
+    root = Path("out/Hopper-v1/steve0").absolute()
     assert folders.root == root
     assert folders.hyperparameters == root / "log/hps.json"
     assert folders.run == root / "log/run.json"
@@ -72,10 +73,38 @@ def test_no_two_things_share_a_path(folders):
 @pytest.mark.parametrize("name", ["dm_control/cheetah-run-v0", "Env-v0"])
 def test_an_environment_is_one_folder_whatever_its_id(tmp_path, name):
     config = Config.model_validate({"env": {"name": name}, "output_root": "out"})
-    assert len(Folders.of(config, "first").root.parts) == 3
+    root = Folders.of(config, "first").root
+    assert len(root.relative_to(Path.cwd()).parts) == 3
 
 
 def test_locks_lie_outside_so_that_the_folder_can_move(folders):
     for kind in ("run", "processes"):
         assert folders.root not in folders.lock(kind).parents
         assert folders.lock(kind).name.startswith(".")
+
+
+@pytest.mark.parametrize(
+    ("given", "root"),
+    [
+        ("~/runs", "/home/somebody/runs"),
+        ("$SCRATCH/runs", "/scratch/1/runs"),
+        ("${SCRATCH}", "/scratch/1"),
+        ("a~b", "/work/a~b"),
+        ("./~", "/work/~"),
+    ],
+)
+def test_a_home_folder_and_variables_are_replaced(given, root, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/somebody")
+    monkeypatch.setenv("SCRATCH", "/scratch/1")
+    monkeypatch.setattr("os.getcwd", lambda: "/work")
+    found = Folders.of(
+        make_config(Path()).model_copy(update={"output_root": given}), "run"
+    ).root
+    assert found == Path(root, "Counting-v0", "run")
+
+
+@pytest.mark.parametrize("given", ["~nobody-of-this-name/x", "$UNSET_HERE/x", "a/${B}"])
+def test_a_home_folder_or_variable_that_is_not_known_is_refused(given, monkeypatch):
+    monkeypatch.delenv("B", raising=False)
+    with pytest.raises(UserError, match="is not known here; give the whole path"):
+        Folders.of(make_config(Path()).model_copy(update={"output_root": given}), "run")

@@ -1,5 +1,6 @@
 """The locks of an experiment's folder: claims of launches, presence of processes."""
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -13,7 +14,7 @@ from support_storage import one_line
 
 from steve.storage import locks
 from steve.storage.folders import Folders
-from steve.storage.locks import claimed, in_use, present
+from steve.storage.locks import claimed, held, in_use, present
 from steve.storage.rewind import put_aside
 from steve.util import UserError
 
@@ -144,3 +145,54 @@ def test_a_folder_that_cannot_be_made_is_an_error(tmp_path):
     (tmp_path / "file").touch()
     message = claim_error(Folders.of(make_config(tmp_path / "file"), "first"))
     assert str(tmp_path / "file") in message
+
+
+# A filesystem without locks
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_filesystem_without_locks_is_said_and_is_no_other_launch(
+    folders, monkeypatch, code
+):
+    def refuse(*_):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("portalocker.portalocker.LOCKER", refuse)
+    monkeypatch.setattr(locks, "ASKING_PATIENCE", 0)
+    match = "filesystem without file locks"
+    with pytest.raises(UserError, match=match) as caught, claimed(folders):
+        pass
+    assert "choose another output_root" in one_line(caught)
+
+
+# The folder itself
+
+
+@pytest.fixture
+def other(config, folders):
+    """The folders of another name; the first one's is there."""
+    folders.root.mkdir(parents=True)
+    return Folders.of(config, "other")
+
+
+def refused(folders):
+    with (
+        pytest.raises(UserError, match="in use by another launch") as caught,
+        claimed(folders),
+    ):
+        pass
+    one_line(caught)
+
+
+def test_a_folder_is_held_under_every_name(folders, other):
+    with claimed(folders), held(folders):
+        other.root.symlink_to(folders.root)
+        refused(other)
+        other.root.unlink()
+        folders.root.rename(other.root)
+        refused(other)
+        other.root.rename(folders.root)
+        folders.lock("run").unlink()
+        refused(folders)
+    with claimed(folders), held(folders):
+        pass

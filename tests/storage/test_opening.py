@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 import pytest
-from support import PATIENCE, PROJECT
+from support import PATIENCE, PROJECT, QUICKSTART
 from support_storage import (
     MERGED,
     SIZES,
@@ -20,12 +20,15 @@ from support_storage import (
 )
 
 from steve.replay import HEADER_BYTES, ReplayBuffer
+from steve.settings.interface import EnvSpec, Interface
+from steve.settings.request import Request
 from steve.storage import checkpoint, opening
 from steve.storage.board import Board
 from steve.storage.checkpoint import CheckpointError
 from steve.storage.locks import claimed
 from steve.storage.opening import check_mode, has_output
 from steve.storage.record import read_json, read_run, write_json
+from steve.storage.scores import CSV_HEADER
 from steve.util import UserError
 
 # Modes
@@ -130,6 +133,43 @@ def test_temporary_files_are_no_output(config, folders):
     check_mode(folders, MERGED, "fresh")
     open_now(folders, config)
     assert has_output(folders)
+
+
+# A first opening that fails
+
+
+@pytest.mark.parametrize("error", [UserError("no"), ValueError("bug"), OSError("io")])
+def test_a_first_opening_that_fails_leaves_nothing(config, folders, monkeypatch, error):
+    """So the corrected call starts; what somebody else put there stays."""
+
+    def fail(*arguments):
+        raise error
+
+    for is_there in (False, True):
+        if is_there:
+            (folders.root / "empty").mkdir(parents=True)
+        with monkeypatch.context() as broken:
+            broken.setattr(ReplayBuffer, "create", fail)
+            with (
+                claimed(folders),
+                pytest.raises((UserError, ValueError)),
+                opening.removed_if_it_fails(folders),
+            ):
+                open_now(folders, config)
+        assert not has_output(folders)
+        assert folders.root.exists() == is_there
+    assert list(folders.root.iterdir()) == [folders.root / "empty"]
+    check_mode(folders, MERGED, "fresh")
+    open_now(folders, config)
+    assert has_output(folders)
+
+
+def test_a_later_opening_that_fails_removes_nothing(config, folders):
+    open_now(folders, config)
+    before = sorted(folders.root.rglob("*"))
+    with pytest.raises(UserError), opening.removed_if_it_fails(folders):
+        raise UserError("no")
+    assert sorted(folders.root.rglob("*")) == before
 
 
 # Output
@@ -431,3 +471,92 @@ def test_of_two_launches_at_once_one_wins_each_time(tmp_path):
         for launch in launches:
             launch.communicate(timeout=PATIENCE)
     assert any(reasons), "they were never there at once"
+
+
+# Notes
+
+
+@pytest.mark.parametrize(("rescale", "said"), [(False, 1), (True, 0)])
+def test_actions_that_do_not_span_the_environments_box_are_noted(
+    tmp_path, rescale, said
+):
+    interface = Interface((), (-2000.0,), (2000.0,), (1,), "float32", rescale, 0.0)
+    overrides = (f"output_root={tmp_path}", "agent_config.count=1")
+    request = Request(QUICKSTART, "cpu", overrides=overrides)
+    notes = []
+    sizes = EnvSpec(3, 1, interface)
+    with opening.opened(request, lambda config: sizes, {}, notes.append):
+        pass
+    assert sum("env.rescale_actions" in line for line in notes) == said
+    assert sum("InvertedPendulum-v5" in line for line in notes) == said
+
+
+# Damaged tables
+
+ROWS = b"0.1,1,10,1.5\n0.2,2,20,2.5\n"
+
+
+def test_damaged_scores_are_counted_in_one_line(folders, config):
+    folders.log.mkdir(parents=True)
+    content = CSV_HEADER + b"\n0.1,1-10,1.5\n" + ROWS
+    folders.scores.write_bytes(content)
+    (note,) = open_now(folders, config)
+    assert note == f"{folders.scores}: 2 damaged lines are passed over"
+    assert folders.scores.read_bytes() == content
+
+
+@pytest.mark.parametrize("first", [b"hours,epoch3,frames,score", b"", b"\xff\0"])
+def test_scores_get_the_names_of_their_columns_again(folders, config, first):
+    folders.log.mkdir(parents=True)
+    folders.scores.write_bytes(first + b"\n" + ROWS)
+    (note,) = open_now(folders, config)
+    assert note.startswith(f"{folders.scores}: its first line was damaged")
+    assert folders.scores.read_bytes() == CSV_HEADER + first + b"\n" + ROWS
+
+
+def test_a_log_without_the_names_of_its_columns_is_put_aside(folders, config):
+    log = folders.learner_log("valuerl")
+    log.parent.mkdir(parents=True)
+    log.write_bytes(b"hours,updatez\n0.1,10\n")
+    (note,) = open_now(folders, config)
+    aside = log.with_name("valuerl.log.damaged")
+    assert note == f"{log}: its first line is damaged; it is now {aside.name}"
+    assert aside.read_bytes() == b"hours,updatez\n0.1,10\n"
+    assert not log.exists()
+
+
+def test_a_pipe_in_place_of_a_file_is_one_line_and_is_not_waited_for(folders, config):
+    folders.log.mkdir(parents=True)
+    for path in (folders.scores, folders.learner_log("valuerl"), folders.digests):
+        os.mkfifo(path)
+        with pytest.raises(UserError, match="is not a regular file") as caught:
+            open_now(folders, config)
+        assert str(path) in one_line(caught)
+        path.unlink()
+    for path in (folders.hyperparameters, folders.run):
+        path.unlink(missing_ok=True)
+        os.mkfifo(path)
+        with pytest.raises(UserError, match="cannot be read") as caught:
+            read_json(path)
+        assert str(path) in one_line(caught)
+
+
+# Renamed folders
+
+
+def test_scores_go_on_in_one_file_where_the_folder_was_renamed(folders, config):
+    folders.log.mkdir(parents=True)
+    earlier = folders.log / "earlier.greedy.csv"
+    earlier.write_bytes(CSV_HEADER + ROWS)
+    (note,) = open_now(folders, config)
+    assert note == f"{earlier} is now first.greedy.csv, as the folder's name says"
+    assert folders.scores.read_bytes() == CSV_HEADER + ROWS
+    assert not earlier.exists()
+
+
+def test_scores_of_two_names_are_left_as_they_are(folders, config):
+    folders.log.mkdir(parents=True)
+    for name in ("earlier", "first"):
+        (folders.log / f"{name}.greedy.csv").write_bytes(CSV_HEADER + ROWS)
+    assert open_now(folders, config) == []
+    assert (folders.log / "earlier.greedy.csv").exists()

@@ -185,3 +185,22 @@ def test_no_reason_of_several_processes_is_lost(config, folders):
         assert writer.exitcode == 0
     reasons = {each["why"] for each in read_run(folders)["not_reproducible"]}
     assert reasons == {f"{w}: {number}" for w in "abc" for number in range(25)}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {},
+        {"starts": 3, "finished": None},
+        {"starts": []},
+        {"starts": [], "finished": 7},
+        {"starts": [], "finished": {"frames": "1"}},
+        {"starts": [], "finished": {"frames": "1", "hours": 0}},
+        {"starts": [], "finished": None, "not_reproducible": ["x"]},
+    ],
+)
+def test_a_record_of_another_kind_is_one_line_that_says_what_to_do(folders, content):
+    folders.log.mkdir(parents=True)
+    write_json(folders.run, content)
+    with pytest.raises(UserError, match=r"run\.json is no record of a run; rename"):
+        read_run(folders)

@@ -1,5 +1,6 @@
 """The local pool: runs side by side, with a stand-in for main.py."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -75,6 +76,54 @@ def test_a_run_that_is_going_on_is_left_alone(tmp_path):
         work(sweep, [{}], lines.append)
     assert codes(sweep) == [None, 0]
     assert "busy is running already" in lines[0]
+
+
+def test_a_full_disk_under_its_lines_ends_no_run(tmp_path, monkeypatch):
+    """The line of an end is written once there is space, that of a start before it."""
+    sweep = make(tmp_path, first="0", second="0")
+    real, refused = pool_module._append, []
+
+    def append(path, line):
+        if len(refused) < 7:
+            refused.append(line)
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(path, line)
+
+    def tell(line):
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    monkeypatch.setattr(pool_module, "_append", append)
+    assert work(sweep, [{}], tell) == [0, 0]
+    assert len(refused) == 7
+    assert codes(sweep) == [0, 0]
+
+
+def test_a_run_waits_for_space_for_its_log(tmp_path, monkeypatch):
+    sweep = make(tmp_path, first="0", second="0")
+    lines, tries = [], []
+
+    def open_or_fail(path, *arguments, **keys):
+        if path == sweep.log(1) and "ab" in arguments and len(tries) < 3:
+            tries.append(path)
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        return open(path, *arguments, **keys)
+
+    monkeypatch.setattr(pool_module, "open", open_or_fail, raising=False)
+    assert work(sweep, [{}, {VARIABLE: "a"}], lines.append) == [0, 0]
+    assert codes(sweep) == [0, 0]
+    assert sum(line.endswith("second waits") for line in lines) == 1
+    assert "second started on GPU a, 2 of 2" in "".join(lines)
+
+
+def test_where_no_space_comes_the_pool_ends_and_says_which_lines_are_missing(tmp_path):
+    sweep = make(tmp_path, bad="0", good="0")
+    sweep.log(0).symlink_to("/dev/full")
+    lines = []
+    ended = work(sweep, [{}, {VARIABLE: "a"}], lines.append)
+    assert len(ended) == 2
+    assert status.last_attempt(sweep.log(1)).code == 0
+    said = [line for line in lines if line.startswith("there was no space in ")]
+    assert ["== started" in said[0], "== ended" in said[1]] == [True, True]
 
 
 # Signals

@@ -48,7 +48,7 @@ def sweep(tmp_path, monkeypatch) -> Sweep:
 
 
 def start(sweep: Sweep, index: int) -> subprocess.Popen[str]:
-    slurm.write_script(sweep, Resources(cpus=5))
+    slurm.write_script(sweep, slurm.job_script(sweep, Resources(cpus=5)))
     return subprocess.Popen(
         ["bash", str(sweep.script)],
         env={
@@ -160,8 +160,39 @@ def test_a_refusal_of_sbatch_is_one_line_that_names_the_script(sweep, stand_in):
     )
     with pytest.raises(UserError) as caught:
         slurm.submit(sweep)
-    said = str(caught.value)
-    assert said == f"sbatch: Invalid partition; the script stays: sbatch {sweep.script}"
+    command = f"sbatch {shlex.quote(str(sweep.script))}"
+    assert str(caught.value) == (
+        f"sbatch: Invalid partition; the script stays: {command}"
+    )
+
+
+def test_a_refusal_names_every_reason(sweep, stand_in):
+    stand_in("scontrol", "echo 'MaxArraySize            = 50'")
+    stand_in(
+        "sbatch",
+        "echo 'sbatch: error: QOSMaxSubmitJobPerUserLimit' >&2\n"
+        "echo 'sbatch: error: Batch job submission failed: Invalid job array "
+        "specification' >&2; exit 1",
+    )
+    with pytest.raises(UserError) as caught:
+        slurm.submit(sweep)
+    assert str(caught.value).startswith(
+        "sbatch: QOSMaxSubmitJobPerUserLimit; Batch job submission failed: Invalid "
+        "job array specification (MaxArraySize is 50 here); the script stays: sbatch "
+    )
+
+
+@pytest.mark.parametrize(
+    ("answer", "longest"),
+    [
+        ("MailProg = /bin/mail\nMaxArraySize            = 50\n", 50),
+        ("MaxArraySize = 0\n", 1),
+        ("", 1001),
+    ],
+)
+def test_the_longest_array_is_what_the_cluster_says(stand_in, answer, longest):
+    stand_in("scontrol", f"echo '{answer}'")
+    assert slurm.longest_array() == longest
 
 
 def test_without_slurm_it_is_said_and_the_queue_is_empty(monkeypatch):
@@ -173,7 +204,7 @@ def test_without_slurm_it_is_said_and_the_queue_is_empty(monkeypatch):
 
 
 def test_queued_jobs_are_known_by_their_script_also_if_submitted_by_hand(stand_in):
-    stand_in(
+    calls = stand_in(
         "squeue",
         "echo '3|RUNNING|7_3|None|/home|/out/sweeps/1/job.sh'\n"
         "echo '4|PENDING|7_4|Priority|/out/sweeps/1|./job.sh'\n"
@@ -184,6 +215,7 @@ def test_queued_jobs_are_known_by_their_script_also_if_submitted_by_hand(stand_i
         running: Task("7_3", "RUNNING", "None"),
         pending: Task("7_4", "PENDING", "Priority"),
     }
+    assert f"--user={os.getuid()} " in calls.read_text()  # a name it may not have
     assert [t.is_pending for t in slurm.queue().values()] == [False, True]
     stand_in("squeue", "echo 'slurm_load_jobs error: Unable to contact' >&2; exit 1")
     with pytest.raises(UserError, match="Unable to contact"):

@@ -173,3 +173,17 @@ def test_a_log_without_a_start_is_no_attempt(tmp_path):
     assert last_attempt(log) is None
     log.write_text("== started 2030-01-01T00:00:00Z on host\n")
     assert last_attempt(log).job is None
+
+
+def test_one_damaged_record_does_not_take_the_table_with_it(tmp_path):
+    sweep = make_sweep(tmp_path, "bad", "good")
+    folders = sweep.folders(0)
+    folders.log.mkdir(parents=True)
+    folders.run.write_text("{")
+    folders.scores.write_text("hours,epochs,frames,scorf\n0.1,1,10,1.5\n")
+    folders.learner_log("valuerl").write_text("hours\n0.1\n")
+    bad, good = states([(sweep, 0), (sweep, 1)], {}, False)
+    assert (bad.state, bad.score) == (FAILED, None)
+    assert str(folders.run) in bad.why
+    assert good.state == STOPPED
+    assert already(sweep.runs[0], tmp_path, [sweep], {}) is None

@@ -1,0 +1,184 @@
+"""An environment in a process of its own, for environments whose steps are slow.
+
+It does what `SafeEnv` does, with the same results; but a call can be begun before its
+result is awaited, so that several environments work at the same time.
+"""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+import numpy as np
+
+from ..settings.extensions import import_modules
+from ..settings.schema import Config
+from ..settings.seeds import seed_globals
+from ..util import UserError
+from .safe_env import CLOSE_PATIENCE, SafeEnv, Step
+
+SPAWN = multiprocessing.get_context("spawn")
+
+
+class RemoteEnv:
+    """A `SafeEnv` in a process of its own, which ends with this one.
+
+    The environment is closed when this process ends, however it ended.
+
+    Args:
+        config: the run's.
+        name: as of `SafeEnv`.
+        on_loss, on_failure: as of `SafeEnv`; called in this process.
+        seed: of the generators that its process shares, until the first reset.
+        number: of the environment in its process; each has its own generators.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        name: str,
+        on_loss: Callable[[], None],
+        on_failure: Callable[[], None],
+        seed: int,
+        number: int,
+    ) -> None:
+        self._callbacks = on_loss, on_failure
+        self._begun = True  # a call, whose result is not taken yet: the making
+        self._pipe, theirs = SPAWN.Pipe()
+        self._process = SPAWN.Process(
+            target=_serve, args=(theirs, config, name, seed, number)
+        )
+        self._process.start()
+        theirs.close()
+
+    def wait_until_made(self) -> None:
+        """Waits for the environment.
+
+        Raises:
+            UserError: as `make_env`.
+        """
+        self._result()
+
+    def begin_reset(self, seed: int) -> None:
+        """Begins what `reset` waits for."""
+        self._begin("reset", seed)
+
+    def begin_step(self, action: np.ndarray) -> None:
+        """Begins what `step` waits for."""
+        self._begin("step", action)
+
+    def reset(self, seed: int) -> np.ndarray:
+        """As `SafeEnv.reset`."""
+        if not self._begun:
+            self.begin_reset(seed)
+        return self._result()
+
+    def step(self, action: np.ndarray) -> Step | None:
+        """As `SafeEnv.step`."""
+        if not self._begun:
+            self.begin_step(action)
+        return self._result()
+
+    def begin_close(self) -> None:
+        """Begins what `close` waits for."""
+        if not self._pipe.closed:
+            self._pipe.close()
+            self._give_up = time.monotonic() + CLOSE_PATIENCE
+
+    def close(self, patience: float = CLOSE_PATIENCE) -> None:
+        """Closes the environment and ends its process.
+
+        Args:
+            patience: seconds that it may take at least; CLOSE_PATIENCE since
+                `begin_close`, where that is more.
+        """
+        self.begin_close()
+        self._process.join(max(patience, self._give_up - time.monotonic()))
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+
+    def _begin(self, method: str, argument: Any) -> None:
+        # One that has ended is noticed when its result is awaited.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self._pipe.send((method, argument))
+        self._begun = True
+
+    def _result(self) -> Any:
+        try:
+            result, *counts = self._pipe.recv()
+        except (EOFError, ConnectionResetError):
+            self._process.join(CLOSE_PATIENCE)
+            raise RuntimeError(
+                "the process of an environment ended (exit code "
+                f"{self._process.exitcode})"
+            ) from None
+        self._begun = False
+        for callback, count in zip(self._callbacks, counts, strict=True):
+            for _ in range(count):
+                callback()
+        if isinstance(result, UserError):
+            raise result
+        return result
+
+
+def _serve(pipe: Connection, config: Config, name: str, seed: int, number: int) -> None:
+    """The environment's process: does what it is asked until nobody asks any more.
+
+    Each answer is (result or UserError, transitions lost, failures).
+    """
+    for each in (signal.SIGINT, signal.SIGTERM):
+        # It ends with the process above. Not SIG_IGN: a simulator's own processes would
+        # inherit it, and no longer be ended by these signals.
+        signal.signal(each, lambda *_: None)
+    threading.Thread(target=_end_after_parent, daemon=True).start()
+    counts = {"lost": 0, "failed": 0}
+
+    def count(what: str) -> None:
+        counts[what] += 1
+
+    def answered(call: Callable[..., Any], *arguments: Any) -> Any:
+        """What a call returns; its end, good or bad, is sent with the counts."""
+        counts.update(lost=0, failed=0)
+        try:
+            result = call(*arguments)
+        except UserError as error:
+            pipe.send((error, *counts.values()))
+            raise
+        pipe.send((None if call is make else result, *counts.values()))
+        return result
+
+    def make() -> SafeEnv:
+        import_modules(config.module)
+        seed_globals(seed, number)
+        return SafeEnv(config.env, name, lambda: count("lost"), lambda: count("failed"))
+
+    env: SafeEnv | None = None
+    code = 0
+    try:
+        with contextlib.suppress(EOFError, OSError, UserError):
+            env = answered(make)
+            while True:
+                method, argument = pipe.recv()
+                answered(getattr(env, method), argument)
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    if env is not None:
+        env.close()
+    os._exit(code)  # threads of libraries must not keep it alive
+
+
+def _end_after_parent() -> None:
+    """Ends this process when its parent is gone and the environment does not close."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    threading.Event().wait(2 * CLOSE_PATIENCE)  # a step may be under way
+    os._exit(1)

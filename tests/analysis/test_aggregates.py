@@ -1,0 +1,90 @@
+"""Statistics over environments, by hand."""
+
+import numpy as np
+import pytest
+from support_results import DDPG, STEVE, write_experiment
+
+from steve.analysis import aggregates
+from steve.analysis.aggregates import (
+    interval,
+    iqm,
+    over_environments,
+    probability_of_improvement,
+    profile,
+)
+from steve.analysis.curve_figures import aggregate_figure
+from steve.analysis.records import find_runs
+from steve.util import UserError
+
+ONE = [np.array([0.0, 1.0]), np.array([2.0, 30.0])]
+
+
+def test_the_interquartile_mean_is_of_all_runs_together():
+    assert iqm(ONE) == 1.5  # of 0, 1, 2, 30: the middle half is 1 and 2
+    assert aggregates.mean(ONE) == 8.25  # of 0.5 and 16
+
+
+def test_a_profile_is_the_mean_share_above_each_score():
+    at = np.array([-1.0, 0.0, 1.5, 30.0])
+    # 2 of 2 and 2 of 2; 1 and 2; 0 and 2; 0 and 0
+    np.testing.assert_array_equal(profile(ONE, at), [1, 0.75, 0.5, 0])
+
+
+def test_environments_count_alike_in_the_probability_of_improvement():
+    ours = [np.array([1.0, 3.0]), np.array([5.0])]
+    theirs = [np.array([2.0, 3.0]), np.array([5.0, 6.0, 7.0, 8.0])]
+    # (0 + 0 + 1 + 1/2) / 4 and (1/2 + 0 + 0 + 0) / 4
+    assert probability_of_improvement(ours, theirs) == pytest.approx(0.25)
+    assert probability_of_improvement(theirs, ours) == pytest.approx(0.75)
+    assert probability_of_improvement(ours, ours) == 0.5
+
+
+def test_the_bootstrap_draws_within_each_environment():
+    apart = [np.zeros(4), np.ones(4)]
+    assert interval(aggregates.mean, apart) == (0.5, 0.5)
+    # Drawn from both together, the mean would be anything from 0 to 1.
+
+
+def test_the_interval_of_many_runs_is_that_of_the_normal_distribution():
+    rng = np.random.default_rng(1)
+    scores = [rng.normal(0.0, 2.0, 400), rng.normal(1.0, 1.0, 100)]
+    low, high = interval(aggregates.mean, scores)
+    deviation = np.sqrt(sum(each.var() / len(each) for each in scores)) / 2
+    half = 1.96 * deviation
+    np.testing.assert_allclose([high - low], [2 * half], rtol=0.1)
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """STEVE is at 10 + seed on A and 1 on B, DDPG at 5 on A and has no run on B."""
+    for seed in range(2):
+        for folder, content, environment, score in (
+            ("a/steve", STEVE, "A-v0", 10.0 + seed),
+            ("b/steve", STEVE, "B-v0", 1.0),
+            ("a/ddpg", DDPG, "A-v0", 5.0),
+        ):
+            rows = [(0.1, 1, 100, score)]
+            path = tmp_path / f"{folder}{seed}"
+            write_experiment(path, rows, content, seed=seed, environment=environment)
+    return find_runs([tmp_path])
+
+
+def test_scores_are_normalised_by_the_references(runs):
+    over = over_environments(runs, {"A-v0": (0.0, 10.0)})
+    table = over.scores.set_index("algorithm")
+    assert table["runs"].to_dict() == {"DDPG": 2, "STEVE": 2}
+    assert table.loc["DDPG", ["iqm", "low", "high", "mean"]].tolist() == [0.5] * 4
+    row = table.loc["STEVE"]
+    assert row[["low", "iqm", "high"]].tolist() == pytest.approx([1.0, 1.05, 1.1])
+    better = over.improvement.set_index(["algorithm", "than"])["probability"]
+    assert better.to_dict() == {("DDPG", "STEVE"): 0.0, ("STEVE", "DDPG"): 1.0}
+    assert len(aggregate_figure(over).axes) == 2
+
+
+def test_only_algorithms_with_runs_on_all_environments_are_compared(runs):
+    over = over_environments(runs, {"A-v0": (0.0, 10.0), "B-v0": (0.0, 2.0)})
+    assert over.scores["algorithm"].tolist() == ["STEVE"]
+    assert over.scores["mean"].tolist() == pytest.approx([(1.05 + 0.5) / 2])
+    assert over.improvement.empty
+    with pytest.raises(UserError, match="C-v0: no run"):
+        over_environments(runs, {"C-v0": (0.0, 1.0)})
