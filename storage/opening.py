@@ -13,7 +13,6 @@ from ..settings.roles import VALUERL, WORLDMODEL, learners
 from ..settings.schema import AgentConfig, Config
 from ..util import UserError, atomic_write, unused
 from . import checkpoint
-from .board import Board
 from .checkpoint import CheckpointError
 from .digests import TEXTS, Digest
 from .disk import network_filesystem
@@ -218,7 +217,6 @@ def open_output(run: Run, merged: dict[str, Any]) -> list[str]:
         notes += _checked_states(run)
         notes += _adopted_files(run)
         _record_changes(run, before)
-        Board.create(folders.board, run.config)
     except OSError as error:
         raise unwritable(error, folders) from None
     return notes
