@@ -1,6 +1,7 @@
 """Output that is put aside, and going back to a numbered checkpoint."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -294,6 +295,37 @@ def test_going_back_that_was_killed_between_its_renamings_is_finished(
     assert rewards_in(folders.replay) == list(range(frames))
     finish_rewind(folders)
     assert rewards_in(folders.replay) == list(range(frames))
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_the_renamings_are_on_the_disk_when_going_back_ends(
+    config, folders, monkeypatch, killed
+):
+    former_run(folders)
+    done = []
+    rename, fsync = Path.rename, os.fsync
+
+    def note_rename(path, target):
+        if killed and target == folders.root and done.count("rename") == 1:
+            done.append("killed")
+            raise KeyboardInterrupt
+        done.append("rename")
+        return rename(path, target)
+
+    def note_fsync(descriptor):
+        done.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        fsync(descriptor)
+
+    monkeypatch.setattr(Path, "rename", note_rename)
+    monkeypatch.setattr(os, "fsync", note_fsync)
+    if killed:
+        with pytest.raises(KeyboardInterrupt):
+            rewind(folders, config, 100)
+        done[:] = []
+        finish_rewind(folders)
+    else:
+        rewind(folders, config, 100)
+    assert done[-2:] == ["rename", str(folders.root.parent)]
 
 
 def test_who_is_just_going_back_is_not_interfered_with(config, folders, monkeypatch):
