@@ -20,7 +20,8 @@ The header holds two counters that say what is in the ring, and their complement
 which show a damaged one. `frames` counts the transitions that are completely stored;
 `intent` is raised before rows are written and never falls:
 
-    append:  lock; intent = max(intent, frames + B); write rows; frames += B; unlock
+    append:  lock; intent = max(intent, frames + B); write rows;
+             frames += B, turn += 1; unlock
     live:    frames f with  max(0, intent - capacity) <= f < frames
 
 So the rows of a writer that dies on the way do not count, the rows that it may have
@@ -29,7 +30,13 @@ Readers take no lock. They copy rows out of a memory map and read `intent` again
 row that is still live then was whole when it was copied, any other is drawn again.
 
 A third counter, `turn`, is the number of the next vector step, where the run keeps an
-order: it is raised after `frames`, and the rows themselves say where it has to be.
+order: it is raised together with `frames`, and the rows themselves say where it has
+to be.
+
+All is written by pwrite, where a full disk is an error; a store through a map would
+end the process by a signal. The counters lie in one cache line and go out together,
+each before its complement: a reader that catches a word half copied sees that the two
+differ, and reads again.
 
 Appends exclude each other by a portalocker lock on `replay.lock`, which the kernel
 releases when its holder dies. Several processes may hold the buffer, each with its
@@ -75,11 +82,14 @@ HEADER_BYTES = 4096
 # magic, version, obs_dim, action_dim, row words, capacity; their CRC-32 follows
 FIXED_FIELDS = struct.Struct("<8sIIIIQ")
 CHECKSUM = struct.Struct("<I")
-COUNTERS = slice(64, 128)  # eight uint64: 8-byte aligned, so each is stored at once
-INTENT, FRAMES, RESERVED = range(3)
-COPIES = 3  # behind each counter by so many: its complement, by which damage is seen
-TURN, TURN_COPY = 6, 7  # the rows say what it must be at least
+COUNTERS = slice(64, 128)
+COUNTER_WORDS = struct.Struct("<8Q")
+INTENT, FRAMES, RESERVED, TURN = 0, 1, 2, 6
+# Where each counter's complement lies, by which damage is seen.
+COPY = {INTENT: 3, FRAMES: 4, RESERVED: 5, TURN: 7}
 ALL_ONES = (1 << 64) - 1
+MAX_COUNT = 1 << 62  # signed arithmetic cannot overflow
+READS = 100  # of a counter whose complement differs: of a killed writer or old file
 
 MAX_DIM = 1 << 20
 MAX_CAPACITY = 1 << 32
@@ -179,7 +189,7 @@ class _Layout:
         counters = (intent, frames, 0)
         copies = (value ^ ALL_ONES for value in counters)
         turns = turn, turn ^ ALL_ONES
-        page[COUNTERS] = struct.pack("<8Q", *counters, *copies, *turns)
+        page[COUNTERS] = COUNTER_WORDS.pack(*counters, *copies, *turns)
         return bytes(page)
 
     @classmethod
@@ -242,14 +252,7 @@ class ReplayBuffer:
         self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
         self._rows = np.frombuffer(self._map, "<u4", offset=HEADER_BYTES)
         self._rows = self._rows.reshape(layout.capacity, layout.row_words)
-        # Counters are stored through a map too: one aligned 8-byte store is seen
-        # whole by every reader, which a write() does not promise.
-        self._header_map = mmap.mmap(
-            self._file.fileno(),
-            HEADER_BYTES,
-            access=mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ,
-        )
-        self._counters = memoryview(self._header_map)[COUNTERS].cast("Q")
+        self._counters = memoryview(self._map)[COUNTERS].cast("Q")
 
     @classmethod
     def create(
@@ -344,38 +347,51 @@ class ReplayBuffer:
 
     def _check_counters(self) -> None:
         frames = -1
-        while frames != self._counters[FRAMES]:  # until no append falls in between
-            frames, intent = self._counters[FRAMES], self._counters[INTENT]
-        reserved = self._counters[RESERVED]
-        if not frames <= intent <= frames + self.capacity or reserved > self.capacity:
+        while frames != self.frames:  # until no append falls in between
+            frames, intent = self.frames, self._read(INTENT)
+        reserved = self._read(RESERVED)
+        fits = frames <= intent <= frames + self.capacity and intent <= MAX_COUNT
+        if not fits or reserved > self.capacity:
             raise UserError(
                 f"{self._path}: is damaged: counters {frames}, {intent}, {reserved} "
                 f"do not fit together"
             )
 
-    def _count(self, counter: int, value: int) -> None:
-        """Stores a counter, then its complement."""
-        self._counters[counter] = value
-        self._counters[counter + COPIES] = value ^ ALL_ONES
+    def _read(self, counter: int) -> int:
+        """A counter, whole: read again while its complement differs."""
+        value, copy = self._counters[counter], COPY[counter]
+        for _ in range(READS):
+            if self._counters[copy] == value ^ ALL_ONES:
+                break
+            value = self._counters[counter]
+        return value
+
+    def _store(self, counters: dict[int, int]) -> None:
+        """Stores counters and their complements, all or none; needs the lock."""
+        words = list(self._counters)
+        for counter, value in counters.items():
+            words[counter], words[COPY[counter]] = value, value ^ ALL_ONES
+        content = COUNTER_WORDS.pack(*words)
+        _write_all(self._file.fileno(), content, COUNTERS.start)
 
     def _mend_counters(self) -> None:
         """Decides where a counter and its complement differ.
 
-        Either a process was killed between the two stores, or one of them is damaged;
-        in a file of an earlier program all complements are missing. `frames` is the
-        higher one: rows that are not there are found when the rows are verified.
+        One of them is damaged, or a process of version 1.0 was killed between its two
+        stores; in a file of an earlier program all complements are missing. `frames`
+        is the higher one: rows that are not there are found when the rows are verified.
         `intent` is the lower one: it is stored before any row that it announces.
         """
         frames, copy = self._both(FRAMES)
         limit = max(self._both(INTENT)) if frames != copy else frames
         frames = max((n for n in (frames, copy) if n <= limit), default=frames)
         possible = [n for n in self._both(INTENT) if 0 <= n - frames <= self.capacity]
-        self._count(FRAMES, frames)
-        self._count(INTENT, min(possible, default=self._counters[INTENT]))
+        intent = min(possible, default=self._counters[INTENT])
+        self._store({FRAMES: frames, INTENT: intent})
 
     def _both(self, counter: int) -> tuple[int, int]:
         """A counter, and what its complement says; the same where that is missing."""
-        value, copy = self._counters[counter], self._counters[counter + COPIES]
+        value, copy = self._counters[counter], self._counters[COPY[counter]]
         return value, copy ^ ALL_ONES if copy else value
 
     @property
@@ -393,12 +409,12 @@ class ReplayBuffer:
     @property
     def frames(self) -> int:
         """Transitions ever appended, by all processes."""
-        return self._counters[FRAMES]
+        return self._read(FRAMES)
 
     @property
     def turn(self) -> int:
         """The number of the next vector step, where the run keeps their order."""
-        return self._counters[TURN]
+        return self._read(TURN)
 
     @property
     def has_origins(self) -> bool:
@@ -423,9 +439,9 @@ class ReplayBuffer:
     def _window(self) -> tuple[int, int]:
         """Returns the first live frame and the one after the last."""
         while True:
-            frames = self._counters[FRAMES]
-            oldest = max(0, self._counters[INTENT] - self.capacity)
-            if frames == self._counters[FRAMES]:
+            frames = self.frames
+            oldest = max(0, self._read(INTENT) - self.capacity)
+            if frames == self.frames:
                 return min(oldest, frames), frames
 
     @contextmanager
@@ -474,42 +490,36 @@ class ReplayBuffer:
         rows = _pack(transitions, self._layout)
         count = len(rows)
         with named(self._path), self._locked():
-            frames = self.frames
-            if frames + count > frame_limit or turn not in (None, self.turn):
+            frames, next_turn = self.frames, self.turn
+            if frames + count > frame_limit or turn not in (None, next_turn):
                 return False
             self._reserve(min(frames + count, self.capacity))
             if self.has_origins:
-                _write_origin(rows, origin, self.turn)
+                _write_origin(rows, origin, next_turn)
             _seal(rows, frames)
             # `intent` may be ahead already, by a writer that was killed: the rows
             # that one overwrote do not come back.
-            self._count(INTENT, max(self._counters[INTENT], frames + count))
+            self._store({INTENT: max(self._read(INTENT), frames + count)})
             for first, part in self._stretches(frames, frames + count):
                 start = first - frames
                 self._write(self._file.fileno(), first, rows[start : start + part])
-            self._count(FRAMES, frames + count)
-            self._count_turn(self.turn + 1)
+            self._store({FRAMES: frames + count, TURN: next_turn + 1})
         return True
 
     def settle_turn(self) -> None:
         """Counts the vector step of a writer that was killed before it counted it."""
         self._require_writable()
         with self._locked():
-            self._count_turn(max(self.turn, self._turn_after(self.frames)))
-
-    def _count_turn(self, turn: int) -> None:
-        """Stores the turn, then its complement."""
-        self._counters[TURN] = turn
-        self._counters[TURN_COPY] = turn ^ ALL_ONES
+            self._store({TURN: max(self.turn, self._turn_after(self.frames))})
 
     def _mend_turn(self) -> None:
         """Decides where the turn and its complement differ, or the rows know better."""
         least, turn = self._turn_after(self.frames), self.turn
-        copy = self._counters[TURN_COPY]
+        copy = self._counters[COPY[TURN]]
         if copy:  # else the file is of an earlier program
-            possible = [n for n in (turn, copy ^ ALL_ONES) if n >= least]
-            turn = min(possible, default=least)
-        self._count_turn(max(turn, least))
+            both = turn, copy ^ ALL_ONES
+            turn = min((n for n in both if least <= n <= MAX_COUNT), default=least)
+        self._store({TURN: max(turn, least)})
 
     def _turn_after(self, frames: int) -> int:
         """The vector step that follows the row before frame `frames`; 0: unknown."""
@@ -576,7 +586,7 @@ class ReplayBuffer:
         With it a full disk shows before anything is overwritten. If a process dies
         before the counter is raised, the same space is asked for again: no harm.
         """
-        reserved = self._counters[RESERVED]
+        reserved = self._read(RESERVED)
         if rows <= reserved:
             return
         chunk = self._layout.chunk_rows
@@ -586,7 +596,7 @@ class ReplayBuffer:
             HEADER_BYTES + reserved * self._layout.row_bytes,
             (until - reserved) * self._layout.row_bytes,
         )
-        self._count(RESERVED, until)
+        self._store({RESERVED: until})
 
     def _stretches(self, first: int, end: int) -> Iterator[tuple[int, int]]:
         """Cuts frames first..end into (first, count) parts contiguous in the file."""
@@ -653,7 +663,7 @@ class ReplayBuffer:
         picked = rng.integers(first, limit, size=batch_size)
         rows = self._rows[picked % self.capacity]
         # Only now: what is live after the copy was not being overwritten during it.
-        still_live = picked >= self._counters[INTENT] - self.capacity
+        still_live = picked >= self._read(INTENT) - self.capacity
         return rows, still_live & (_frame_numbers(rows) == picked)
 
     def read(self, first_frame: int, count: int) -> Batch[np.ndarray]:
@@ -692,6 +702,10 @@ class ReplayBuffer:
 
         Returns:
             how many live rows were dropped; frames `oldest` to `frames` - 1 remain.
+
+        Raises:
+            UserError: no live row is good, but others are: the counters are wrong,
+                and `salvage` finds the rows.
         """
         self._require_writable()
         with self._locked():
@@ -704,18 +718,25 @@ class ReplayBuffer:
                 bad.extend((first + np.flatnonzero(~sound)).tolist())
             bad.append(frames)
             start, end = _longest_run(bad)
+            if start == end and oldest < frames and self._has_good_rows():
+                raise UserError(f"{self._path}: is damaged: its counters fit no row")
             if start < end < frames and self.has_origins:
                 # Perhaps in the midst of a vector step: it is done again as a whole.
                 end = max(start, self._begin_of_step(end))
             if start == end:  # nothing is left: count from the oldest again
                 start = end = oldest
-            self._count(FRAMES, end)
+            found = {FRAMES: end}
             if start > oldest:
-                self._count(INTENT, start + self.capacity)
+                found[INTENT] = start + self.capacity
+            self._store(found)
             if end < frames:
-                self._count_turn(self._turn_after(end))
+                self._store({TURN: self._turn_after(end)})
             self._mend_turn()
         return (frames - oldest) - (end - start)
+
+    def _has_good_rows(self) -> bool:
+        first, end = _good_frames(self._file.fileno(), self._layout)
+        return first < end
 
     def _read_rows(self, first: int, count: int) -> np.ndarray:
         """Reads rows by pread: a bad disk is an OSError, where a map would kill."""
@@ -738,8 +759,7 @@ class ReplayBuffer:
         self._require_writable()
         with self._locked():
             self._check_end(frames)
-            self._count(FRAMES, frames)
-            self._count_turn(self._turn_after(frames))
+            self._store({FRAMES: frames, TURN: self._turn_after(frames)})
             self.sync()
 
     def _check_end(self, frames: int) -> None:
@@ -771,13 +791,12 @@ class ReplayBuffer:
             for first, count in self._stretches(oldest, end):
                 self._write(descriptor, first, self._read_rows(first, count))
             turn = self.turn if end == committed else self._turn_after(end)
-            header = self._layout.header(self._counters[INTENT], end, turn)
+            header = self._layout.header(self._read(INTENT), end, turn)
             _write_all(descriptor, header, 0)
 
     def close(self) -> None:
         """Closes the files; a second call does nothing."""
         self._counters.release()
-        self._header_map.close()
         self._rows = NO_ROWS  # or the map could not be closed
         self._map.close()
         self._file.close()

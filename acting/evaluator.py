@@ -252,6 +252,9 @@ class Evaluator:
             if not self._settings.in_order:
                 # First: a kill in between loses a row, but never doubles one.
                 self._row["episodes"] += 1
+                self._context.store(
+                    lambda: self._context.board.keep(self._context.name)
+                )
                 is_next = lambda *_: True  # noqa: E731
 
         def written() -> bool:

@@ -88,8 +88,7 @@ class Interactor:
 
 def measure_speed(config: Config, seconds: float) -> dict[str, float]:
     """Frames/s of interactor and bare environments; the policy's and refresh's cost."""
-    run = harness.open_run(config, "cpu", 0)
-    board = Board.open(run.folders.board)
+    run, board = harness.open_run(config, "cpu", 0)
     for name in learners(config):
         board[name]["ready"] = board[name]["epoch"] = 1
     publish_policy(run, 1)
@@ -151,7 +150,7 @@ def measure_parts(
 
 def measure_idle(config: Config, seconds: float) -> dict[str, float]:
     """Private memory of an interactor, and its use of a core while it waits."""
-    run = harness.open_run(config, "cpu", 0)
+    run, _board = harness.open_run(config, "cpu", 0)
     with Interactor(run) as interactor, ReplayBuffer.open(run.folders.replay) as replay:
         frames = -1
         while replay.frames == 0 or replay.frames != frames:  # until it must wait

@@ -79,14 +79,17 @@ def temporary_root() -> Iterator[str]:
         yield folder
 
 
-def open_run(config: Config, device: str, rows: int) -> Run:
-    """An experiment's folder with a status board and so many synthetic transitions."""
+def open_run(config: Config, device: str, rows: int) -> tuple[Run, Board]:
+    """An experiment's folder with a status board and so many synthetic transitions.
+
+    Processes can open the board as long as the one that is returned is there.
+    """
     obs_dim, action_dim = sizes_of(config)
     folders = Folders.of(config, "benchmark")
     folders.checkpoints.mkdir(parents=True)
     (folders.log / "processes").mkdir(parents=True)
     run = Run(config, folders, obs_dim, action_dim, 0, cpu_learners=device == "cpu")
-    Board.create(folders.board, config)
+    board = Board.create(folders.board, config)
     rng = np.random.default_rng(0)
     with ReplayBuffer.create(
         folders.replay, obs_dim, action_dim, config.replay_capacity
@@ -94,7 +97,7 @@ def open_run(config: Config, device: str, rows: int) -> Run:
         while replay.frames < rows:
             count = min(10_000, rows - replay.frames)
             replay.append(synthetic(rng, count, obs_dim, action_dim))
-    return run
+    return run, board
 
 
 def rate(

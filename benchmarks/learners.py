@@ -144,7 +144,7 @@ def measure(
     assignment = devices.assigned(device, config.has_model, os.environ)
     gpus = {VALUERL: assignment.valuerl, WORLDMODEL: assignment.worldmodel}
     names = list(learners(config))
-    run = harness.open_run(config, device, ROWS)
+    run, _board = harness.open_run(config, device, ROWS)
 
     threads = config.policy_config.threads or len(os.sched_getaffinity(0))
     (limits,) = in_processes([(multiply, (gpus[VALUERL], threads, seconds / 4))])

@@ -77,8 +77,7 @@ def learn(name: str, run: Run) -> None:
 
 def measure_parts(config: Config, epochs: int) -> dict[str, float]:
     """The learners side by side; this process makes up the frames."""
-    run = harness.open_run(config, "cpu", 0)
-    board = Board.open(run.folders.board)
+    run, board = harness.open_run(config, "cpu", 0)
     spawn = multiprocessing.get_context("spawn")
     processes = [
         spawn.Process(target=learn, args=(name, run)) for name in learners(config)

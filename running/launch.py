@@ -13,6 +13,7 @@ from ..settings.request import Request
 from ..settings.roles import VALUERL, WORLDMODEL, Kind, roles
 from ..settings.schema import Config
 from ..storage import opening
+from ..storage.board import Board
 from ..storage.folders import Run
 from ..storage.record import record_finish
 from ..util import UserError, environment, redirected
@@ -61,7 +62,8 @@ def run_processes(run: Run, display: Display) -> Outcome:
     What came out is shown; what went wrong is for the caller to print.
     """
     display.note(f"results go to {run.folders.root}")
-    supervisor = Supervisor(run, plan_children(run), display)
+    board = Board.create(run.folders.board, run.config)
+    supervisor = Supervisor(run, board, plan_children(run), display)
     outcome = supervisor.run()
     progress = supervisor.progress
     if outcome.finished:

@@ -120,6 +120,7 @@ class Supervisor:
 
     Args:
         run: whose processes they are.
+        board: its status board; opened by the children.
         children: the processes, not yet started.
         display: shows the progress and what happens to the children.
         make_process: makes a process that is not yet started.
@@ -130,6 +131,7 @@ class Supervisor:
     def __init__(
         self,
         run: Run,
+        board: Board,
         children: list[Child],
         display: Display,
         *,
@@ -145,7 +147,7 @@ class Supervisor:
         self._make_process = make_process
         self._clock = clock
         self._wait = wait
-        self._board = Board.open(run.folders.board)
+        self._board = board
         self._replay = ReplayBuffer.open(run.folders.replay)
         self.progress = Progress(run, self._board, self._replay)
         self._events = ScoreEvents(run, display.note)

@@ -1,20 +1,28 @@
 """The status board: live counters that the processes of a run show each other.
 
-One small memory-mapped file with a row per process. A row is written by its own
-process alone (the launcher's fields of a row excepted) and read by all: learners'
-update counts pace the interactors, heartbeats show the launcher who hangs, and the
-terminal shows the rest. Entries are aligned 8-byte words, so none is seen half-written.
-It holds nothing that a resume could not do without, apart from how many episodes an
-evaluator has run for its policy, where no order is kept.
+A row per process, in memory of the launcher that all of them map (memfd). It is no
+file: on some filesystems a store to a mapped file needs a block of the disk, and a full
+disk would then kill the process. A row is written by its own process alone (the
+launcher's fields of a row excepted) and read by all: learners' update counts pace the
+interactors, heartbeats show the launcher who hangs, and the terminal shows the rest.
+Entries are aligned 8-byte words, so none is seen half-written.
+
+A file in the experiment's folder says where that memory is, and has rows of the same
+kind. They hold what a resume needs of the board, which is only how many episodes an
+evaluator has run for its policy, where no order is kept; `keep` writes it.
 """
 
+import mmap
+import os
+import secrets
+import weakref
 from pathlib import Path
 
 import numpy as np
 
 from ..settings.roles import process_names
 from ..settings.schema import Config
-from ..util import atomic_write
+from ..util import RunError, atomic_write, named
 
 # Phases of a run, in the launcher's row.
 RUNNING, FINAL_EPISODES = 0, 1
@@ -38,7 +46,7 @@ ROW = np.dtype(
         ("gave_up", "i8"),  # evaluators: 1 once the final episodes are given up
         ("dropped", "i8"),  # actors: transitions lost to a failing environment
         ("random_score", "f8"),  # evaluators: of random actions, at the end of the run
-        ("unused", "S144"),  # 1.0: the csv row that was being appended
+        ("memory", "S144"),  # in the first row: where the live rows are
     ],
     align=True,
 )
@@ -49,11 +57,23 @@ EVALUATOR_FIELDS = ("epoch", "episodes")
 
 
 class Board:
-    """Access to the rows by process name."""
+    """Access to the rows by process name.
 
-    def __init__(self, rows: np.memmap) -> None:
-        self._rows = rows
-        self._index = {bytes(name).decode(): i for i, name in enumerate(rows["name"])}
+    Other processes can open it as long as the object that `create` returned is there;
+    those that have opened it keep the rows.
+    """
+
+    def __init__(self, path: Path, memory: int) -> None:
+        """
+        Args:
+            path: the file that leads to the rows.
+            memory: a descriptor of theirs; not needed afterwards.
+        """
+        self._path = path
+        self._rows = np.frombuffer(mmap.mmap(memory, 0), ROW)
+        self._index = {
+            bytes(name).decode(): i for i, name in enumerate(self._rows["name"])
+        }
 
     @classmethod
     def create(cls, path: Path, config: Config) -> "Board":
@@ -72,12 +92,50 @@ class Board:
             if name in earlier and name.startswith("evaluator"):
                 for field in EVALUATOR_FIELDS:
                     row[field] = earlier[name][field]
+        label = f"steve-board-{secrets.token_hex(8)}"
+        memory = os.memfd_create(label)
+        fresh[0]["memory"] = f"/proc/{os.getpid()}/fd/{memory} {label}"
+        os.write(memory, fresh.tobytes())
+        board = cls(path, memory)
+        weakref.finalize(board, os.close, memory)
         atomic_write(path, fresh.tobytes())
-        return cls.open(path)
+        return board
 
     @classmethod
     def open(cls, path: Path) -> "Board":
-        return cls(np.memmap(path, ROW, mode="r+"))
+        """The board of a launch that is still there.
+
+        Raises:
+            RunError: the file leads to none.
+        """
+        try:
+            with open(path, "rb") as file:
+                row = np.frombuffer(file.read(ROW.itemsize), ROW)[0]
+            place, _, label = bytes(row["memory"]).decode("ascii").partition(" ")
+            # The number may be another process's by now, and the file anybody's.
+            if not os.readlink(place).startswith(f"/memfd:{label} "):
+                raise FileNotFoundError(place)
+            memory = os.open(place, os.O_RDWR)
+        except (OSError, ValueError, IndexError):
+            raise RunError(
+                f"{path}: leads to no live counters: its launcher has ended, or the "
+                "file was changed"
+            ) from None
+        try:
+            return cls(path, memory)
+        finally:
+            os.close(memory)
+
+    def keep(self, name: str) -> None:
+        """Writes the row of a process to the file, for a later launch.
+
+        Raises:
+            OSError: the disk is full, say; may be repeated.
+        """
+        index = self._index[name]
+        with named(self._path), open(self._path, "rb+") as file:
+            file.seek(index * ROW.itemsize)
+            file.write(self._rows[index].tobytes())
 
     def __getitem__(self, name: str) -> np.void:
         """The row of a process; assigning to its fields is seen by all.

@@ -13,7 +13,6 @@ from ..settings.roles import VALUERL, WORLDMODEL, learners
 from ..settings.schema import AgentConfig, Config
 from ..util import UserError, atomic_write, unused
 from . import checkpoint
-from .board import Board
 from .checkpoint import CheckpointError
 from .digests import TEXTS, Digest
 from .disk import network_filesystem
@@ -218,7 +217,6 @@ def open_output(run: Run, merged: dict[str, Any]) -> list[str]:
         notes += _checked_states(run)
         notes += _adopted_files(run)
         _record_changes(run, before)
-        Board.create(folders.board, run.config)
     except OSError as error:
         raise unwritable(error, folders) from None
     return notes
@@ -296,7 +294,7 @@ def _mended_replay(run: Run) -> list[str]:
         return []
     notes = []
     try:
-        replay = ReplayBuffer.open(folder, writable=True)
+        replay, lost = _recovered(folder)
     except UserError as error:
         kept = ReplayBuffer.salvage(folder, *sizes, run.config.replay_capacity)
         if kept is None:
@@ -305,7 +303,7 @@ def _mended_replay(run: Run) -> list[str]:
             f"{error}; its {kept[0]} good transitions were taken over, and the damaged "
             f"file is now {kept[1].name}"
         )
-        replay = ReplayBuffer.open(folder, writable=True)
+        replay, lost = _recovered(folder)
     with replay:
         if (replay.obs_dim, replay.action_dim) != sizes:
             raise UserError(
@@ -313,12 +311,22 @@ def _mended_replay(run: Run) -> list[str]:
                 f"{replay.action_dim} actions, the environment has {run.obs_dim} and "
                 f"{run.action_dim}"
             )
-        if lost := replay.recover():
+        if lost:
             notes.append(
                 f"{folder}: {lost} damaged transitions were dropped; frames "
                 f"{replay.oldest} to {replay.frames - 1} remain"
             )
     return notes
+
+
+def _recovered(folder: Path) -> tuple[ReplayBuffer, int]:
+    """The buffer, open and verified, and how many of its rows were dropped."""
+    replay = ReplayBuffer.open(folder, writable=True)
+    try:
+        return replay, replay.recover()
+    except UserError:
+        replay.close()
+        raise
 
 
 def _checked_states(run: Run) -> list[str]:

@@ -1,5 +1,7 @@
 """Goes back to a numbered checkpoint, and puts earlier output aside."""
 
+import os
+import re
 import shutil
 from pathlib import Path
 
@@ -40,7 +42,9 @@ def rewind(folders: Folders, config: Config, updates: int) -> Path:
             f"{folders.checkpoints} has no checkpoint of {updates} updates of all "
             f"learners; there are: {listed}"
         )
-    root = folders.root.with_name(f".{folders.root.name}.rewound")
+    # Its name says which renaming it belongs to; see `finish_rewind`.
+    aside = first_free(folders.root, ".old")
+    root = aside.with_name(f".{aside.name}.rewound")
     staging = Folders.at(
         root, config.log_path, config.save_model_path, folders.experiment
     )
@@ -77,19 +81,33 @@ def rewind(folders: Folders, config: Config, updates: int) -> Path:
 
 
 def finish_rewind(folders: Folders) -> None:
-    """Puts a complete rewound folder in its place, where a kill prevented that.
+    """Ends a rewind that was killed.
+
+    A complete rewound folder takes its place where the kill came between the two
+    renamings: then there is the folder that was put aside for it. Any other is the
+    copy of a run that went on, or that its user has removed since, and is removed.
 
     Raises:
-        UserError: another launch has the folder, and is perhaps just doing that.
+        UserError: another launch has the folder, and is perhaps just going back.
     """
-    staging = folders.root.with_name(f".{folders.root.name}.rewound")
-    complete = staging / folders.hyperparameters.relative_to(folders.root)
-    if folders.root.exists() or not complete.exists():
+    if not _rewound(folders):
         return
     with claimed(folders):
-        if not folders.root.exists():
-            staging.rename(folders.root)
-            fsync_folder(staging.parent)
+        for staging, aside in _rewound(folders):
+            complete = staging / folders.hyperparameters.relative_to(folders.root)
+            if aside.exists() and complete.exists() and not folders.root.exists():
+                staging.rename(folders.root)
+                fsync_folder(staging.parent)
+            else:
+                shutil.rmtree(staging, ignore_errors=True)
+
+
+def _rewound(folders: Folders) -> list[tuple[Path, Path]]:
+    """Folders of rewinds, each with the one that is or was to be put aside for it."""
+    name = re.compile(rf"\.({re.escape(folders.root.name)}\.old[0-9]+)\.rewound")
+    there = folders.root.parent
+    found = map(name.fullmatch, os.listdir(there) if there.is_dir() else ())
+    return [(there / match[0], there / match[1]) for match in found if match]
 
 
 def _copy_replay(

@@ -192,6 +192,21 @@ def test_modules_of_the_package_import_each_other_relatively():
                 assert "steve" not in tops, f"{name} imports steve by its name"
 
 
+def test_no_file_is_mapped_for_writing():
+    """On a full disk a store to such a map can kill the process."""
+    read_only = {"access=mmap.ACCESS_READ", "prot=mmap.PROT_READ", "mode='r'"}
+    found = set()
+    for name, path in MODULES.items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Call):
+                continue
+            arguments = {ast.unparse(keyword) for keyword in node.keywords}
+            maps = ast.unparse(node.func) in ("mmap.mmap", "np.memmap")
+            if maps and not arguments & read_only:
+                found.add(name)
+    assert found == {"storage.board"}  # memory without a file
+
+
 def test_no_import_goes_round_in_a_circle():
     edges = {
         name: {

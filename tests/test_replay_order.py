@@ -56,7 +56,7 @@ def damage(buffer, *frames):
 
 def as_before_the_count(buffer):
     """A writer is killed when its rows count and before its vector step does."""
-    buffer._counters[replay.TURN] -= 1
+    buffer._store({replay.TURN: buffer.turn - 1})
 
 
 # Origins
@@ -86,7 +86,7 @@ def test_rows_appended_without_an_origin_are_zero_but_for_their_turn(tmp_path):
 
 def test_numbers_beyond_32_bits_of_turns_are_kept(tmp_path):
     buffer = new(tmp_path)
-    buffer._counters[replay.TURN] = 2**40
+    buffer._store({replay.TURN: 2**40})
     assert take_step(buffer, 2**40)
     assert set(buffer.origins(0, SIZE).turn) == {2**40}
     assert buffer.turn == 2**40 + 1

@@ -214,7 +214,7 @@ def test_after_a_killed_append_a_smaller_one_brings_no_dead_row_back(tmp_path):
     # Capacity 100, 130 frames; the killed append of 10 has overwritten frames
     # 30 .. 39 in part. After one of 2, frames 32 .. 39 are still dead.
     buffer = filled(tmp_path, 130, capacity=100)
-    buffer._counters[replay.INTENT] = 140
+    buffer._store({replay.INTENT: 140})
     torn = np.full(8 * ROW_BYTES, 0xFF, np.uint8)
     os.pwrite(buffer._file.fileno(), torn, row_position(132))
     buffer.append(rows([130, 131]))

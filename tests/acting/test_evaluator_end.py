@@ -26,7 +26,7 @@ from steve.acting.evaluator import LOST_IN_A_ROW
 from steve.acting.safe_env import SafeEnv
 from steve.settings.roles import LAUNCHER
 from steve.settings.seeds import Stream, seed_of
-from steve.storage.board import FINAL_EPISODES
+from steve.storage.board import FINAL_EPISODES, Board
 from steve.storage.scores import ScoreFile
 
 # The newest policy, where no order is kept
@@ -75,9 +75,10 @@ def test_without_an_order_a_restart_counts_on_by_the_board(tmp_path, seeds):
     assert seeds == [seed_of(run.config.seed, Stream.EVALUATION, 3000, 2, 0)]
 
 
+@pytest.mark.parametrize("launcher_too", [False, True])
 @pytest.mark.parametrize("after", [False, True])
 def test_without_an_order_a_kill_over_a_row_may_lose_it_but_never_doubles_it(
-    tmp_path, monkeypatch, after
+    tmp_path, monkeypatch, after, launcher_too
 ):
     run, board = evaluating(
         tmp_path, luck=True, every_n_epochs=False, episodes_per_policy=3
@@ -94,6 +95,10 @@ def test_without_an_order_a_kill_over_a_row_may_lose_it_but_never_doubles_it(
         patch.setattr(ScoreFile, "record", record_and_die)
         with suppress(Killed):
             run_evaluator(run, board)
+    if launcher_too:
+        phase = board[LAUNCHER]["phase"]
+        board = Board.create(run.folders.board, run.config)
+        board[LAUNCHER]["phase"] = phase
     run_evaluator(run, board)
     scores = scores_of(run.folders.scores)
     assert len(scores) == len(set(scores)) == (3 if after else 2)

@@ -17,7 +17,6 @@ from steve.replay import ReplayBuffer
 from steve.running.child import STOPPED, child_main
 from steve.running.pace import policy_for
 from steve.settings.roles import VALUERL, WORLDMODEL
-from steve.storage.board import Board
 from steve.storage.record import read_run
 from steve.util import RunError
 
@@ -230,13 +229,12 @@ def words_of(replay):
 @pytest.mark.parametrize("count", [1, 3])
 def test_a_restarted_interactor_continues_its_episodes_to_the_bit(tmp_path, count):
     """Also where each vector step is done by a new process."""
-    run, whole = interacting(
+    run, board, whole = interacting(
         tmp_path / "whole",
         env=REPEATABLE,
         agent_config={"batch_size": 3, "count": 1},
         policy_config={"frames_before_learning": 1000, "explore_chance": 0.5},
-    )[0::2]
-    board = Board.open(run.folders.board)
+    )
     stop = Script(lambda: whole.frames >= 90)
     interact(context_of(run, board, "interactor0", stop))
     run, parts = rows_of(tmp_path / "parts", 90, count)

@@ -42,7 +42,7 @@ from steve.storage import checkpoint
 from steve.storage.board import Board
 from steve.storage.digests import read_digests
 from steve.storage.record import read_json
-from steve.util import UserError
+from steve.util import RunError, UserError
 
 RESUME_PATIENCE = 60.0  # seconds in which a resumed run must learn again
 ORPHAN_PATIENCE = 5.0  # seconds after which no process of a killed run is left
@@ -185,12 +185,10 @@ class Harness:
         return output.count(" was ended by SIGKILL and") + output.count("stopping: ")
 
     def board(self) -> Board | None:
-        path = self.root / "log" / "status.bin"
-        if not path.exists() or path.stat().st_mtime < time.time() - (
-            time.monotonic() - self.started
-        ):
+        try:
+            return Board.open(self.root / "log" / "status.bin")
+        except RunError:
             return None  # that of the last launch
-        return Board.open(path)
 
     def is_ready(self) -> bool:
         board = self.board()

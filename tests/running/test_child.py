@@ -33,7 +33,9 @@ NAME = "interactor0"
 
 @pytest.fixture
 def run(tmp_path):
-    return open_run(tmp_path)[0]
+    run, board, _ = open_run(tmp_path)
+    yield run
+    del board  # children open it
 
 
 def start(run, function, nice=0):
@@ -138,6 +140,14 @@ def test_a_crash_in_a_library_leaves_where_it_was(run):
     code, output = outcome(run, "abort")
     assert code == -signal.SIGABRT
     assert "in abort" in output
+
+
+def test_a_child_without_its_launchers_board_ends_with_one_line(run):
+    Board.create(run.folders.board, run.config)  # and is gone
+    code, output = outcome(run, "end")
+    assert code == HOPELESS
+    assert output.startswith(f"{run.folders.board}: leads to no live counters")
+    assert output.count("\n") == 1
 
 
 # A full disk

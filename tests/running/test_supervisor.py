@@ -105,6 +105,7 @@ def pretend(tmp_path):
         world = World(run, board, replay, lives, codes)
         supervisor = Supervisor(
             run,
+            board,
             [child_of(name) for name in lives],
             world.display,
             make_process=world.make,

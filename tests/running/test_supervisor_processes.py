@@ -56,7 +56,7 @@ def watched(tmp_path):
         ]
         scene = Scene(run, board, replay, children, FakeDisplay())
         scenes.append(scene)
-        return Supervisor(run, children, scene.display), scene
+        return Supervisor(run, board, children, scene.display), scene
 
     yield make
     for child in scenes[0].children:

@@ -2,6 +2,8 @@
 
 import math
 import multiprocessing
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from support import PATIENCE, make_config
 
 from steve.settings.roles import process_names
 from steve.storage.board import FINAL_EPISODES, ROW, RUNNING, Board
+from steve.util import RunError
 
 SPAWN = multiprocessing.get_context("spawn")
 COUNTS = {"agent_config": {"count": 2}, "evaluator_config": {"count": 3}}
@@ -87,12 +90,12 @@ def test_what_is_written_is_seen_through_another_board(path, tmp_path):
 def test_a_row_is_nobody_elses(path, tmp_path):
     config = make_config(tmp_path, **COUNTS)
     board = Board.create(path, config)
-    before = path.read_bytes()
+    before = board._rows.tobytes()
     row = board["interactor1"]
     for field in ROW.names:
         if field != "name":
-            row[field] = b"x" * 144 if field == "unused" else 99
-    after = path.read_bytes()
+            row[field] = b"x" * 144 if field == "memory" else 99
+    after = board._rows.tobytes()
     size = ROW.itemsize
     changed = [
         name
@@ -121,6 +124,57 @@ def test_what_is_written_is_seen_by_another_process(path, tmp_path):
     assert board["valuerl"]["updates"] == 5
 
 
+def test_a_store_to_the_board_reaches_no_file(path, tmp_path):
+    board = Board.create(path, make_config(tmp_path))
+    other = Board.open(path)
+    before = path.read_bytes()
+    board["valuerl"]["updates"] = other["interactor0"]["updates"] = 5
+    assert path.read_bytes() == before
+    assert str(tmp_path) not in Path("/proc/self/maps").read_text()
+
+
+def test_a_full_disk_is_an_error_where_a_row_is_kept(path, tmp_path, monkeypatch):
+    board = Board.create(path, make_config(tmp_path))
+    board._path = Path("/dev/full")
+    board["evaluator0"]["episodes"] = 5
+    with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
+        board.keep("evaluator0")
+
+
+def test_rows_outlive_their_launchers_object_where_they_are_open(path, tmp_path):
+    board = Board.create(path, make_config(tmp_path))
+    other = Board.open(path)
+    board["valuerl"]["updates"] = 5
+    del board
+    assert other["valuerl"]["updates"] == 5
+
+
+def test_the_launchers_object_leaves_no_open_file(path, tmp_path):
+    before = os.listdir("/proc/self/fd")
+    for _ in range(3):
+        Board.create(path, make_config(tmp_path))
+    assert os.listdir("/proc/self/fd") == before
+
+
+@pytest.mark.parametrize("why", ["gone", "another", "missing", "empty", "damaged"])
+def test_a_file_that_leads_nowhere_is_one_line(path, tmp_path, why):
+    board = Board.create(path, make_config(tmp_path))
+    if why == "gone":
+        del board
+    elif why == "another":  # process has got the number
+        content = path.read_bytes()
+        place = bytes(np.frombuffer(content, ROW)[0]["memory"])
+        other = place[:-1] + (b"1" if place[-1:] == b"0" else b"0")
+        path.write_bytes(content.replace(place, other))
+    elif why == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(b"" if why == "empty" else b"\xff" * path.stat().st_size)
+    with pytest.raises(RunError, match="leads to no live counters") as e:
+        Board.open(path)
+    assert "\n" not in str(e.value)
+
+
 # A later launch
 
 
@@ -138,6 +192,7 @@ def test_evaluators_counts_go_on_when_process_counts_change(
     earlier = Board.create(path, make_config(tmp_path, **COUNTS))
     for number in range(3):
         fill_evaluator(earlier[f"evaluator{number}"], number)
+        earlier.keep(f"evaluator{number}")
     counts = {
         "agent_config": {"count": interactors},
         "evaluator_config": {"count": evaluators},
@@ -205,6 +260,7 @@ def test_a_later_launch_takes_nothing_else_over(path, tmp_path):
             earlier[name][field] = 9
     earlier["evaluator0"]["random_score"] = 3.0
     earlier["evaluator0"]["gave_up"] = 1
+    earlier.keep("evaluator0")
     board = Board.create(path, config)
     assert board["launcher"]["phase"] == RUNNING
     for name in ("valuerl", "worldmodel", "interactor0"):
@@ -227,7 +283,9 @@ def test_a_file_of_another_layout_is_replaced(path, tmp_path, size):
 @pytest.mark.parametrize("size", [-8, 8])
 def test_rows_in_a_file_of_the_wrong_size_are_not_trusted(path, tmp_path, size):
     config = make_config(tmp_path)
-    fill_evaluator(Board.create(path, config)["evaluator0"], 0)
+    board = Board.create(path, config)
+    fill_evaluator(board["evaluator0"], 0)
+    board.keep("evaluator0")
     content = path.read_bytes()
     path.write_bytes(content[:size] if size < 0 else content + bytes(size))
     row = Board.create(path, config)["evaluator0"]

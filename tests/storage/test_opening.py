@@ -23,7 +23,6 @@ from steve.replay import HEADER_BYTES, ReplayBuffer
 from steve.settings.interface import EnvSpec, Interface
 from steve.settings.request import Request
 from steve.storage import checkpoint, opening
-from steve.storage.board import Board
 from steve.storage.checkpoint import CheckpointError
 from steve.storage.locks import claimed
 from steve.storage.opening import check_mode, has_output
@@ -175,15 +174,13 @@ def test_a_later_opening_that_fails_removes_nothing(config, folders):
 # Output
 
 
-def test_a_fresh_output_has_folders_an_empty_replay_and_a_board(config, folders):
+def test_a_fresh_output_has_folders_and_an_empty_replay(config, folders):
     with claimed(folders):
         assert open_now(folders, config) == []
     with ReplayBuffer.open(folders.replay) as replay:
         assert (replay.obs_dim, replay.action_dim) == SIZES
         assert replay.frames == 0
         assert replay.capacity == config.replay_capacity
-    board = Board.open(folders.board)
-    assert board["worldmodel"]["updates"] == 0
     assert folders.process_output("valuerl").parent.is_dir()
 
 
@@ -191,15 +188,8 @@ def test_opened_again_everything_is_still_there(config, folders):
     open_now(folders, config)
     with ReplayBuffer.open(folders.replay, writable=True) as replay:
         replay.append(transitions(20))
-    board = Board.open(folders.board)
-    board["valuerl"]["updates"] = 7
-    row = board["evaluator0"]
-    row["epoch"], row["episodes"] = 3, 2
     assert open_now(folders, config) == []
     assert rewards_in(folders.replay) == list(range(20))
-    row = Board.open(folders.board)["evaluator0"]
-    assert (row["epoch"], row["episodes"]) == (3, 2)
-    assert Board.open(folders.board)["valuerl"]["updates"] == 0
 
 
 def damage_replay(folders, frame):

@@ -1,6 +1,8 @@
 """Output that is put aside, and going back to a numbered checkpoint."""
 
 import json
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -211,13 +213,53 @@ def test_the_copy_of_the_replay_is_used_where_there_is_one(config, folders):
 
 def test_what_an_interrupted_attempt_left_is_no_obstacle(config, folders, monkeypatch):
     former_run(folders)
-    with monkeypatch.context() as patch:
-        patch.setattr(rewinding, "put_aside", lambda _: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            rewind(folders, config, 200)
+    go_back_but_die_first(config, folders, monkeypatch)
     rewind(folders, config, 100)
     assert rewards_in(folders.replay) == list(range(40))
     assert numbered_checkpoints(folders, config) == [100]
+
+
+def go_back_but_die_first(config, folders, monkeypatch, updates=200):
+    """What is killed just before it puts the present state aside."""
+    with monkeypatch.context() as patch:
+        patch.setattr(rewinding, "put_aside", lambda _: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            rewind(folders, config, updates)
+
+
+def hidden_folders(folders):
+    return [p.name for p in folders.root.parent.glob(".*") if p.is_dir()]
+
+
+@pytest.mark.parametrize("then", ["nothing", "deleted", "moved", "deleted with aside"])
+def test_a_copy_whose_run_went_on_or_is_gone_never_takes_its_place(
+    config, folders, monkeypatch, then
+):
+    former_run(folders)
+    if then == "deleted with aside":
+        rewind(folders, config, 200)
+    go_back_but_die_first(config, folders, monkeypatch)
+    assert len(hidden_folders(folders)) == 1
+    if then == "nothing":
+        finish_rewind(folders)
+        assert rewards_in(folders.replay) == list(range(90))
+    elif then == "moved":
+        folders.root.rename(folders.root.with_name("mine"))
+    else:
+        shutil.rmtree(folders.root)
+    finish_rewind(folders)
+    assert folders.root.exists() == (then == "nothing")
+    assert hidden_folders(folders) == []
+    if then == "moved":
+        assert rewards_in(folders.root.with_name("mine") / "checkpoints/replay")
+
+
+def test_the_copy_of_another_experiment_is_left_alone(config, folders, monkeypatch):
+    another = Folders.of(config, f"{folders.experiment}.old1")
+    former_run(another)
+    go_back_but_die_first(config, another, monkeypatch)
+    finish_rewind(folders)
+    assert len(hidden_folders(another)) == 1
 
 
 @pytest.mark.parametrize("torn", ["0.1", "0.6,6,60,-6.2"])
@@ -253,6 +295,37 @@ def test_going_back_that_was_killed_between_its_renamings_is_finished(
     assert rewards_in(folders.replay) == list(range(frames))
     finish_rewind(folders)
     assert rewards_in(folders.replay) == list(range(frames))
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_the_renamings_are_on_the_disk_when_going_back_ends(
+    config, folders, monkeypatch, killed
+):
+    former_run(folders)
+    done = []
+    rename, fsync = Path.rename, os.fsync
+
+    def note_rename(path, target):
+        if killed and target == folders.root and done.count("rename") == 1:
+            done.append("killed")
+            raise KeyboardInterrupt
+        done.append("rename")
+        return rename(path, target)
+
+    def note_fsync(descriptor):
+        done.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        fsync(descriptor)
+
+    monkeypatch.setattr(Path, "rename", note_rename)
+    monkeypatch.setattr(os, "fsync", note_fsync)
+    if killed:
+        with pytest.raises(KeyboardInterrupt):
+            rewind(folders, config, 100)
+        done[:] = []
+        finish_rewind(folders)
+    else:
+        rewind(folders, config, 100)
+    assert done[-2:] == ["rename", str(folders.root.parent)]
 
 
 def test_who_is_just_going_back_is_not_interfered_with(config, folders, monkeypatch):
