@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from ..settings import extensions
 from ..settings.interface import EnvSpec
@@ -14,7 +14,7 @@ from ..settings.roles import VALUERL, WORLDMODEL, Kind, roles
 from ..settings.schema import Config
 from ..storage import opening
 from ..storage.folders import Run
-from ..storage.record import record_finish
+from ..storage.record import record_end, record_finish
 from ..util import UserError, environment, redirected
 from . import devices
 from .child import end_with_parent
@@ -68,6 +68,9 @@ def run_processes(run: Run, display: Display) -> Outcome:
         record_finish(
             run.folders, progress.frames, progress.hours, progress.random_score()
         )
+    with suppress(OSError, UserError):  # what went wrong is told by the outcome
+        lines = (outcome.error or "").splitlines()
+        record_end(run.folders, outcome.code, lines[-1] if lines else None)
     if not outcome.error:
         for line in closing_lines(progress, outcome.finished):
             display.note(line)
