@@ -42,6 +42,7 @@ SUBCOMMANDS = {
     "export.py": "export",
     "plot.py": "plot",
     "sweep.py": "sweep",
+    "status.py": "status",
     "verify.py": "verify",
     "toy_demo.py": "toy",
 }
@@ -493,6 +494,17 @@ class Every:
             return False
         self._next = self._after(count)
         return True
+
+
+def terminal_width() -> int | None:
+    """Columns of the terminal on stdout; None where it is none."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def shown_path(path: Path) -> str:
+    """A path as a user would type it in the working folder."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
 def clock(seconds: float | None) -> str:

@@ -14,6 +14,8 @@ from .published import Published
 
 # What a shell would replace: a home folder, or a variable.
 UNKNOWN = re.compile(r"^~[^/]*|\$\w+|\$\{[^}]*\}")
+# Folders that main.py put aside or has not finished.
+ASIDE = re.compile(r"\..*|.*\.old\d+")
 
 
 def output_folder(config: Config) -> Path:

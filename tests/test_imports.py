@@ -20,6 +20,7 @@ COMMANDS = {
     "visualizer",
     "export",
     "plot",
+    "status",
     "sweep",
     "toy_demo",
     "verify",
