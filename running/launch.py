@@ -34,6 +34,7 @@ MAINS = {
     Kind.WORLDMODEL: "steve.worldmodel_learner:main",
     Kind.INTERACTOR: "steve.acting.interactor:interact",
     Kind.EVALUATOR: "steve.acting.evaluator:evaluate",
+    Kind.LOGGER: "steve.loggers.process:main",
 }
 
 
@@ -96,8 +97,10 @@ def _check_extensions(config: Config) -> None:
     """Checks that what a configuration chooses has been registered by now.
 
     Raises:
-        UserError: an unknown name or setting.
+        UserError: an unknown name or setting, or a logger that cannot be had.
     """
+    from ..loggers import check as check_loggers  # here: they know its children
+
     expansion, model = config.policy_config.value_expansion, config.world_model_config
     if expansion is not None:
         key = "policy_config.value_expansion.weighting"
@@ -105,6 +108,7 @@ def _check_extensions(config: Config) -> None:
     if model is not None:
         chosen = model.kind, model.kind_settings
         extensions.check(extensions.WORLD_MODELS, *chosen, "model_config.kind")
+    check_loggers(config)
 
 
 def measure_environment(config: Config) -> EnvSpec:

@@ -165,7 +165,7 @@ class Progress:
             last = int(board[VALUERL]["epoch"])
             done = sum(epoch == last for epoch, _ in self._final.rows)
             return Phase("final evaluation", done, total, "episodes")
-        if self._run.launch and not self._are_ready():
+        if self._run.launch and not self.are_ready():
             return Phase("loading what was learned")
         if board[VALUERL]["epoch"]:
             return Phase(LEARNING)
@@ -178,7 +178,7 @@ class Progress:
             return Phase(PRETRAINING, done, self._pretraining(WORLDMODEL), "updates")
         return Phase("preparing to learn")
 
-    def _are_ready(self) -> bool:
+    def are_ready(self) -> bool:
         """Whether each learner's counters are those that it has restored."""
         return all(self._board[name]["ready"] for name in self._logs)
 
@@ -263,7 +263,7 @@ class Progress:
 
     def _observe(self) -> None:
         """Adds the counts of now to those of the last half minute."""
-        if self._run.launch and not self._are_ready():
+        if self._run.launch and not self.are_ready():
             return  # a learner that restores its counters jumps
         now = time.monotonic()
         self._history.append((now, self._counts()))
