@@ -261,3 +261,37 @@ def test_mlflow_gets_one_run_that_a_resume_continues(monkeypatch, experiment):
     assert store.uri == "file:///runs"
     assert store.parameters["seed"] == "7"
     assert [run.info.status for run in store.runs] == ["FINISHED"]
+
+
+# With the packages themselves, where they are installed
+
+
+def test_weights_and_biases_itself_takes_all_of_it_offline(
+    tmp_path, monkeypatch, experiment
+):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    for step in (500, 1000):  # the second one is a resume
+        factory = factory_of(LoggerConfig(entry_point="wandb"))
+        logger = factory(experiment, mode="offline", dir=str(tmp_path))
+        logger.log("valuerl", step, {"q_loss": 0.5})
+        logger.log("evaluation", step // 10, {"score": -1.0})
+        logger.close()
+    assert len(list(tmp_path.rglob(f"run-{experiment.id}.wandb"))) == 2
+
+
+def test_mlflow_itself_has_one_run_in_a_local_store(tmp_path, experiment):
+    tracking = pytest.importorskip("mlflow.tracking")
+    store = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    for step in (500, 1000):
+        factory = factory_of(LoggerConfig(entry_point="mlflow"))
+        logger = factory(experiment, tracking_uri=store)
+        logger.log("valuerl", step, {"q_loss": 0.5})
+        logger.close()
+    client = tracking.MlflowClient(tracking_uri=store)
+    where = client.get_experiment_by_name("steve").experiment_id
+    (run,) = client.search_runs([where])
+    points = client.get_metric_history(run.info.run_id, "valuerl/q_loss")
+    assert [(point.step, point.value) for point in points] == [(500, 0.5), (1000, 0.5)]
+    assert run.data.params["seed"] == "7"
+    assert run.info.status == "FINISHED"
