@@ -20,7 +20,6 @@ from .compute import (
 from .replay import ReplayBuffer
 from .running import pace
 from .running.child import Context
-from .running.events import LearnerEvents
 from .running.pace import is_done, may_update
 from .settings.roles import VALUERL
 from .settings.schema import Config, LearnerConfig
@@ -133,8 +132,6 @@ class Learner(abc.ABC):
     def run(self) -> None:
         """Learns until the limit of the run, or until asked to stop; then saves."""
         self.restore()
-        counters = {"updates": self.updates, **self.counters()}
-        self._events = LearnerEvents(self.context.run, self.name, counters)
         self.warm_up()
         if self.epoch:
             self.start_clock()
@@ -301,7 +298,6 @@ class Learner(abc.ABC):
         }
         path = self.folders.learner_log(self.name)
         self.context.store(lambda: append_row(path, values))
-        self._events.add(values)
 
     # -- state -----------------------------------------------------------------
 

@@ -21,9 +21,6 @@ try:
 except ModuleNotFoundError:
     sys.exit("sweep.py: the package steve is not installed; run: pip install -e .")
 
-from rich.table import Table
-from rich.text import Text
-
 from steve.running import devices
 from steve.sweeps import pool as pool_module
 from steve.sweeps import record, slurm, status
@@ -31,17 +28,18 @@ from steve.sweeps.pool import Pool
 from steve.sweeps.record import LOCAL, NO_FAILURE, SLURM, PlannedRun, Sweep
 from steve.sweeps.runs import Request, expand
 from steve.sweeps.slurm import Queue, Resources
-from steve.sweeps.status import FAILED, STATES, State
+from steve.sweeps.status import FAILED
+from steve.sweeps.table import table
 from steve.util import (
     OneLineParser,
     UserError,
     check_path,
-    clock,
     example,
     exit_code,
     number,
     prepare_command,
-    print_once,
+    shown_path,
+    terminal_width,
     whole_number,
 )
 
@@ -349,48 +347,15 @@ def _queue(sweeps: Sequence[Sweep]) -> Queue:
 
 def show_status(output_root: Path) -> int:
     sweeps = _load(output_root)
-    try:
-        queue = _queue(sweeps)
-    except UserError as error:
-        print(f"{error}: what is queued is not known", file=sys.stderr)
-        queue = {}
+    queue = status.queued(sweeps, lambda line: print(line, file=sys.stderr))
     pool_is_alive = record.holder(output_root) is not None
     found = status.states(record.latest(sweeps), queue, pool_is_alive)
-    _print_table(found)
-    counts = [sum(state.state == name for state in found) for name in STATES]
-    shown = [f"{n} {name}" for n, name in zip(counts, STATES, strict=True) if n]
-    print(f"{len(found)} runs: {', '.join(shown)}")
+    print("\n".join(table(found, terminal_width())))
     return 0
 
 
-def _print_table(found: Sequence[State]) -> None:
-    table = Table(box=None, pad_edge=False)
-    for column in ("run", "state", "frames", "score", "left", "log", "why"):
-        right = column in ("frames", "score", "left")
-        table.add_column(column, justify="right" if right else "left", overflow="fold")
-    for state in found:
-        limit = f" of {state.run.frames:,}" if state.run.frames else ""
-        cells = (
-            state.run.name,
-            state.state,
-            f"{state.frames:,}{limit}",
-            "-" if state.score is None else f"{state.score:,.1f}",
-            clock(state.seconds_left),
-            _shown(state.log) if state.log.exists() else "-",
-            state.why,
-        )
-        table.add_row(*map(Text, cells))
-    print_once(table)
-
-
-def _shown(path: Path) -> str:
-    """A path as a user would type it here."""
-    here = Path.cwd()
-    return str(path.relative_to(here) if path.is_relative_to(here) else path)
-
-
 def _status_command(output_root: Path) -> str:
-    return shlex.join(["python", "sweep.py", "status", _shown(output_root)])
+    return shlex.join(["python", "sweep.py", "status", shown_path(output_root)])
 
 
 def cancel(output_root: Path) -> int:

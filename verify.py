@@ -43,7 +43,12 @@ from steve.util import (
 )
 
 # Of the repetition: nothing in it changes what is learned.
-QUIET = ("evaluator_config.count=0", "final_episodes=0", "tensorboard=false")
+QUIET = (
+    "evaluator_config.count=0",
+    "final_episodes=0",
+    "tensorboard=false",
+    "loggers=[]",
+)
 
 
 class _Enough(Exception):
