@@ -78,12 +78,14 @@ class WatchedLearner(ValueRLLearner):
         super().__init__(context)
         self.models_used = []
         self.published = []
+        self.saved = []  # the states that went before
 
     def learn(self, count):
         self.models_used.append(value_of_model(self) if self.world_model else None)
         return super().learn(count)
 
     def publish(self):
+        self.saved.append(state_of(self).tensors)
         super().publish()
         nets = values_of(self.valuerl.named_variables())
         self.published.append((self.epoch, self.updates, nets))
@@ -181,7 +183,7 @@ def test_target_q_is_q_in_the_first_epoch_and_at_every_new_one(tmp_path):
 
     drive(learner, over)
     assert [found[:2] for found in learner.published] == [(1, 0), (2, 3), (3, 6)]
-    for _, _, nets in learner.published:
+    for nets in [*learner.saved, *(nets for _, _, nets in learner.published)]:
         assert_same(net(nets, "target_q"), net(nets, "q"))
     assert_same(net(learner.published[0][2], "policy"), net(untrained, "policy"))
     assert_same(net(learner.published[0][2], "q"), net(untrained, "q"))

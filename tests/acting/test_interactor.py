@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 import support_env
-from support import PATIENCE, make_config, publish_policy
+from support import PATIENCE, TELLING, make_config, publish_policy, told
 from support_actors import Script, context_of, new_run
 
 from steve.acting.interactor import Interactor, interact, step_all
@@ -506,6 +506,43 @@ def test_actions_explore_with_the_configured_chance(tmp_path):
     interact(context_of(run, board, "interactor0", stop))
     # 2000 draws: standard deviation 0.0102.
     assert greedy_share(replay.read(0, 2000)) == pytest.approx(0.7, abs=0.05)
+
+
+PACED = {"frames_before_learning": 0, "frames_per_update": 1.0, "epoch_every_n": 1000}
+
+
+@pytest.mark.parametrize("pace", [{}, PACED])
+def test_each_environment_gets_the_action_for_what_it_shows_now(tmp_path, pace):
+    """Not for zeros, for another environment, or for the step before."""
+    run, board, replay = interacting(
+        tmp_path,
+        env={"length": 7},
+        agent_config={"batch_size": 3, "full_random_n": 0},
+        policy_config=learning(explore_chance=0.0) | pace,
+    )
+    board[VALUERL]["updates"] = 500
+    publish_policy(run.folders.policy, 0.0, weights=TELLING)
+    stop = Script(on_question=lambda: replay.frames >= 90)
+    interact(context_of(run, board, "interactor0", stop))
+    first = 6 if pace else 0  # before them no policy is certain
+    rows = replay.read(first, replay.frames - first)
+    np.testing.assert_allclose(rows.action[:, 0], told(rows.obs), atol=1e-6)
+    assert len(np.unique(rows.action)) == len(rows.action)
+
+
+def test_rewards_are_stored_as_the_environment_gives_them(tmp_path):
+    """Neither scaled by `reward_scale`, which is for the targets, nor clipped."""
+    added = {"entry_point": "support_env:AddedReward", "kwargs": {"amount": 1000.0}}
+    run, board, replay = interacting(
+        tmp_path,
+        env={"reward_scale": 5.0, "wrappers": [added]},
+        agent_config={"batch_size": 3},
+        policy_config=learning(),
+    )
+    stop = Script(on_question=lambda: replay.frames >= 30)
+    interact(context_of(run, board, "interactor0", stop))
+    rows = replay.read(0, 30)
+    np.testing.assert_allclose(rows.reward, rows.action[:, 0] + 1000, rtol=1e-6)
 
 
 @pytest.mark.parametrize(("reload_every", "taken_up"), [(1, 44), (5, 60)])
