@@ -7,7 +7,6 @@ from support import append_frames
 from support_learner import (
     PACE,
     TINY,
-    TINY_MODEL,
     assert_same,
     assert_unequal,
     build,

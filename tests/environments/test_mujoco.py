@@ -10,6 +10,7 @@ from support_environments import RECORDINGS, made
 
 from steve.acting.safe_env import SafeEnv
 from steve.environments import mujoco
+from steve.envwrap import make_env
 from steve.settings.schema import Environment
 
 # Recorded episodes
@@ -228,6 +229,20 @@ def test_humanoids_contact_cost_is_part_of_the_reward_unless_switched_off():
         costs = -np.array([step[4]["reward_contact"] for step in steps])
     assert costs.max() > 0.01
     np.testing.assert_allclose(rewards[1] - rewards[0], costs, atol=1e-12)
+
+
+def test_humanoid_is_trained_with_its_contact_cost():
+    """It was not recorded in the reference episodes, which are made without it."""
+    env = make_env(Environment(name="Humanoid-v1"))
+    env.reset(seed=0)
+    costs = []
+    for _ in range(20):
+        _, reward, _, _, info = env.step(np.zeros(17, np.float32))
+        parts = ("reward_forward", "reward_ctrl", "reward_contact")
+        expected = mujoco.ALIVE_BONUS["Humanoid-v1"] + sum(info[part] for part in parts)
+        assert reward == pytest.approx(expected, abs=1e-12)
+        costs.append(-info["reward_contact"])
+    assert max(costs) > 0.01
 
 
 # Simulations that diverge
