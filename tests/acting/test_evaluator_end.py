@@ -260,6 +260,22 @@ def test_final_episodes_are_of_the_last_policy_also_where_it_is_not_scored(tmp_p
     assert scores_of(run.folders.final_scores) == pytest.approx([2, 2], abs=1e-5)
 
 
+def test_final_episodes_are_of_a_policy_that_comes_just_before_the_end(tmp_path):
+    run, board = evaluating(tmp_path, every_n_epochs=False, final_episodes=2)
+    publish_policy(run.folders.policy, 0.25, epoch=1)
+
+    def end():
+        assert epochs_of(run.folders.scores) == [1]
+        publish_policy(run.folders.policy, 0.5, epoch=2)
+        board[LAUNCHER]["phase"] = FINAL_EPISODES
+        return False
+
+    run_evaluator(run, board, stop=Script(on_idle=end))
+    assert epochs_of(run.folders.scores) == [1]
+    assert epochs_of(run.folders.final_scores) == [2, 2]
+    assert scores_of(run.folders.final_scores) == pytest.approx([2, 2], abs=1e-5)
+
+
 @pytest.mark.parametrize("count", [1, 2])
 def test_a_run_that_is_extended_has_final_episodes_again(tmp_path, count):
     run, board = evaluating(

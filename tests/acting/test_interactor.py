@@ -280,6 +280,40 @@ def test_an_environment_that_does_not_repeat_itself_is_said_and_begins_anew(
         assert steps == sorted(steps)
 
 
+@pytest.mark.parametrize("differs", ["first observation", "observation", "reward"])
+def test_whatever_an_environment_does_not_repeat_is_noticed(
+    tmp_path, monkeypatch, differs
+):
+    run, board, replay = interacting(
+        tmp_path,
+        env=REPEATABLE,
+        agent_config={"batch_size": 3},
+        policy_config={"frames_before_learning": 1000},
+    )
+    stop = Script(lambda: replay.frames >= 12)
+    interact(context_of(run, board, "interactor0", stop))
+    reset, step, taken = SafeEnv.reset, SafeEnv.step, []
+
+    def other_reset(env, seed):
+        return reset(env, seed) + (differs == "first observation")
+
+    def other_step(env, action):
+        taken.append(step(env, action))
+        obs, reward = taken[-1].obs, taken[-1].reward
+        if len(taken) % 4 == 0:  # the last of the four steps of each environment
+            obs = obs + (differs == "observation")
+            reward = reward + (differs == "reward")
+        return taken[-1]._replace(obs=obs, reward=reward)
+
+    monkeypatch.setattr(SafeEnv, "reset", other_reset)
+    monkeypatch.setattr(SafeEnv, "step", other_step)
+    stop = Script(lambda: "not_reproducible" in read_run(run.folders))
+    interact(context_of(run, board, "interactor0", stop))
+    reasons = read_run(run.folders)["not_reproducible"]
+    assert "did not repeat its stored steps" in reasons[0]["why"]
+    assert "environment 0" in reasons[0]["why"]
+
+
 @pytest.mark.parametrize("model", [False, True])
 def test_frames_stay_within_the_band_and_use_it_up(tmp_path, model):
     pace = {"frames_before_learning": 20, "frames_per_update": 0.5}
@@ -398,7 +432,7 @@ def test_a_step_waits_for_its_turn_and_for_nothing_else(tmp_path):
     stop = Script(lambda: replay.frames == 8, store)
     interact(context_of(run, board, "interactor1", stop))
     assert replay.origins(0, 8).turn.tolist() == [0] * 4 + [1] * 4
-    assert replay.origins(4, 4).env.tolist() == [4, 5, 6, 7]
+    assert replay.origins(0, 8).env.tolist() == [0] * 4 + [4, 5, 6, 7]
 
 
 def test_a_paced_step_acts_with_the_policy_that_its_frames_name(tmp_path):

@@ -113,18 +113,20 @@ def test_the_alive_bonus_is_paid_on_the_terminal_step_too(name, low):
 # Humanoid
 
 
-def stepped_humanoid(action: np.ndarray, steps: int = 1):
-    env = made("Humanoid-v1")
+def stepped_humanoid(action: np.ndarray, steps: int = 1, make=made):
+    env = make("Humanoid-v1")
     env.reset(seed=0)
     for _ in range(steps):
         result = env.step(action)
     return env, result
 
 
-def test_humanoids_actions_are_clamped_before_their_cost():
+@pytest.mark.parametrize("make", [made, mujoco.make_mujoco])
+def test_humanoids_actions_are_clamped_before_their_cost(make):
+    """Also where nobody else has clipped them to the box."""
     ones = np.ones(17)
-    env, (obs, reward, *_, info) = stepped_humanoid(ones)
-    _, (obs_at_bound, reward_at_bound, *_) = stepped_humanoid(0.4 * ones)
+    env, (obs, reward, *_, info) = stepped_humanoid(ones, make=make)
+    _, (obs_at_bound, reward_at_bound, *_) = stepped_humanoid(0.4 * ones, make=make)
     np.testing.assert_array_equal(obs, obs_at_bound)
     assert reward == reward_at_bound
     # 0.1 |control|^2 with 17 controls of exactly 0.4: 0.1 * 17 * 0.16
