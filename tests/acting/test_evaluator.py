@@ -5,7 +5,7 @@ from contextlib import suppress
 import numpy as np
 import pytest
 import support_env
-from support import publish_policy
+from support import TELLING, publish_policy, told
 from support_actors import IDLE, Script, new_run
 from support_evaluators import (
     ACTIONS,
@@ -154,6 +154,20 @@ def test_side_by_side_each_environment_runs_whole_episodes(tmp_path, monkeypatch
     # The shortest is over first; the others go on without it. The rows keep the order.
     np.testing.assert_allclose(scores_of(run.folders.scores), [1, 3, 2], atol=1e-5)
     assert len(support_env.steps) == 2 + 4 + 6
+
+
+def test_each_environment_gets_the_action_for_what_it_shows_now(tmp_path):
+    """Not for zeros, for another environment, or for the step before."""
+    run, board = evaluating(tmp_path, episodes_per_policy=3, batch_size=3)
+    publish_policy(run.folders.policy, 0.0, weights=TELLING)
+    run_evaluator(run, board)
+    seen = {number: episode for number, episode, _ in support_env.steps}
+    expected = [
+        told([[number, episode, step] for step in range(LENGTH)]).sum()
+        for number, episode in seen.items()
+    ]
+    assert len(set(expected)) == 3
+    np.testing.assert_allclose(scores_of(run.folders.scores), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("ending", ["termination", "truncation", "both"])
