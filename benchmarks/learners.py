@@ -14,7 +14,6 @@ NumPy is fastest. GFLOP an update: benchmarks/arithmetic.py.
 import importlib
 import multiprocessing
 import os
-import sys
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -25,10 +24,12 @@ import arithmetic
 import harness
 
 from steve.running import devices
+from steve.running.pace import may_update
 from steve.settings.roles import VALUERL, WORLDMODEL, learners
 from steve.settings.schema import Config
 from steve.storage.board import Board
 from steve.storage.folders import Run
+from steve.util import RunError
 
 ROWS = 20_000  # of the replay buffer
 SIDE = 2048  # of the matrices
@@ -68,6 +69,9 @@ def build(name: str, run: Run, gpu: str) -> Trained:
     block = learner.updates_per_call
 
     def work() -> int:
+        frames = learner.replay.frames
+        if not may_update(learner.settings, frames, learner.updates, 2 * block):
+            learner.updates = 0  # so that batches are fetched ahead, as in training
         learner.updates += learner.learn(block)
         return block
 
@@ -166,7 +170,7 @@ def in_processes(calls: list[tuple[Callable, tuple]]) -> list[Any]:
     try:
         return [receiver.recv() for _, receiver in started]
     except EOFError:
-        sys.exit("a process of the benchmark failed (see above)")
+        raise RunError("a process of the benchmark failed (see above)") from None
     finally:
         for child, _ in started:
             child.kill()

@@ -116,9 +116,7 @@ class Imagined(NamedTuple):
     states: list[Tensor]  # (s_h, a_h) of h < H, [M, B, O+A]
 
 
-def imagine(
-    work: Work, policy: Net, fixed: dict[str, Net], batch: Batch
-) -> Imagined:
+def imagine(work: Work, policy: Net, fixed: dict[str, Net], batch: Batch) -> Imagined:
     """The rollout; rewards, terminations and values of all its steps at once."""
 
     def act(obs: Tensor) -> Tensor:
@@ -304,7 +302,9 @@ class TorchUpdate:
     ) -> tuple[Parameters, dict[str, float]]:
         loss, losses = self._loss(Batch(*map(torch.from_numpy, batch)))
         leaves = [x for net in self._trained.values() for x in leaves_of(net)]
-        found = dict(zip(map(id, leaves), torch.autograd.grad(loss, leaves), strict=True))
+        found = dict(
+            zip(map(id, leaves), torch.autograd.grad(loss, leaves), strict=True)
+        )
         gradients = {
             name: [
                 [tuple(found[id(x)] + self._decay * x for x in layer) for layer in m]
@@ -312,7 +312,7 @@ class TorchUpdate:
             ]
             for name, net in self._trained.items()
         }
-        return self._named(gradients), {n: float(x) for n, x in losses.items()}
+        return self._named(gradients), {n: float(x.detach()) for n, x in losses.items()}
 
     def parameters(self) -> Parameters:
         return self._named(self._trained)

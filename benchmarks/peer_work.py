@@ -30,10 +30,11 @@ from steve.util import UserError
 Parameters = dict[str, np.ndarray]
 
 VECTORS = Path(__file__).resolve().parents[1] / "tests" / "data" / "algorithms"
-# What each learner is checked against before it is timed.
-CASES = {VALUERL: ("ddpg", "ensemble_mve_tdk", "steve"), WORLDMODEL: ("steve",)}
 UPDATES = 5  # of a case
-TRAINED = {VALUERL: ("policy", "q"), WORLDMODEL: ("transition", "termination", "reward")}
+TRAINED = {
+    VALUERL: ("policy", "q"),
+    WORLDMODEL: ("transition", "termination", "reward"),
+}
 # The largest errors that check_reference.py allows: of losses, relative; of gradients,
 # relative to the largest entry; of parameters after five updates, absolute.
 ALLOWED = {"losses": 1e-5, "gradients": 5e-5, "parameters": 1e-5}
@@ -163,7 +164,10 @@ def work_of(config: Config, learner: str) -> Work:
     Raises:
         UserError: the updates in other libraries cannot do that.
     """
-    policy, model = config.policy_config, config.world_model_config or WorldModelConfig()
+    policy, model = (
+        config.policy_config,
+        config.world_model_config or WorldModelConfig(),
+    )
     weighting, _ = _choice(policy.value_expansion)
     if weighting not in ("last", "mean", "lambda_return", "steve"):
         raise UserError(f"there is no update of other libraries with {weighting}")
@@ -226,7 +230,9 @@ def initial_parameters(config: Config, obs_dim: int, action_dim: int) -> Paramet
 def layers_of(parameters: Mapping[str, Any], net: str) -> list[tuple[Any, Any]]:
     """The layers of a net: (weights, biases) each."""
     count = sum(name.startswith(f"{net}/w") for name in parameters)
-    return [(parameters[f"{net}/w{i}"], parameters[f"{net}/b{i}"]) for i in range(count)]
+    return [
+        (parameters[f"{net}/w{i}"], parameters[f"{net}/b{i}"]) for i in range(count)
+    ]
 
 
 class Batches:
@@ -302,60 +308,73 @@ def read_case(name: str, learner: str) -> Case:
     work = _work(learner, policy, WorldModelConfig(), task, nets)
     parameters = {}
     for key, array in arrays.items():
-        if key.startswith("param/"):
-            by_member = array
-            if "/w" in key and array.ndim == 2:
-                by_member = array[None]
-            elif "/b" in key and array.ndim == 1:
-                by_member = array[None]
-            parameters[key.removeprefix("param/")] = by_member
+        group, _, name = key.partition("/")
+        if group == "param":  # a single net's weights may lack the members' axis
+            shape = array.shape[-2:] if "/w" in name else array.shape[-1:]
+            parameters[name] = array.reshape(-1, *shape)
     fields = ("obs", "action", "reward", "next_obs", "done")
     batch = Batch(*(arrays[f"batch/{field}"] for field in fields))
     return Case(work, parameters, batch, arrays)
 
 
-def check(build: Builder, learner: str, block: int) -> dict[str, float]:
-    """The largest errors of an update against the reference vectors.
+def case_of(config: Config, learner: str) -> str:
+    """The name of the case that has the algorithm of a configuration."""
+    has_ensembles = any(e.ensemble_size > 1 for e in ensembles(config).values())
+    expansion = config.policy_config.value_expansion
+    weighting, _ = _choice(expansion)
+    if learner == WORLDMODEL or weighting == "steve":
+        return "steve" if has_ensembles else "steve_no_ensemble"
+    if expansion is None:
+        return "ddpg_ensemble" if has_ensembles else "ddpg"
+    if weighting == "lambda_return":
+        return "ensemble_mve_lambda" if has_ensembles else "mve_lambda25"
+    name = {"last": "mve_tdk" if expansion.tdk_trick else "mve", "mean": "mve_mean"}
+    return ("ensemble_" if has_ensembles else "") + name[weighting]
+
+
+def check(build: Builder, case: Case, block: int) -> dict[str, float]:
+    """The largest errors of an update against a reference vector.
 
     Five updates are made in calls of one, or in one call where `block` is above 1.
 
+    Returns:
+        the largest error of each quantity in `ALLOWED`.
+
     Raises:
-        ValueError: an error is larger than is allowed.
+        WrongError: one is larger than is allowed.
     """
-    largest = dict.fromkeys(ALLOWED, 0.0)
-    for name in CASES[learner]:
-        case = read_case(name, learner)
-        calls = 1 if block > 1 else UPDATES
-        update = build(case.work, case.parameters, UPDATES // calls)
-        gradients, losses = update.gradients(case.batch)
-        errors = {
-            "losses": [
-                _relative(losses[ours], case.arrays[f"out/{theirs}"])
-                for ours, theirs in LOSSES[learner].items()
-            ],
-            "gradients": [
-                _relative(gradient, case.arrays[f"grad/{key}"])
-                for key, gradient in gradients.items()
-            ],
-        }
-        for _ in range(calls):
-            update.run(stacked([case.batch] * update.block))
-        update.finish()
-        after = update.parameters()
-        errors["parameters"] = [
-            _absolute(array, case.arrays[f"after5/{key}"])
-            for key, array in after.items()
-        ]
-        expected = {f"after5/{net}/w0" for net in TRAINED[learner]}
-        missing = expected - {f"after5/{key}" for key in after}
-        if missing:
-            raise ValueError(f"{name}: not trained: {', '.join(sorted(missing))}")
-        for quantity, values in errors.items():
-            error = float(np.max(values))  # NaN where one is NaN
-            if not error <= ALLOWED[quantity]:
-                raise ValueError(f"{name}: {quantity} differ by {error:.1e}")
-            largest[quantity] = max(largest[quantity], error)
+    learner, calls = case.work.learner, 1 if block > 1 else UPDATES
+    update = build(case.work, case.parameters, UPDATES // calls)
+    gradients, losses = update.gradients(case.batch)
+    for _ in range(calls):
+        update.run(stacked([case.batch] * update.block))
+    update.finish()
+    trained = [n for n in case.parameters if n.split("/")[0] in TRAINED[learner]]
+    after = update.parameters()
+    errors = {
+        "losses": [
+            _relative(losses[ours], case.arrays[f"out/{theirs}"])
+            for ours, theirs in LOSSES[learner].items()
+        ],
+        "gradients": [
+            _relative(gradients[n], case.arrays[f"grad/{n}"]) for n in trained
+        ],
+        "parameters": [
+            _absolute(after[n], case.arrays[f"after5/{n}"]) for n in trained
+        ],
+    }
+    largest = {name: float(np.max(values)) for name, values in errors.items()}
+    for quantity, error in largest.items():
+        if not error <= ALLOWED[quantity]:  # NaN is above it too
+            raise WrongError(
+                f"{quantity} differ from the reference vector's by {error:.1e}, "
+                f"of which {ALLOWED[quantity]:.0e} is allowed"
+            )
     return largest
+
+
+class WrongError(Exception):
+    """An update is not the one that it is to be."""
 
 
 def _absolute(found: Any, reference: np.ndarray) -> float:
