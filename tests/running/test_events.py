@@ -11,7 +11,7 @@ from steve.settings.roles import VALUERL, WORLDMODEL
 from steve.valuerl_learner import METRIC_NAMES
 from steve.worldmodel import WorldModel
 
-README = PROJECT / "README.md"
+OUTPUTS = PROJECT / "docs" / "outputs.md"
 HEADER = "hours,epochs,frames,score\n"
 
 
@@ -67,8 +67,8 @@ def test_a_full_disk_ends_the_events_with_one_line_and_no_error(
     assert read_events(tmp_path)["t"] == [(1, 1)]
 
 
-def test_the_readme_explains_each_tag():
-    section = README.read_text().partition("### TensorBoard")[2].partition("\n## ")[0]
+def test_the_page_of_outputs_explains_each_tag():
+    section = OUTPUTS.read_text().partition("## TensorBoard")[2].partition("\n## ")[0]
     table = section.partition("| tag |")[2]
     explained = set(re.findall(r"`([a-z_]+/[a-z0-9_]+)`", table))
     tags = {"evaluation/score", "valuerl/models"}
