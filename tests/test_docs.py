@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from support import PROJECT
 
+import steve
 from steve.__main__ import COMMANDS
 from steve.settings.schema import all_paths, field_at
 
@@ -41,6 +42,15 @@ def named(path: Path) -> str:
 
 def test_the_readme_is_short():
     assert len((PROJECT / "README.md").read_bytes()) <= 10_000
+
+
+def test_the_citation_names_this_version():
+    text = (PROJECT / "CITATION.cff").read_text()
+    fields = dict(re.findall(r"^([a-z-]+): (\S.*)$", text, re.MULTILINE))
+    assert fields["version"] == steve.__version__
+    assert {"cff-version", "title", "message", "date-released", "license"} <= set(
+        fields
+    )
 
 
 # Links
