@@ -16,7 +16,7 @@ from steve.storage.tables import append_row
 from steve.valuerl_learner import METRIC_NAMES
 from steve.worldmodel import WorldModel
 
-README = PROJECT / "README.md"
+OUTPUTS = PROJECT / "docs" / "outputs.md"
 HEADER = "hours,epochs,frames,score\n"
 
 
@@ -172,8 +172,8 @@ def test_where_no_events_are_wanted_there_are_none(tmp_path):
     assert run.files() == []
 
 
-def test_the_readme_explains_each_tag():
-    section = README.read_text().partition("### TensorBoard")[2].partition("\n## ")[0]
+def test_the_page_of_outputs_explains_each_tag():
+    section = OUTPUTS.read_text().partition("## TensorBoard")[2].partition("\n## ")[0]
     table = section.partition("| tag |")[2]
     explained = set(re.findall(r"`([a-z_]+/[a-z0-9_]+)`", table))
     tags = {"evaluation/score", "valuerl/models"}
