@@ -15,7 +15,7 @@ HEADER = "hours,epochs,frames,score\n"
 @pytest.fixture
 def scores(tmp_path):
     run = make_run(make_config(tmp_path))
-    return run.folders.scores, Scores(run)
+    return run.folders.scores, Scores(run.folders.scores)
 
 
 def append(path, text):
