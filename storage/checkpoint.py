@@ -77,9 +77,15 @@ def publish(
     Raises:
         NonFiniteError: a value is NaN or infinite; names it. Nothing is written.
         TypeError: a type that a checkpoint cannot hold; names it.
+        CheckpointError: the file would have over MAX_FILE_BYTES, and could not be
+            loaded. Nothing is written.
         OSError: the disk is full, say; the old state is still there.
     """
     content = _encode(tensors, metadata)
+    if len(content) > MAX_FILE_BYTES:
+        raise CheckpointError(
+            f"{path}: would be too large: {len(content)} bytes, over {MAX_FILE_BYTES}"
+        )
     if not keep_previous:
         atomic_write(path, content)
         return

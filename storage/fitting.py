@@ -15,10 +15,12 @@ from ..settings.interface import EnvSpec
 from ..settings.roles import VALUERL, WORLDMODEL
 from ..settings.schema import SINGLE_NET, Config
 from ..util import UserError
+from .checkpoint import MAX_FILE_BYTES
 from .folders import Folders
 
 FLOAT = 4  # bytes
 TRAINED = 4  # a weight, its gradient and two moments
+STATE = 3  # a weight and two moments
 STATES = 3  # files of a learner's state at the worst moment: newest, previous, next
 UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
 PROC = Path("/proc")
@@ -41,8 +43,8 @@ def check_fits(
         lines for the user.
 
     Raises:
-        UserError: the learners need more memory than there is, or the replay buffer
-            cannot have such rows.
+        UserError: the learners need more memory than there is, a learner's state is
+            larger than a file of it may be, or the replay buffer cannot have such rows.
     """
     needed = sum(learner_bytes(config, spec, on_gpus).values())
     memory, available = memory_bytes()
@@ -50,6 +52,12 @@ def check_fits(
         raise UserError(
             f"the learners need at least {_size(needed)} of memory, and this machine "
             f"has {_size(memory)}: choose smaller nets, ensembles or batches"
+        )
+    state = max(state_bytes(config, spec).values())
+    if state > MAX_FILE_BYTES:
+        raise UserError(
+            f"a learner's state would have at least {_size(state)}, and its file may "
+            f"have {_size(MAX_FILE_BYTES)}: choose smaller nets or ensembles"
         )
     notes = []
     if needed > available:
@@ -117,6 +125,13 @@ def learner_bytes(config: Config, spec: EnvSpec, on_gpus: bool) -> dict[str, int
     return needed
 
 
+def state_bytes(config: Config, spec: EnvSpec) -> dict[str, int]:
+    """Bytes of each learner's state at least: weights and moments."""
+    return {
+        name: FLOAT * STATE * count for name, count in parameters(config, spec).items()
+    }
+
+
 def disk_bytes(config: Config, spec: EnvSpec) -> int:
     """Bytes of the replay buffer when it is full, or at the limit, and of the states.
 
@@ -130,8 +145,7 @@ def disk_bytes(config: Config, spec: EnvSpec) -> int:
         replay = file_bytes(spec.obs_dim, spec.action_dim, rows)
     except ValueError as error:
         raise UserError(f"the replay buffer: {error}") from None
-    states = 3 * sum(parameters(config, spec).values())  # weights and moments
-    return replay + FLOAT * STATES * states
+    return replay + STATES * sum(state_bytes(config, spec).values())
 
 
 def _net(inputs: int, hidden: int, outputs: int, layers: int) -> int:

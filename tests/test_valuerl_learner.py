@@ -358,6 +358,19 @@ def test_a_restored_value_learner_has_the_newest_world_model_before_it_learns(
     assert other.models == 2
 
 
+def test_a_resumed_value_learner_learns_what_an_uninterrupted_one_does(
+    tmp_path,
+):
+    learned = []
+    for stops in ([7], [2, 7]):
+        run, board, _ = open_value(tmp_path / str(len(stops)), expansion=False)
+        for stop in stops:
+            learner = build(run, board, ValueRLLearner)
+            train(learner, stop)
+        learned.append(values_of(learner.variables()))
+    assert_same(*learned)
+
+
 @pytest.mark.parametrize("found", ["none", "older", "damaged", "same", "newer"])
 def test_a_restored_value_learner_publishes_a_policy_that_is_due(tmp_path, found):
     run, board, _ = open_value(tmp_path, expansion=False)

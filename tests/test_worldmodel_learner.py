@@ -135,6 +135,19 @@ def test_pretraining_goes_on_where_its_last_state_is(tmp_path, clock, killed):
     assert other.optimizer.named_variables()["steps"].numpy() == 11
 
 
+def test_a_resumed_world_model_learns_what_an_uninterrupted_one_does(
+    tmp_path,
+):
+    learned = []
+    for stops in ([7], [2, 7]):
+        run, board, _ = open_model(tmp_path / str(len(stops)))
+        for stop in stops:
+            learner = build(run, board, WorldmodelLearner)
+            train(learner, stop)
+        learned.append(values_of(learner.variables()))
+    assert_same(*learned)
+
+
 def append_linear(replay, count):
     """A system in which everything is linear in observation and action."""
     rng = np.random.default_rng(0)

@@ -451,3 +451,15 @@ def test_a_large_header_is_refused_when_published(path, monkeypatch):
     monkeypatch.setattr(checkpoint, "MAX_HEADER_BYTES", 100)
     with pytest.raises(ValueError, match="over 100"):
         put(path, 1)
+
+
+def test_a_state_that_could_not_be_loaded_is_not_published(path, monkeypatch):
+    checkpoint.publish(path, {"w": np.ones(9, np.float32)}, {"n": 1})
+    before = path.read_bytes()
+    monkeypatch.setattr(checkpoint, "MAX_FILE_BYTES", len(before))
+    checkpoint.publish(path, {"w": np.zeros(9, np.float32)}, {"n": 2})
+    assert checkpoint.load(path).metadata == {"n": 2}
+    with pytest.raises(CheckpointError, match="would be too large"):
+        checkpoint.publish(path, {"w": np.ones(99, np.float32)}, {"n": 3})
+    assert checkpoint.load(path).metadata == {"n": 2}
+    assert [each.name for each in path.parent.iterdir()] == [path.name]

@@ -35,6 +35,18 @@ def machine(monkeypatch):
     return resize
 
 
+def test_a_state_that_could_not_be_loaded_again_is_refused_in_one_line(
+    machine, folders, monkeypatch
+):
+    config = config_of(policy_config={"hidden_dim": 4, "layers": 2})
+    state = 3 * 4 * (26 + 29)  # see below
+    monkeypatch.setattr(fitting, "MAX_FILE_BYTES", state)
+    assert fitting.check_fits(config, SPEC, folders, on_gpus=False) == []
+    monkeypatch.setattr(fitting, "MAX_FILE_BYTES", state - 1)
+    with pytest.raises(UserError, match="at least 660 bytes, and its file may have"):
+        fitting.check_fits(config, SPEC, folders, on_gpus=False)
+
+
 # What is needed
 
 
