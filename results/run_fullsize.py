@@ -82,8 +82,8 @@ def show(runs: Sequence[PlannedRun], output: Path) -> None:
         print(command(run.arguments))
 
 
-def work(runs: Sequence[PlannedRun], output: Path) -> int:
-    """Runs what is left; returns the exit code, 1 where a run failed.
+def work(runs: Sequence[PlannedRun], output: Path, parallel: int = 1) -> int:
+    """Runs what is left, so many at a time; returns the exit code, 1 where one failed.
 
     Raises:
         UserError: another call is at work in the folder.
@@ -97,10 +97,12 @@ def work(runs: Sequence[PlannedRun], output: Path) -> int:
         print(f"{len(runs) - len(left)} of {len(runs)} are done", flush=True)
         if not left:
             return 0
-        sweep = Sweep(next_folder(output), LOCAL, os.getcwd(), 0, 1, tuple(left))
+        sweep = Sweep(next_folder(output), LOCAL, os.getcwd(), 0, parallel, tuple(left))
         save(sweep)
         places = [(sweep, index) for index in range(len(left))]
-        codes = Pool(places, [{}], lambda line: print(line, flush=True)).run()
+        codes = Pool(
+            places, [{}] * parallel, lambda line: print(line, flush=True)
+        ).run()
     return 1 if set(codes) - set(NO_FAILURE) else 0
 
 
