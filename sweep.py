@@ -5,12 +5,14 @@ a pool on this machine. `status`, `cancel` and `retry` look after them.
 """
 
 import argparse
+import json
 import os
 import shlex
 import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
 
 if __name__ == "__main__":  # Ctrl-C ends the imports without a stack trace
@@ -23,12 +25,12 @@ except ModuleNotFoundError:
 
 from steve.running import devices
 from steve.sweeps import pool as pool_module
-from steve.sweeps import record, slurm, status
+from steve.sweeps import record, search, slurm, status
 from steve.sweeps.pool import Pool
 from steve.sweeps.record import LOCAL, NO_FAILURE, SLURM, PlannedRun, Sweep
 from steve.sweeps.runs import Request, expand
 from steve.sweeps.slurm import Queue, Resources
-from steve.sweeps.status import FAILED
+from steve.sweeps.status import FAILED, FINISHED
 from steve.sweeps.table import table
 from steve.util import (
     OneLineParser,
@@ -119,6 +121,26 @@ def _submit_parser(program: str) -> argparse.ArgumentParser:
     )
     option("--mem", metavar="M", help="memory of each run, for Slurm, such as 16G")
     option(
+        "--optuna",
+        type=whole_number(1, 100_000),
+        metavar="N",
+        help="search the values of --search by N runs in all, with --engine local",
+    )
+    option(
+        "--search",
+        nargs="+",
+        default=[],
+        metavar="KEY=LOW:HIGH[:log]",
+        help="what --optuna tries: a range, or choices as in KEY=A,B,C",
+    )
+    option(
+        "--metric",
+        choices=tuple(search.METRICS),
+        default="auc",
+        help="what --optuna raises: the mean score over all frames (default), or the "
+        "final one",
+    )
+    option(
         "--dry-run",
         action="store_true",
         help="show the runs and the script, do nothing",
@@ -198,6 +220,77 @@ def submit(arguments: argparse.Namespace) -> int:
         return 0
 
 
+def find_best(arguments: argparse.Namespace) -> int:
+    """Runs trials of a search until there are as many as asked for."""
+    _check(arguments)
+    spaces = [search.space(text) for text in arguments.search]
+    if not spaces:
+        raise UserError("--optuna: name what is searched by --search KEY=LOW:HIGH")
+    ends = zip_longest(*(space.ends for space in spaces), fillvalue=None)
+    for values in ends:  # each must be one that a run can have
+        chosen = [v or s.ends[0] for v, s in zip(values, spaces, strict=True)]
+        output_root, (first, *others) = expand(_trial(arguments, chosen, "-search"))
+    if others:
+        raise UserError("--optuna: give one configuration and one value for each key")
+    slots = _slots(arguments.gpus_per_run, arguments.max_parallel)
+    asked = json.dumps([arguments.paths, arguments.set, arguments.metric])
+    metric = search.METRICS[arguments.metric]
+    with record.claimed(output_root):
+        path = output_root / record.FOLDER / f"{first.experiment}.optuna"
+        study = search.Study(path, spaces, asked)
+        while trials := study.next(arguments.optuna, len(slots)):
+            runs = [_trial_run(arguments, trial) for trial in trials]
+            sweep = _sweep(arguments, output_root, runs)
+            record.save(sweep)
+            indices = range(len(runs))
+            Pool([(sweep, i) for i in indices], slots, _say).run()
+            found = status.states([(sweep, i) for i in indices], {}, False)
+            for trial, state, index in zip(trials, found, indices, strict=True):
+                if state.state in (FAILED, FINISHED):
+                    ended = state.state == FINISHED
+                    value = metric(sweep.folders(index).scores) if ended else None
+                    study.tell(trial, value)
+                    _say(f"{state.run.name}: {_worth(arguments.metric, trial, value)}")
+            if any(state.state not in (FAILED, FINISHED) for state in found):
+                print("stopped; the same call continues the search")
+                return 0
+        best = study.best()
+    if best is None:
+        print("no trial has finished")
+        return 1
+    print(f"the best: {_worth(arguments.metric, *best)}")
+    return 0
+
+
+def _trial_run(arguments: argparse.Namespace, trial: search.Trial) -> PlannedRun:
+    """The run of a trial."""
+    request = _trial(arguments, trial.settings, f"-trial{trial.number}")
+    (run,) = expand(request)[1]
+    return run
+
+
+def _trial(
+    arguments: argparse.Namespace, settings: Sequence[str], label: str = ""
+) -> Request:
+    return Request(
+        paths=arguments.paths,
+        settings=[*arguments.set, *settings],
+        frames=arguments.frames,
+        hours=arguments.hours,
+        gpu_id="0" if arguments.gpus_per_run else "cpu",
+        label=label,
+    )
+
+
+def _worth(metric: str, trial: search.Trial, value: float | None) -> str:
+    shown = "failed" if value is None else f"{metric} {value:,.4g}"
+    return f"trial {trial.number}, {' '.join(trial.settings)}: {shown}"
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
 def _check(arguments: argparse.Namespace) -> None:
     check_path(Path.cwd(), "the working folder")
     for limit in ("frames", "hours"):
@@ -205,6 +298,16 @@ def _check(arguments: argparse.Namespace) -> None:
             raise UserError(f"--endless and --{limit} contradict each other")
     if arguments.updates_per_s is not None and not arguments.dry_run:
         raise UserError("--updates-per-s only says what a sweep costs: add --dry-run")
+    if arguments.optuna is None and arguments.search:
+        raise UserError("--search is for --optuna N")
+    if arguments.optuna is not None:
+        for option in ("seeds", "endless", "dry_run", "no_submit"):
+            if getattr(arguments, option):
+                raise UserError(
+                    f"--optuna and --{option.replace('_', '-')} contradict each other"
+                )
+        if arguments.engine == SLURM:
+            raise UserError("--optuna needs --engine local")
     if arguments.engine == SLURM:
         return
     for option in ("partition", "time", "cpus", "mem", "no_submit"):
@@ -419,7 +522,7 @@ def main(arguments: Sequence[str] | None = None, program: str = "sweep.py") -> i
             case "retry":
                 return retry(parsed.output_root)
             case _:
-                return submit(parsed)
+                return (find_best if parsed.optuna else submit)(parsed)
 
     return exit_code(program, command)
 
