@@ -8,7 +8,6 @@ from support_learner import (
     PACE,
     TINY,
     assert_same,
-    assert_unequal,
     build,
     open_model,
     train,
@@ -209,28 +208,28 @@ def gradients_of(learner, batch):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("scale", [1.0, 1e5])
-def test_gradients_reach_the_optimisers_as_they_are(tmp_path, kind, scale):
+def test_gradients_reach_the_optimisers_as_they_are(tmp_path, kind):
     """Neither clipped nor scaled, however large: m = 0.1 g after the first step."""
-    learner = build_one(tmp_path, kind, sizes=ALL)
+    learner, scale = build_one(tmp_path, kind, sizes=ALL), 1e5
     batch = batch_of(learner, scale)
     gradients = gradients_of(learner, batch)
     learner.train_step(batch)
     for optimizer, expected in zip(optimizers_of(learner), gradients, strict=True):
         moments = optimizer.named_variables()
         for i, gradient in enumerate(expected):
-            gradient = tf.convert_to_tensor(gradient)
+            wanted = 0.1 * tf.convert_to_tensor(gradient).numpy()
+            rounding = 1e-5 * np.abs(wanted).max()
             np.testing.assert_allclose(
-                moments[f"m{i}"], 0.1 * gradient, rtol=1e-4, atol=1e-7 * scale
+                moments[f"m{i}"], wanted, rtol=1e-4, atol=rounding
             )
     largest = max(float(tf.reduce_max(tf.abs(g))) for g in gradients[-1])
     assert largest > 0.01 * scale
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("rate", [1e-4, 0.02])
-def test_the_learning_rate_is_that_of_the_configuration(tmp_path, kind, rate):
+def test_the_learning_rate_is_that_of_the_configuration(tmp_path, kind):
     """Adam's first step has the length of the rate wherever there is a gradient."""
+    rate = 0.02
     learner = build_one(tmp_path, kind, sizes=ALL, learning_rate=rate)
     before = [[v.numpy() for v in net.variables] for net in nets_of(learner)]
     learner.train_step(batch_of(learner))
@@ -260,4 +259,4 @@ def test_a_resumed_learner_learns_on_as_if_nothing_had_been(tmp_path, kind):
         found.append([values_of(learner.variables()), *moments])
     for whole, resumed in zip(*found, strict=True):
         assert_same(resumed, whole)
-    assert_unequal({"m0": found[0][1]["m0"]}, {"m0": 0 * found[0][1]["m0"]})
+    assert found[0][1]["m0"].any()

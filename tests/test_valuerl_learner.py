@@ -245,6 +245,7 @@ def waiting(learner, do):
     def over():
         seen["asked"] = seen["asked"] + 1 if seen["updates"] == learner.updates else 0
         seen["updates"] = learner.updates
+        assert learner.epoch < 50, "it never waits"
         if seen["asked"] < 5:
             return False
         seen["asked"] = 0
