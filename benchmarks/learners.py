@@ -142,12 +142,29 @@ def multiply(
     answer.send(speeds)
 
 
-def product_limit(gpu: str, config: Config, seconds: float) -> dict[str, float]:
+def product_limit(
+    gpu: str, config: Config, seconds: float, patience: float | None = None
+) -> dict[str, float]:
     """The GFLOP/s of a large product, by the library that computes it."""
     threads = config.policy_config.threads or len(os.sched_getaffinity(0))
     work = (gpu, threads, config.precision, seconds)
-    (limits,) = in_processes([(multiply, work)])
+    (limits,) = in_processes([(multiply, work)], patience)
     return limits
+
+
+def figures_of(
+    run: Run, name: str, found: dict[str, float], limit: float
+) -> dict[str, float]:
+    """What `learn` answered, with the arithmetic and its share of the limit."""
+    gflop = FLOP[name](run.config, run.obs_dim, run.action_dim) / 1e9
+    speed = found["updates_per_s"] * gflop
+    return {
+        "updates_per_s": found["updates_per_s"],
+        "gflop_per_update": gflop,
+        "gflops": speed,
+        "share": speed / limit,
+        "first_call_s": found["first_call_s"],
+    }
 
 
 def quiet(gpu: str) -> None:
@@ -157,8 +174,19 @@ def quiet(gpu: str) -> None:
     os.environ["TF_FORCE_GPU_ALLOW_GROWTH"] = "true"
 
 
-def in_processes(calls: list[tuple[Callable, tuple]]) -> list[Any]:
-    """Runs functions at the same time, each in a process; returns their answers."""
+def in_processes(
+    calls: list[tuple[Callable, tuple]], patience: float | None = None
+) -> list[Any]:
+    """Runs functions at the same time, each in a process; returns their answers.
+
+    Args:
+        calls: functions and their arguments; a connection for the answer is added.
+        patience: seconds until they are ended; None: for ever.
+
+    Raises:
+        RunError: one failed, or did not answer in time.
+    """
+    deadline = None if patience is None else time.monotonic() + patience
     spawn = multiprocessing.get_context("spawn")
     started = []
     for function, arguments in calls:
@@ -168,7 +196,13 @@ def in_processes(calls: list[tuple[Callable, tuple]]) -> list[Any]:
         sender.close()
         started.append((child, receiver))
     try:
-        return [receiver.recv() for _, receiver in started]
+        answers = []
+        for _, receiver in started:
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            if not receiver.poll(left):
+                raise RunError(f"was not done after {patience:.0f} s")
+            answers.append(receiver.recv())
+        return answers
     except EOFError:
         raise RunError("a process of the benchmark failed (see above)") from None
     finally:
@@ -195,21 +229,10 @@ def measure(
     limits = product_limit(gpus[VALUERL], config, seconds / 4)
     limit = max(limits.values())
 
-    def figures(name: str, found: dict[str, float]) -> dict[str, float]:
-        gflop = FLOP[name](config, run.obs_dim, run.action_dim) / 1e9
-        speed = found["updates_per_s"] * gflop
-        return {
-            "updates_per_s": found["updates_per_s"],
-            "gflop_per_update": gflop,
-            "gflops": speed,
-            "share": speed / limit,
-            "first_call_s": found["first_call_s"],
-        }
-
     result: dict[str, dict[str, Any] | None] = {WORLDMODEL: None}
     for name in names:
         (alone,) = in_processes([(learn, (name, run, gpus[name], seconds, None))])
-        result[name] = figures(name, alone)
+        result[name] = figures_of(run, name, alone, limit)
     beside = {}
     if together:
         spawn = multiprocessing.get_context("spawn")
@@ -217,7 +240,9 @@ def measure(
         found = in_processes(
             [(learn, (name, run, gpus[name], seconds, ready)) for name in names]
         )
-        beside = {n: figures(n, f) for n, f in zip(names, found, strict=True)}
+        beside = {
+            n: figures_of(run, n, f, limit) for n, f in zip(names, found, strict=True)
+        }
     return {
         VALUERL: result[VALUERL],
         WORLDMODEL: result[WORLDMODEL],
