@@ -29,6 +29,7 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = f"{project} {release}"
+default_role = "literal"  # docstrings have single backticks
 smartquotes = False  # text holds commands and JSON
 
 myst_enable_extensions = ["dollarmath"]

@@ -1,21 +1,21 @@
 """README and docs/: sizes, links, anchors, and the commands that they name."""
 
-import importlib
+import importlib.util
 import re
 import shlex
-import sys
 from functools import cache
 from pathlib import Path
 
+import generated
 import pytest
 from support import PROJECT
 
 import steve
-from steve.__main__ import COMMANDS
+from steve import envwrap, main
+from steve.__main__ import COMMANDS, Command
+from steve.settings.files import locate
 from steve.settings.schema import all_paths, field_at
-
-sys.path.insert(0, str(PROJECT / "docs"))
-import generated
+from steve.util import UserError
 
 DOCS = PROJECT / "docs"
 PAGES = (
@@ -33,6 +33,7 @@ SCRIPTS = {
     for name, command in COMMANDS.items()
     if not command.first
 }
+PLACEHOLDER = re.compile(r"(?<![\w-])[A-Z][A-Z_]*(?![\w-])|\.\.\.")
 IN_A_SPAN = re.compile(r"`((?:python|steve) [^`]+)`")
 
 
@@ -48,9 +49,7 @@ def test_the_citation_names_this_version():
     text = (PROJECT / "CITATION.cff").read_text()
     fields = dict(re.findall(r"^([a-z-]+): (\S.*)$", text, re.MULTILINE))
     assert fields["version"] == steve.__version__
-    assert {"cff-version", "title", "message", "date-released", "license"} <= set(
-        fields
-    )
+    assert {"title", "message", "date-released", "license", "type"} <= set(fields)
 
 
 # Links
@@ -96,13 +95,13 @@ def test_every_page_is_in_the_table_of_contents():
 def commands(text: str) -> list[str]:
     """The calls of python and steve, in code blocks without a language and in spans."""
     lines = []
-    for block in re.findall(r"^```(?:bash)?\n(.*?)^```$", text, re.M | re.DOTALL):
-        lines += re.sub(r"\\\n\s*", " ", block).splitlines()
-    lines = [
-        each.strip().removeprefix("$ ") for line in lines for each in line.split("&&")
-    ]
-    lines += [" ".join(span.split()) for span in IN_A_SPAN.findall(FENCE.sub("", text))]
-    calls = [re.sub(r"^\.venv/bin/", "", line) for line in lines]
+    for block in FENCE.findall(text):
+        language, *content = block.splitlines()[:-1]
+        if language in ("```", "```bash"):
+            lines += content
+    calls = [call.strip() for line in lines for call in line.split("&&")]
+    calls += [" ".join(span.split()) for span in IN_A_SPAN.findall(FENCE.sub("", text))]
+    calls = [call.removeprefix(".venv/bin/") for call in calls]
     return [call for call in calls if call.startswith(("python ", "steve "))]
 
 
@@ -128,7 +127,9 @@ def fault(command: str) -> str | None:
     words = tuple(rest[:1]) if rest[:1] in (["status"], ["cancel"], ["retry"]) else ()
     given = {re.sub(r"=.*", "", word.strip("[]")) for word in rest}
     unknown = {word for word in given if word.startswith("--")} - options(name, *words)
-    return f"no option {unknown}" if unknown else file_fault(rest) or key_fault(rest)
+    if unknown:
+        return f"no option {unknown}"
+    return file_fault(rest) or key_fault(rest) or call_fault(COMMANDS[name], rest)
 
 
 def module_fault(module: str) -> str | None:
@@ -155,12 +156,28 @@ def file_fault(words: list[str]) -> str | None:
 
 
 def key_fault(words: list[str]) -> str | None:
-    """The keys behind --set, and the one of --describe."""
-    known = {".".join(path) for path in all_paths()}
+    """Of what stands behind --set and looks like a key of ours."""
     for word in words:
-        key = re.match(r"^([a-z_]+(?:\.[a-z_]+)+|seed|output_root)=", word)
-        if key and key[1] not in known and field_at(tuple(key[1].split("."))) is None:
+        key = re.match(r"([a-z_]+(?:\.[a-z_]+)+|seed|output_root)=", word)
+        if key and field_at(tuple(key[1].split("."))) is None:
             return f"no key {key[1]}"
+    return None
+
+
+def call_fault(command: Command, words: list[str]) -> str | None:
+    """What main.py says of a call that names no placeholder and a file of ours."""
+    is_a_name = not words  # as in `steve describe`
+    if command.module != "steve.main" or is_a_name:
+        return None
+    if any(map(PLACEHOLDER.search, words)):
+        return None
+    parsed = main.parse_arguments([*command.first, *words])
+    if parsed.list is not None or not locate(parsed.config).is_file():
+        return None
+    try:
+        assert main.request_of(parsed).loaded
+    except UserError as error:
+        return str(error)
     return None
 
 
@@ -168,6 +185,17 @@ def key_fault(words: list[str]) -> str | None:
 def test_every_command_names_what_exists(page):
     faults = [(c, found) for c in commands(page.read_text()) if (found := fault(c))]
     assert faults == []
+
+
+def test_the_environment_of_the_readme_can_be_made(tmp_path, monkeypatch):
+    text = (PROJECT / "README.md").read_text()
+    (code,) = re.findall(r"```python\n([^`]*PointMass[^`]*)```", text)
+    (tmp_path / "my_env.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    (command,) = (call for call in commands(text) if "my_env:PointMass" in call)
+    parsed = main.parse_arguments(command.split()[2:])
+    sizes = envwrap.measure(main.request_of(parsed).loaded.config.env)
+    assert (sizes.obs_dim, sizes.action_dim) == (2, 1)
 
 
 def test_a_wrong_command_is_noticed():
@@ -178,6 +206,7 @@ def test_a_wrong_command_is_noticed():
         right.replace("--set", "--sets"),
         right.replace("quickstart", "quick"),
         right.replace("max_frames", "most_frames"),
+        right.replace("seed=1", "seed=-1"),
         "steve trian x",
         "steve sweep status output --frames 3",
         "python tests/programs/crash_test.py --kill 2",
