@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from support import make_config, make_run, publish_policy
 from support_replay import append_episodes
+from support_results import DDPG, write_experiment
 
 import steve
 from steve import verify
@@ -223,3 +224,21 @@ def test_a_table_by_hand(tmp_path):
     assert "| HalfCheetah-v1 | ddpg | nan / nan | nan / nan |" in printed
     assert "| 3 / 65 |" in printed
     assert "| HalfCheetah-v1 | ddpg | 2 | 3.0, 3.0 | 6 |" in printed
+
+
+def test_runs_at_full_size_are_in_no_table_of_the_small_ones(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.syspath_prepend(str(RESULTS))
+    import tables
+
+    for name in ("ddpg0", "full_ddpg0"):
+        run = tmp_path / "HalfCheetah-v1" / name
+        rows = [(0.1, 1, 50_000, 5.0)]
+        log = (("updates", "frames", "hours", "policy_loss"), [(1, 50_000, 0, -2)])
+        write_experiment(run, rows, DDPG, environment="HalfCheetah-v1", valuerl=log)
+        (run / "compute.json").write_text('{"finished": {"hours": 0.05}}')
+    tables.run(tmp_path)
+    printed = capsys.readouterr().out
+    assert "| HalfCheetah-v1 | ddpg |" in printed
+    assert "full_ddpg" not in printed
