@@ -30,6 +30,8 @@ from typing import Any
 import harness
 import learners
 import pynvml
+from rich.console import Console
+from rich.table import Table
 
 from steve.running import devices
 from steve.settings.roles import VALUERL, WORLDMODEL
@@ -115,7 +117,7 @@ def operations(learner: Any) -> dict[str, int]:
     try:
         text = updater.call.experimental_get_compiler_ir(*arguments)("optimized_hlo")
         return {"kernels": count_kernels(text, updater.block > 1)}
-    except (ValueError, TypeError, tf.errors.OpError):  # it is not compiled
+    except Exception:  # it is not compiled, or this device does not give the text
         graph = updater.call.get_concrete_function(*arguments).graph
         no_work = {"Const", "Placeholder", "Identity", "NoOp"}
         found = [o for o in graph.get_operations() if o.type not in no_work]
@@ -185,8 +187,10 @@ def describe(gpu: str, answer: Connection) -> None:
     found = {
         key: build[key] for key in ("cuda_version", "cudnn_version") if key in build
     }
-    for device in tf.config.list_physical_devices("GPU"):
+    seen = tf.config.list_physical_devices("GPU")
+    for device in seen:
         found |= tf.config.experimental.get_device_details(device)
+    found["GPUs seen by a process"] = len(seen)
     answer.send({name: str(value) for name, value in found.items()})
 
 
@@ -197,10 +201,10 @@ def installed() -> dict[str, Any]:
     """The driver and all GPUs: name, memory in use and in all, power limit."""
     try:
         pynvml.nvmlInit()
+        found: dict[str, Any] = {"driver": pynvml.nvmlSystemGetDriverVersion()}
     except pynvml.NVMLError as error:
         return {"driver": f"none ({error})"}
     try:
-        found: dict[str, Any] = {"driver": pynvml.nvmlSystemGetDriverVersion()}
         for number in range(pynvml.nvmlDeviceGetCount()):
             try:
                 found[f"GPU {number}"] = _described(number)
@@ -266,11 +270,21 @@ class Measurement:
         self._save(self.result)
 
     def device(self, config: Config, cases: list[str]) -> None:
-        """The machine, the limit, and whether the mathematics is right."""
+        """The machine, the limit, and whether the mathematics is right.
+
+        Raises:
+            UserError: TensorFlow does not see the GPU.
+        """
         first = self._tokens[0]
         self.part("machine", harness.machine)
         self.part("devices", installed)
         self.part("TensorFlow", lambda: self._ask([(describe, (first,))])[0])
+        is_blind = self.result["TensorFlow"].get("GPUs seen by a process") == "0"
+        if is_blind and first != devices.NO_GPU:
+            raise UserError(
+                "TensorFlow does not see the GPU; install the gpu extra (pip install "
+                "-e '.[gpu]'), or rehearse with --device cpu"
+            )
         self.part("largest product, GFLOP/s", lambda: self._products(config))
         self.part(
             "reference vectors",
@@ -349,17 +363,45 @@ def write(path: Path, result: dict[str, Any]) -> None:
     os.replace(file.name, path)
 
 
-def short(result: dict[str, Any]) -> dict[str, Any]:
-    """The part of a result that a table shows."""
-    shown = dict(result)
-    if isinstance(vectors := shown.get("reference vectors"), dict):
-        shown["reference vectors"] = {
-            part: {k: v for k, v in found.items() if k != "errors"}
-            if isinstance(found, dict)
-            else found
-            for part, found in vectors.items()
-        }
-    return shown
+def show(result: dict[str, Any]) -> None:
+    """Prints the devices, the check, and a table of the learners."""
+    console = Console(highlight=False)
+    for part in ("devices", "TensorFlow", "largest product, GFLOP/s"):
+        items = (
+            f"{name} {value:.0f}" if isinstance(value, float) else f"{name} {value}"
+            for name, value in result[part].items()
+        )
+        console.print(f"{part}: {', '.join(items)}")
+    for part, found in result["reference vectors"].items():
+        if isinstance(found, dict):
+            console.print(
+                f"reference vectors, {part}: {found['comparisons']} comparisons, "
+                f"largest error {found['largest error']:.1e}; above their tolerance: "
+                f"{', '.join(found['above their tolerance']) or 'none'}"
+            )
+    table = Table("learner", "updates/s", "share", "kernels", "peak MiB")
+    for title, part in result.items():
+        if "updates_per_s" in part:
+            table.add_row(title, *_cells(part))
+        for name, figures in part.items():
+            if isinstance(figures, dict) and "updates_per_s" in figures:
+                table.add_row(f"{title}: {name}", *_cells(figures))
+        if "missing" in part:
+            table.add_row(title, "missing", "", "", "")
+    console.print(table)
+
+
+def _cells(figures: dict[str, Any]) -> list[str]:
+    kernels = figures.get("kernels")
+    if kernels is None and "graph_operations" in figures:
+        kernels = f"({figures['graph_operations']})"
+    memory = figures.get("peak_memory_mib")
+    return [
+        f"{figures['updates_per_s']:.4g}",
+        f"{figures['share']:.1%}",
+        "" if kernels is None else str(kernels),
+        "" if memory is None else f"{memory:.0f}",
+    ]
 
 
 def main() -> int:
@@ -399,9 +441,12 @@ def main() -> int:
             if number == 0:
                 measurement.device(config, list(arguments.cases))
             run = harness.open_run(config, arguments.device, learners.ROWS)
-            measurement.learners(path.removeprefix(f"{ROOT}/"), run)
+            measurement.learners(Path(path).parent.name + "/" + Path(path).stem, run)
     result = measurement.result
-    harness.show(result if arguments.json else short(result), arguments.json, "GPU")
+    if arguments.json:
+        harness.show(result, as_json=True, title="")
+    else:
+        show(result)
     note(f"to send back: {arguments.output}")
     vectors = result["reference vectors"]
     wrong = any(

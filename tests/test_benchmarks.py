@@ -4,12 +4,15 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import arithmetic
 import gpu
 import pytest
+import tensorflow as tf
 from arithmetic import Net
 
+from steve.compute import Updater
 from steve.settings import loading
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -163,6 +166,26 @@ def test_the_operations_of_an_update_are_counted_in_the_loop_over_updates():
     assert gpu.count_kernels(COMPILED, in_loop=False) == 6 + 1
 
 
+@pytest.mark.parametrize(
+    ("xla", "name"), [(False, "graph_operations"), (True, "kernels")]
+)
+def test_operations_are_counted_whether_or_not_there_is_a_program(xla, name):
+    weight = tf.Variable(1.0)
+
+    def step(batch):
+        weight.assign_add(tf.reduce_mean(batch.reward))
+        return {"loss": tf.reduce_mean(batch.obs)}
+
+    learner = SimpleNamespace(
+        _updater=Updater(step, ["loss"], block=1, xla=xla),
+        settings=SimpleNamespace(batch_size=2),
+        context=SimpleNamespace(run=SimpleNamespace(obs_dim=3, action_dim=1)),
+    )
+    found = gpu.operations(learner)
+    assert list(found) == [name]
+    assert 2 <= found[name] <= 30
+
+
 def test_the_gpu_benchmark_is_rehearsed_on_the_cpu(tmp_path):
     path = "config/experiments/goodruns/halfcheetah/ddpg0.json"
     keys = [key for key in TINY if "model_" not in key]
@@ -178,7 +201,7 @@ def test_the_gpu_benchmark_is_rehearsed_on_the_cpu(tmp_path):
         found = result["reference vectors"][part]
         assert found["comparisons"] > 0
         assert found["above their tolerance"] == []
-    learner = result[f"{path}: valuerl"]
+    learner = result["halfcheetah/ddpg0: valuerl"]
     limit = max(result["largest product, GFLOP/s"].values())
     assert learner["share"] == pytest.approx(learner["gflops"] / limit)
     assert learner["kernels"] > 0
