@@ -47,7 +47,8 @@ def acting_returns(replay: ReplayBuffer) -> pd.DataFrame:
     lengths = np.diff([*starts, count])
     lasts = starts + lengths - 1
     over = (origin.cut[order] > 0) | (rows.terminated[order] > 0)
-    whole = (step[starts] == 0) & (step[lasts] == lengths - 1) & over[lasts]
+    # Steps are counted from 0: with as many rows before the last, none is missing.
+    whole = (step[lasts] == lengths - 1) & over[lasts]
     scores = np.add.reduceat(rows.reward[order].astype(np.float64), starts)
     table = pd.DataFrame({"frames": first + order[lasts] + 1, SCORE: scores})
     return table[whole].sort_values("frames", ignore_index=True).astype(float)
