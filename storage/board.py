@@ -79,7 +79,7 @@ class Board:
     def create(cls, path: Path, config: Config) -> "Board":
         """A fresh board; evaluators' counts continue from an earlier one at `path`."""
         earlier = {}
-        size = path.stat().st_size if path.exists() else 0
+        size = path.stat().st_size if path.is_file() else 0
         if size <= MAX_BYTES and size % ROW.itemsize == 0 and size:
             rows = np.fromfile(path, ROW)
             earlier = {

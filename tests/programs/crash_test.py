@@ -139,8 +139,7 @@ class Harness:
         self.tag = f"{os.getpid()}.{seed}"
         content = configuration(folder, seed)
         (folder / "run.json").write_text(json.dumps({"updates": content}))
-        self.config = Config.model_validate(content)
-        self.names = process_names(self.config)[1:]
+        self.names = process_names(Config.model_validate(content))[1:]
         self.kinds = {name.rstrip("0123456789") for name in self.names}
         self.root = folder / "output" / support_env.NAME / "run"
         self.seen = Seen()
@@ -446,7 +445,10 @@ class Harness:
                     *("--name", "again", "--frames", str(frames)),
                 ],
                 cwd=PROJECT,
-                env={**os.environ, "PYTHONPATH": str(PROJECT / "tests")},
+                env={
+                    **os.environ,
+                    "PYTHONPATH": str(PROJECT / "tests"),
+                },
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 check=True,

@@ -25,12 +25,12 @@ import pytest
 from crash_test import Harness
 
 from steve.replay import ReplayBuffer
-from steve.running.pace import may_update
 from steve.settings.roles import VALUERL, WORLDMODEL
 from steve.util import stop_as_by_ctrl_c
 
 SIZE = "64m"
 PATIENCE = 60.0  # seconds: those who wait try again every ten
+STILL = 3.0  # seconds without a step or an update after which the run stands still
 INSIDE = "--inside"  # the call within the new namespace
 
 
@@ -87,26 +87,26 @@ class FullDisk:
         return more
 
     def waiting(self) -> Callable[[], bool]:
-        """Whether both learners wait for space, or for frames of one who does."""
-        config = self.harness.config
-        settings = {
-            VALUERL: config.policy_config,
-            WORLDMODEL: config.world_model_config,
-        }
+        """Whether the run waits for space: a process says so, and nothing moves.
+
+        Others may wait for that process: for frames, a world model, or scores.
+        """
+        last, since = None, 0.0
 
         def wait() -> bool:
-            board = self.harness.board()
+            nonlocal last, since
+            board, now = self.harness.board(), time.monotonic()
             if board is None:
                 return False
             with ReplayBuffer.open(self.harness.root / "checkpoints/replay") as replay:
-                frames = replay.frames
-            full = {name for name in self.harness.names if board[name]["disk_full"]}
-
-            def waits(name: str) -> bool:
-                more = may_update(settings[name], frames, int(board[name]["updates"]))
-                return name in full or (bool(full) and not more)
-
-            return all(map(waits, settings))
+                updates = [
+                    int(board[name]["updates"]) for name in (VALUERL, WORLDMODEL)
+                ]
+                moved = [replay.frames, *updates]
+            if moved != last:
+                last, since = moved, now
+            is_full = any(board[name]["disk_full"] for name in self.harness.names)
+            return is_full and now > since + STILL
 
         return wait
 
@@ -127,14 +127,14 @@ class FullDisk:
         self.check("both learn", harness.is_ready)
         self.check("  and go on", self.learns_on())
 
-        self.filled("learners wait")
+        self.filled("the run waits")
         harness.note_state()
         said = harness.output().count("has space again and continues")
         self.free()
-        self.check("go on", self.says("has space again and continues", said + 1))
+        self.check("goes on", self.says("has space again and continues", said + 1))
         self.check("  learning", self.learns_on())
 
-        self.filled("learners wait again")
+        self.filled("the run waits again")
         harness.launcher.send_signal(signal.SIGTERM)
         code = harness.launcher.wait(PATIENCE)
         if code != 1 or "free some space" not in harness.output().lower():
@@ -151,10 +151,10 @@ class FullDisk:
         harness.launch()
         self.check("resumed, both learn", harness.is_ready)
         self.check("  and go on", self.learns_on())
-        self.filled("learners wait a third time")
+        self.filled("the run waits a third time")
         os.killpg(harness.launcher.pid, signal.SIGKILL)
         harness.launcher.wait()
-        self.at_rest("killed while they wait")
+        self.at_rest("killed while it waits")
 
         self.free()
         harness.launch()
