@@ -34,6 +34,7 @@ COMMANDS = {
     "export": Command("steve.export", "write a policy for other programs"),
     "plot": Command("steve.plot", "draw learning curves"),
     "verify": Command("steve.verify", "run an experiment again and compare the bits"),
+    "status": Command("steve.status", "show how far runs are"),
     "sweep": Command("steve.sweep", "run many experiments, here or through Slurm"),
     "toy": Command("steve.toy_demo", "run the paper's toy experiment"),
 }

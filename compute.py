@@ -19,7 +19,7 @@ import tensorflow as tf
 
 from .batch import Batch
 from .replay import ReplayBuffer
-from .util import UserError
+from .util import UserError, without_startup_notes
 
 # Updates in a call at most, where the configuration does not say it.
 UPDATES_PER_CALL = 16
@@ -67,7 +67,9 @@ def prepare_tensorflow(
         tf.config.threading.set_intra_op_parallelism_threads(
             math.ceil(threads / side_by_side)
         )
-    if not on_cpu and not tf.config.list_physical_devices("GPU"):
+    with without_startup_notes(on_cpu):  # here it looks for GPUs
+        gpus = tf.config.list_physical_devices("GPU")
+    if not on_cpu and not gpus:
         raise UserError(
             f"{name}: TensorFlow does not see the GPU that it was given; "
             "install the gpu extra (pip install -e '.[gpu]') or use cpu"

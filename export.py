@@ -46,7 +46,7 @@ from steve.util import (
     example,
     exit_code,
     prepare_command,
-    redirected,
+    without_startup_notes,
 )
 
 NUMPY_NAME = "policy.npz"
@@ -126,8 +126,10 @@ def write_saved_model(arrays: dict, folder: Path) -> None:
 
     It takes "obs" [B, O] float32 and returns {"action": [B, A]}.
     """
-    with open(os.devnull, "w") as nowhere, redirected(nowhere.fileno()):
-        import tensorflow as tf  # its start-up notes obey no log level
+    with without_startup_notes():
+        import tensorflow as tf
+
+        tf.config.list_physical_devices()
 
     layers = [(arrays[f"w{i}"], arrays[f"b{i}"]) for i in range(arrays["layers"])]
     spec = tf.TensorSpec([None, layers[0][0].shape[0]], tf.float32, "obs")

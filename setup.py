@@ -11,6 +11,7 @@ WINGS = (
     "acting",
     "analysis",
     "environments",
+    "loggers",
     "running",
     "settings",
     "storage",

@@ -5,12 +5,14 @@ a pool on this machine. `status`, `cancel` and `retry` look after them.
 """
 
 import argparse
+import json
 import os
 import shlex
 import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
 
 if __name__ == "__main__":  # Ctrl-C ends the imports without a stack trace
@@ -21,27 +23,25 @@ try:
 except ModuleNotFoundError:
     sys.exit("sweep.py: the package steve is not installed; run: pip install -e .")
 
-from rich.table import Table
-from rich.text import Text
-
 from steve.running import devices
 from steve.sweeps import pool as pool_module
-from steve.sweeps import record, slurm, status
+from steve.sweeps import record, search, slurm, status
 from steve.sweeps.pool import Pool
 from steve.sweeps.record import LOCAL, NO_FAILURE, SLURM, PlannedRun, Sweep
 from steve.sweeps.runs import Request, expand
 from steve.sweeps.slurm import Queue, Resources
-from steve.sweeps.status import FAILED, STATES, State
+from steve.sweeps.status import FAILED, FINISHED
+from steve.sweeps.table import table
 from steve.util import (
     OneLineParser,
     UserError,
     check_path,
-    clock,
     example,
     exit_code,
     number,
     prepare_command,
-    print_once,
+    shown_path,
+    terminal_width,
     whole_number,
 )
 
@@ -120,6 +120,26 @@ def _submit_parser(program: str) -> argparse.ArgumentParser:
         help="cores of each run, for Slurm; default: one for each of its processes",
     )
     option("--mem", metavar="M", help="memory of each run, for Slurm, such as 16G")
+    option(
+        "--optuna",
+        type=whole_number(1, 100_000),
+        metavar="N",
+        help="search the values of --search by N runs in all, with --engine local",
+    )
+    option(
+        "--search",
+        nargs="+",
+        default=[],
+        metavar="KEY=LOW:HIGH[:log]",
+        help="what --optuna tries: a range, or choices as in KEY=A,B,C",
+    )
+    option(
+        "--metric",
+        choices=tuple(search.METRICS),
+        default="auc",
+        help="what --optuna raises: the mean score over all frames (default), or the "
+        "final one",
+    )
     option(
         "--dry-run",
         action="store_true",
@@ -200,6 +220,77 @@ def submit(arguments: argparse.Namespace) -> int:
         return 0
 
 
+def find_best(arguments: argparse.Namespace) -> int:
+    """Runs trials of a search until there are as many as asked for."""
+    _check(arguments)
+    spaces = [search.space(text) for text in arguments.search]
+    if not spaces:
+        raise UserError("--optuna: name what is searched by --search KEY=LOW:HIGH")
+    ends = zip_longest(*(space.ends for space in spaces), fillvalue=None)
+    for values in ends:  # each must be one that a run can have
+        chosen = [v or s.ends[0] for v, s in zip(values, spaces, strict=True)]
+        output_root, (first, *others) = expand(_trial(arguments, chosen, "-search"))
+    if others:
+        raise UserError("--optuna: give one configuration and one value for each key")
+    slots = _slots(arguments.gpus_per_run, arguments.max_parallel)
+    asked = json.dumps([arguments.paths, arguments.set, arguments.metric])
+    metric = search.METRICS[arguments.metric]
+    with record.claimed(output_root):
+        path = output_root / record.FOLDER / f"{first.experiment}.optuna"
+        study = search.Study(path, spaces, asked)
+        while trials := study.next(arguments.optuna, len(slots)):
+            runs = [_trial_run(arguments, trial) for trial in trials]
+            sweep = _sweep(arguments, output_root, runs)
+            record.save(sweep)
+            indices = range(len(runs))
+            Pool([(sweep, i) for i in indices], slots, _say).run()
+            found = status.states([(sweep, i) for i in indices], {}, False)
+            for trial, state, index in zip(trials, found, indices, strict=True):
+                if state.state in (FAILED, FINISHED):
+                    ended = state.state == FINISHED
+                    value = metric(sweep.folders(index).scores) if ended else None
+                    study.tell(trial, value)
+                    _say(f"{state.run.name}: {_worth(arguments.metric, trial, value)}")
+            if any(state.state not in (FAILED, FINISHED) for state in found):
+                print("stopped; the same call continues the search")
+                return 0
+        best = study.best()
+    if best is None:
+        print("no trial has finished")
+        return 1
+    print(f"the best: {_worth(arguments.metric, *best)}")
+    return 0
+
+
+def _trial_run(arguments: argparse.Namespace, trial: search.Trial) -> PlannedRun:
+    """The run of a trial."""
+    request = _trial(arguments, trial.settings, f"-trial{trial.number}")
+    (run,) = expand(request)[1]
+    return run
+
+
+def _trial(
+    arguments: argparse.Namespace, settings: Sequence[str], label: str = ""
+) -> Request:
+    return Request(
+        paths=arguments.paths,
+        settings=[*arguments.set, *settings],
+        frames=arguments.frames,
+        hours=arguments.hours,
+        gpu_id="0" if arguments.gpus_per_run else "cpu",
+        label=label,
+    )
+
+
+def _worth(metric: str, trial: search.Trial, value: float | None) -> str:
+    shown = "failed" if value is None else f"{metric} {value:,.4g}"
+    return f"trial {trial.number}, {' '.join(trial.settings)}: {shown}"
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
 def _check(arguments: argparse.Namespace) -> None:
     check_path(Path.cwd(), "the working folder")
     for limit in ("frames", "hours"):
@@ -207,6 +298,16 @@ def _check(arguments: argparse.Namespace) -> None:
             raise UserError(f"--endless and --{limit} contradict each other")
     if arguments.updates_per_s is not None and not arguments.dry_run:
         raise UserError("--updates-per-s only says what a sweep costs: add --dry-run")
+    if arguments.optuna is None and arguments.search:
+        raise UserError("--search is for --optuna N")
+    if arguments.optuna is not None:
+        for option in ("seeds", "endless", "dry_run", "no_submit"):
+            if getattr(arguments, option):
+                raise UserError(
+                    f"--optuna and --{option.replace('_', '-')} contradict each other"
+                )
+        if arguments.engine == SLURM:
+            raise UserError("--optuna needs --engine local")
     if arguments.engine == SLURM:
         return
     for option in ("partition", "time", "cpus", "mem", "no_submit"):
@@ -349,48 +450,15 @@ def _queue(sweeps: Sequence[Sweep]) -> Queue:
 
 def show_status(output_root: Path) -> int:
     sweeps = _load(output_root)
-    try:
-        queue = _queue(sweeps)
-    except UserError as error:
-        print(f"{error}: what is queued is not known", file=sys.stderr)
-        queue = {}
+    queue = status.queued(sweeps, lambda line: print(line, file=sys.stderr))
     pool_is_alive = record.holder(output_root) is not None
     found = status.states(record.latest(sweeps), queue, pool_is_alive)
-    _print_table(found)
-    counts = [sum(state.state == name for state in found) for name in STATES]
-    shown = [f"{n} {name}" for n, name in zip(counts, STATES, strict=True) if n]
-    print(f"{len(found)} runs: {', '.join(shown)}")
+    print("\n".join(table(found, terminal_width())))
     return 0
 
 
-def _print_table(found: Sequence[State]) -> None:
-    table = Table(box=None, pad_edge=False)
-    for column in ("run", "state", "frames", "score", "left", "log", "why"):
-        right = column in ("frames", "score", "left")
-        table.add_column(column, justify="right" if right else "left", overflow="fold")
-    for state in found:
-        limit = f" of {state.run.frames:,}" if state.run.frames else ""
-        cells = (
-            state.run.name,
-            state.state,
-            f"{state.frames:,}{limit}",
-            "-" if state.score is None else f"{state.score:,.1f}",
-            clock(state.seconds_left),
-            _shown(state.log) if state.log.exists() else "-",
-            state.why,
-        )
-        table.add_row(*map(Text, cells))
-    print_once(table)
-
-
-def _shown(path: Path) -> str:
-    """A path as a user would type it here."""
-    here = Path.cwd()
-    return str(path.relative_to(here) if path.is_relative_to(here) else path)
-
-
 def _status_command(output_root: Path) -> str:
-    return shlex.join(["python", "sweep.py", "status", _shown(output_root)])
+    return shlex.join(["python", "sweep.py", "status", shown_path(output_root)])
 
 
 def cancel(output_root: Path) -> int:
@@ -454,7 +522,7 @@ def main(arguments: Sequence[str] | None = None, program: str = "sweep.py") -> i
             case "retry":
                 return retry(parsed.output_root)
             case _:
-                return submit(parsed)
+                return (find_best if parsed.optuna else submit)(parsed)
 
     return exit_code(program, command)
 

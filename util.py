@@ -13,12 +13,13 @@ import os
 import shutil
 import signal
 import stat
+import subprocess
 import sys
 import threading
 import time
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
@@ -35,6 +36,17 @@ MAX_PATH_BYTES = 3000  # the kernel's 4095, less what is made below
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
+# What TensorFlow writes at its start where nothing is wrong (extended expressions).
+STARTUP_NOTES = (
+    "^WARNING: All log messages before absl::InitializeLog",
+    "^I[0-9]{4} ",
+    "^[0-9-]+ [0-9:.]+: I ",
+    "^To enable the following instructions: ",
+    "Unable to register cu[A-Z]+ factory",
+    "computation placer already registered",
+)
+NO_GPU_NOTES = ("failed call to cuInit",)
+GREP_PATIENCE = 1.0  # seconds
 # The scripts as subcommands of `steve`.
 SUBCOMMANDS = {
     "main.py": "train",
@@ -42,6 +54,7 @@ SUBCOMMANDS = {
     "export.py": "export",
     "plot.py": "plot",
     "sweep.py": "sweep",
+    "status.py": "status",
     "verify.py": "verify",
     "toy_demo.py": "toy",
 }
@@ -289,6 +302,40 @@ def redirected(descriptor: int, numbers: tuple[int, ...] = (1, 2)) -> Iterator[N
             os.close(original)
 
 
+@contextmanager
+def without_startup_notes(on_cpu: bool = True) -> Iterator[None]:
+    """For a moment, TensorFlow's notes at its start do not reach stderr.
+
+    They obey no log level. Whatever else is written there passes, also where this
+    process crashes meanwhile: another one, grep, leaves the notes out. Where there is
+    none, they pass too.
+
+    Args:
+        on_cpu: whether that no GPU can be used is a note as well.
+    """
+    notes = "|".join(STARTUP_NOTES + NO_GPU_NOTES * on_cpu)
+    try:
+        grep = subprocess.Popen(
+            ["grep", "-a", "-v", "-E", "--line-buffered", notes],
+            stdin=subprocess.PIPE,
+            stdout=2,
+            env={**os.environ, "LC_ALL": "C"},
+            start_new_session=True,  # Ctrl-C does not end it before this process
+        )
+    except OSError:
+        yield
+        return
+    assert grep.stdin is not None
+    try:
+        with redirected(grep.stdin.fileno(), (2,)):
+            yield
+    finally:
+        grep.stdin.close()
+        # No longer where a process that was started meanwhile still writes there.
+        with suppress(subprocess.TimeoutExpired):
+            grep.wait(GREP_PATIENCE)
+
+
 def check_path(path: str | Path, what: str) -> None:
     """Refuses a path that no file can have, or that would not stay on its line.
 
@@ -494,6 +541,17 @@ class Every:
             return False
         self._next = self._after(count)
         return True
+
+
+def terminal_width() -> int | None:
+    """Columns of the terminal on stdout; None where it is none."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def shown_path(path: Path) -> str:
+    """A path as a user would type it in the working folder."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
 def clock(seconds: float | None) -> str:

@@ -66,10 +66,12 @@ def candidate_targets(
 ) -> tf.Tensor:
     """The candidate targets T_{j,j} .. T_{j,H} of start j (SPEC section 5).
 
-    T_{j,h} = reward_scale sum_{k=j..h} discount^{k-j} C_{k-1} / C_{j-1} r_k
-              + discount^{h-j+1} C_h / C_{j-1} Qtarget(s_h, a_h),      C_{-1} = 1
+    With C_{-1} = 1::
 
-    with 1e-8 added to C_{j-1}, so that a start behind a real termination has target
+        T_{j,h} = reward_scale sum_{k=j..h} discount^{k-j} C_{k-1} / C_{j-1} r_k
+                  + discount^{h-j+1} C_h / C_{j-1} Qtarget(s_h, a_h)
+
+    and 1e-8 added to C_{j-1}, so that a start behind a real termination has target
     0. H = 0 gives the one-step target of DDPG.
 
     Args:

@@ -43,7 +43,12 @@ from steve.util import (
 )
 
 # Of the repetition: nothing in it changes what is learned.
-QUIET = ("evaluator_config.count=0", "final_episodes=0", "tensorboard=false")
+QUIET = (
+    "evaluator_config.count=0",
+    "final_episodes=0",
+    "tensorboard=false",
+    "loggers=[]",
+)
 
 
 class _Enough(Exception):
@@ -105,15 +110,17 @@ def experiment_at(folder: Path) -> tuple[dict[str, Any], Folders]:
     Raises:
         UserError: there is no experiment, or it cannot be repeated.
     """
-    found = sorted(folder.glob("*/hps.json"))
+    collected = folder / "hps.json"  # in results/ all lies side by side
+    found = [collected] if collected.is_file() else sorted(folder.glob("*/hps.json"))
     if not found:
         raise UserError(f"{folder}: has no log/hps.json; name an experiment's folder")
     merged = read_json(found[0])
     config = Config.model_validate(merged)
-    folders = Folders.at(
-        folder, config.log_path, config.save_model_path, folder.resolve().name
-    )
-    for reason in read_run(folders).get("not_reproducible", []):
+    inner = (config.log_path, config.save_model_path)
+    if found[0] == collected:
+        inner = (".", ".")
+    folders = Folders.at(folder, *inner, folder.resolve().name)
+    for reason in record_of(folders).get("not_reproducible", []):
         print(f"note: from frame {reason['from_frame']} on, {reason['why']}")
     if not config.is_paced:
         raise UserError(f"{folder}: {config.sources_of_chance[0]}")
@@ -123,6 +130,12 @@ def experiment_at(folder: Path) -> tuple[dict[str, Any], Folders]:
             "was made by an earlier version"
         )
     return merged, folders
+
+
+def record_of(folders: Folders) -> dict[str, Any]:
+    """run.json, or what results/ has in its place."""
+    collected = folders.log / "compute.json"
+    return read_json(collected) if collected.is_file() else read_run(folders)
 
 
 def repeat(merged: dict[str, Any], folders: Folders, device: str, wanted: int) -> int:
@@ -166,7 +179,7 @@ def report(found: Comparison, of: int) -> str:
 
 def how_far(folders: Folders, again: Folders, updates: int) -> str:
     """By how much two policies differ, and on which processors they were made."""
-    starts = read_run(folders)["starts"]
+    starts = record_of(folders)["starts"]
     before = (starts[-1] if starts else {}).get("processor", "unknown")
     lines = [f"processor then: {before}", f"processor now:  {processor()}"]
     try:

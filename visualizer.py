@@ -81,10 +81,10 @@ from steve.util import (
     example,
     exit_code,
     prepare_command,
-    redirected,
     stop_as_by_ctrl_c,
     unused,
     whole_number,
+    without_startup_notes,
 )
 
 if TYPE_CHECKING:
@@ -268,8 +268,8 @@ def load_nets(
     checkpoint.check_tensors(trained.path, trained.policy, expected)
     if not (trained.critic or trained.model):
         return Nets(None, None, "STEVE", [])
-    with open(os.devnull, "w") as nowhere, redirected(nowhere.fileno()):
-        import tensorflow as tf  # its start-up notes obey no log level
+    with without_startup_notes(gpu_id == "cpu"):
+        import tensorflow as tf
 
         gpus = tf.config.list_physical_devices("GPU")
     if gpu_id != "cpu" and not gpus:

@@ -51,7 +51,8 @@ class Evaluator:
         self._envs: list[SafeEnv] = []
         context.ends.callback(self.close)
         for _ in range(self._settings.batch_size):
-            self._envs.append(SafeEnv(config.env, context.name, self._lose))
+            env = SafeEnv(config.env, context.name, self._lose, self._note_failure)
+            self._envs.append(env)
             self._stopping()
         folders, count = context.run.folders, self._settings.count
         per_policy = self._settings.episodes_per_policy * count
@@ -329,15 +330,20 @@ class Evaluator:
             f"{LOST_IN_A_ROW}",
             flush=True,
         )
-        policy = self._reader.policy
-        frame = policy.frames if policy else 0
-        self._context.note_chance(frame, "rows of scores are missing")
+        self._note_chance("rows of scores are missing")
         return True
 
     # -- for others --------------------------------------------------------------------
 
     def _lose(self) -> None:
         self._row["dropped"] += 1
+
+    def _note_failure(self) -> None:
+        self._note_chance("an environment failed and was made again")
+
+    def _note_chance(self, why: str) -> None:
+        policy = self._reader.policy
+        self._context.note_chance(policy.frames if policy else 0, why)
 
     def _is_final(self) -> bool:
         return int(self._context.board[LAUNCHER]["phase"]) == FINAL_EPISODES

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from ..settings.loading import changed_keys
 from ..settings.roles import VALUERL, WORLDMODEL
 from ..settings.schema import PAPER_HORIZON, Config
+from ..storage.folders import ASIDE
 from ..storage.record import read_json
 from ..util import UserError, files_below
 
@@ -26,8 +27,6 @@ SCORE, USAGE = "score", "model_usage"
 # Keys that make no difference to what is learned, besides those that `changed_keys`
 # leaves out.
 NOT_A_SETTING = {"seed", "log_path", "save_model_path"}
-# Folders that main.py put aside or has not finished.
-ASIDE = re.compile(r"\..*|.*\.old\d+")
 SHORT = 0.95  # of the longest run of its group: a shorter one is worth a remark
 LONGEST_NAME = 48  # letters of a group; what does not fit is told by the experiment
 HORIZON = re.compile(r" H=\d+")

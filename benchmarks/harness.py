@@ -40,7 +40,7 @@ def parser(description: str, config: bool = True) -> argparse.ArgumentParser:
     return result
 
 
-def run(main: Callable[[], None]) -> NoReturn:
+def run(main: Callable[[], int | None]) -> NoReturn:
     """Runs a benchmark as a command."""
     sys.exit(exit_code(Path(sys.argv[0]).name, main))
 

@@ -14,27 +14,70 @@ NumPy is fastest. GFLOP an update: benchmarks/arithmetic.py.
 import importlib
 import multiprocessing
 import os
-import sys
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from multiprocessing.synchronize import Barrier
-from typing import Any
+from typing import Any, NamedTuple
 
 import arithmetic
 import harness
 
 from steve.running import devices
+from steve.running.pace import may_update
 from steve.settings.roles import VALUERL, WORLDMODEL, learners
 from steve.settings.schema import Config
 from steve.storage.board import Board
 from steve.storage.folders import Run
+from steve.util import RunError
 
 ROWS = 20_000  # of the replay buffer
 SIDE = 2048  # of the matrices
+CHAIN = 50  # products of a GPU, one after the other
 WARM_UP_CALLS = 5
 PATIENCE = 1800.0  # seconds until both learners are ready
 FLOP = {VALUERL: arithmetic.valuerl_flop, WORLDMODEL: arithmetic.worldmodel_flop}
+
+
+class Trained(NamedTuple):
+    """A learner that is ready to learn, as in training.
+
+    Attributes:
+        learner: a `steve.learner.Learner`.
+        work: does the updates of one call, returns how many they were.
+        first_call_s: how long building and compiling its update took.
+    """
+
+    learner: Any
+    work: Callable[[], int]
+    first_call_s: float
+
+
+def build(name: str, run: Run, gpu: str) -> Trained:
+    """A learner of a run, in a process that has not used TensorFlow before."""
+    quiet(gpu)
+    from steve.running.child import (
+        Context,
+        Stop,  # with TensorFlow's variables set
+    )
+
+    context = Context(run, name, 0, Board.open(run.folders.board), Stop())
+    learner = importlib.import_module(f"steve.{name}_learner").build(context)
+    start = time.perf_counter()
+    learner.warm_up()
+    first_call = time.perf_counter() - start
+    block = learner.updates_per_call
+
+    def work() -> int:
+        frames = learner.replay.frames
+        if not may_update(learner.settings, frames, learner.updates, 2 * block):
+            learner.updates = 0  # so that batches are fetched ahead, as in training
+        learner.updates += learner.learn(block)
+        return block
+
+    for _ in range(WARM_UP_CALLS):
+        work()
+    return Trained(learner, work, first_call)
 
 
 def learn(
@@ -46,52 +89,45 @@ def learn(
     answer: Connection,
 ) -> None:
     """A process: one learner, as in training; answers with its updates a second."""
-    _quiet(gpu)
-    from steve.running.child import (
-        Context,
-        Stop,  # with TensorFlow's variables set
-    )
-
-    context = Context(run, name, 0, Board.open(run.folders.board), Stop())
-    learner = importlib.import_module(f"steve.{name}_learner").build(context)
-    start = time.perf_counter()
-    learner.warm_up()
-    warm_up = time.perf_counter() - start
-    block = learner.updates_per_call
-
-    def work() -> int:
-        learner.updates += learner.learn(block)
-        return block
-
-    for _ in range(WARM_UP_CALLS):
-        work()
+    learner, work, first_call = build(name, run, gpu)
     if ready:
         ready.wait()
     rate = harness.rate(work, seconds, finish=learner.check_metrics)
-    answer.send({"updates_per_s": rate, "first_call_s": warm_up})
+    answer.send({"updates_per_s": rate, "first_call_s": first_call})
 
 
-def multiply(gpu: str, threads: int, seconds: float, answer: Connection) -> None:
-    """A process: the best of three libraries at one large product, in GFLOP/s."""
-    _quiet(gpu)
+def multiply(
+    gpu: str, threads: int, precision: str, seconds: float, answer: Connection
+) -> None:
+    """A process: the best of several ways to a large product, in GFLOP/s."""
+    quiet(gpu)
     os.environ["OPENBLAS_NUM_THREADS"] = str(threads)
     import numpy as np
     import tensorflow as tf
 
+    from steve.compute import set_precision
+
+    set_precision(precision)
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     a = np.random.default_rng(0).standard_normal((SIDE, SIDE), np.float32)
-    with tf.device("CPU:0" if gpu == devices.NO_GPU else "GPU:0"):
+    a /= np.sqrt(SIDE)  # a chain of products neither grows nor fades
+    on_gpu = gpu != devices.NO_GPU
+    with tf.device("GPU:0" if on_gpu else "CPU:0"):
         on_device = tf.identity(a)
 
-    @tf.function(jit_compile=True)
-    def compiled(x: tf.Tensor) -> tf.Tensor:
-        return tf.matmul(x, x)
+    def chain(x: tf.Tensor) -> tf.Tensor:
+        # The host would wait longer for one product of a GPU than the GPU takes.
+        for _ in range(CHAIN if on_gpu else 1):
+            x = tf.matmul(x, on_device)
+        return x
 
+    traced = tf.function(chain, autograph=False)
+    compiled = tf.function(chain, autograph=False, jit_compile=True)
     products: dict[str, Callable[[], Any]] = {
-        "TensorFlow": lambda: tf.matmul(on_device, on_device)[0, 0].numpy(),
+        "TensorFlow": lambda: traced(on_device)[0, 0].numpy(),
         "XLA": lambda: compiled(on_device)[0, 0].numpy(),
     }
-    if gpu == devices.NO_GPU:
+    if not on_gpu:
         products["NumPy"] = lambda: a @ a
     speeds = {}
     for library, product in products.items():
@@ -101,18 +137,56 @@ def multiply(gpu: str, threads: int, seconds: float, answer: Connection) -> None
             start = time.perf_counter()
             product()
             times.append(time.perf_counter() - start)
-        speeds[library] = 2 * SIDE**3 / min(times) / 1e9
+        count = CHAIN if on_gpu else 1
+        speeds[library] = count * 2 * SIDE**3 / min(times) / 1e9
     answer.send(speeds)
 
 
-def _quiet(gpu: str) -> None:
+def product_limit(
+    gpu: str, config: Config, seconds: float, patience: float | None = None
+) -> dict[str, float]:
+    """The GFLOP/s of a large product, by the library that computes it."""
+    threads = config.policy_config.threads or len(os.sched_getaffinity(0))
+    work = (gpu, threads, config.precision, seconds)
+    (limits,) = in_processes([(multiply, work)], patience)
+    return limits
+
+
+def figures_of(
+    run: Run, name: str, found: dict[str, float], limit: float
+) -> dict[str, float]:
+    """What `learn` answered, with the arithmetic and its share of the limit."""
+    gflop = FLOP[name](run.config, run.obs_dim, run.action_dim) / 1e9
+    speed = found["updates_per_s"] * gflop
+    return {
+        "updates_per_s": found["updates_per_s"],
+        "gflop_per_update": gflop,
+        "gflops": speed,
+        "share": speed / limit,
+        "first_call_s": found["first_call_s"],
+    }
+
+
+def quiet(gpu: str) -> None:
+    """Before TensorFlow is imported: the device of this process, and few lines."""
     os.environ[devices.VARIABLE] = gpu
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     os.environ["TF_FORCE_GPU_ALLOW_GROWTH"] = "true"
 
 
-def in_processes(calls: list[tuple[Callable, tuple]]) -> list[Any]:
-    """Runs functions at the same time, each in a process; returns their answers."""
+def in_processes(
+    calls: list[tuple[Callable, tuple]], patience: float | None = None
+) -> list[Any]:
+    """Runs functions at the same time, each in a process; returns their answers.
+
+    Args:
+        calls: functions and their arguments; a connection for the answer is added.
+        patience: seconds until they are ended; None: for ever.
+
+    Raises:
+        RunError: one failed, or did not answer in time.
+    """
+    deadline = None if patience is None else time.monotonic() + patience
     spawn = multiprocessing.get_context("spawn")
     started = []
     for function, arguments in calls:
@@ -122,9 +196,15 @@ def in_processes(calls: list[tuple[Callable, tuple]]) -> list[Any]:
         sender.close()
         started.append((child, receiver))
     try:
-        return [receiver.recv() for _, receiver in started]
+        answers = []
+        for _, receiver in started:
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            if not receiver.poll(left):
+                raise RunError(f"was not done after {patience:.0f} s")
+            answers.append(receiver.recv())
+        return answers
     except EOFError:
-        sys.exit("a process of the benchmark failed (see above)")
+        raise RunError("a process of the benchmark failed (see above)") from None
     finally:
         for child, _ in started:
             child.kill()
@@ -146,25 +226,13 @@ def measure(
     names = list(learners(config))
     run, _board = harness.open_run(config, device, ROWS)
 
-    threads = config.policy_config.threads or len(os.sched_getaffinity(0))
-    (limits,) = in_processes([(multiply, (gpus[VALUERL], threads, seconds / 4))])
+    limits = product_limit(gpus[VALUERL], config, seconds / 4)
     limit = max(limits.values())
-
-    def figures(name: str, found: dict[str, float]) -> dict[str, float]:
-        gflop = FLOP[name](config, run.obs_dim, run.action_dim) / 1e9
-        speed = found["updates_per_s"] * gflop
-        return {
-            "updates_per_s": found["updates_per_s"],
-            "gflop_per_update": gflop,
-            "gflops": speed,
-            "share": speed / limit,
-            "first_call_s": found["first_call_s"],
-        }
 
     result: dict[str, dict[str, Any] | None] = {WORLDMODEL: None}
     for name in names:
         (alone,) = in_processes([(learn, (name, run, gpus[name], seconds, None))])
-        result[name] = figures(name, alone)
+        result[name] = figures_of(run, name, alone, limit)
     beside = {}
     if together:
         spawn = multiprocessing.get_context("spawn")
@@ -172,7 +240,9 @@ def measure(
         found = in_processes(
             [(learn, (name, run, gpus[name], seconds, ready)) for name in names]
         )
-        beside = {n: figures(n, f) for n, f in zip(names, found, strict=True)}
+        beside = {
+            n: figures_of(run, n, f, limit) for n, f in zip(names, found, strict=True)
+        }
     return {
         VALUERL: result[VALUERL],
         WORLDMODEL: result[WORLDMODEL],
@@ -180,7 +250,7 @@ def measure(
         "machine": harness.machine()
         | {
             "device": device,
-            "threads": threads,
+            "threads": config.policy_config.threads or len(os.sched_getaffinity(0)),
             "limit_gflops": limit,
             "limit_by": max(limits, key=limits.get),
             "environment": config.env.name,

@@ -1,7 +1,7 @@
 """The paper's environments on today's simulators, with the physics they had.
 
-The table of what differs, and how exactly it is undone, is in README; measured
-agreement: tests/programs/check_environments.py.
+The table of what differs, and how exactly it is undone, is in docs/faithfulness.md;
+measured agreement: tests/programs/check_environments.py.
 """
 
 import json

@@ -29,8 +29,8 @@ def make_with_gym(name: str, make_kwargs: dict[str, Any]) -> gymnasium.Env:
         if nearest not in mujoco.MUJOCO:
             nearest = new_name
         raise UserError(
-            f"env.name {name}: needs gym 0.26.2 and mujoco-py with MuJoCo 2.1 (README, "
-            f"the old engine; {error_text(error)}); install them or name {nearest}"
+            f"env.name {name}: needs gym 0.26.2 and mujoco-py with MuJoCo 2.1 "
+            f"(docs/old_engine.md; {error_text(error)}); install them or name {nearest}"
         ) from error
     return GymAdapter(gym.make(name, disable_env_checker=True, **make_kwargs))
 

@@ -2,10 +2,12 @@
 
     python results/collect.py output/cpu
 
-ENVIRONMENT/EXPERIMENT/ gets the scores, the learners' logs, the configuration and
+ENVIRONMENT/EXPERIMENT/ gets the scores, those of the final episodes and of the acting
+agent, the learners' logs, the digests, the configuration, the last policy and
 `compute.json`: versions, starts and the end. A run that is not finished is passed over,
-one that is here with the same scores is left alone, one that is here with others is
-refused: a result is replaced only by hand.
+one that is here with the same scores is left alone. One that was continued to more
+frames replaces what is here of it. One that is here with other scores is refused: such
+a result is replaced only by hand.
 """
 
 import argparse
@@ -13,9 +15,13 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
+from steve.analysis import acting_returns
 from steve.analysis.records import read_config
+from steve.replay import ReplayBuffer
 from steve.settings.roles import learners
+from steve.settings.schema import Config
 from steve.storage.folders import Folders
 from steve.storage.record import read_run
 from steve.util import OneLineParser, UserError, appearing, exit_code
@@ -23,7 +29,8 @@ from steve.util import OneLineParser, UserError, appearing, exit_code
 RESULTS = Path(__file__).resolve().parent
 
 
-KEPT = ("time", "resumed", "python", "versions", "commit", "devices")  # of a start
+# Of a start; one of version 1.0 does not name the processor.
+KEPT = ("time", "resumed", "processor", "python", "versions", "commit", "devices")
 
 
 def collect(output_root: Path, results: Path) -> list[str]:
@@ -45,20 +52,51 @@ def collect(output_root: Path, results: Path) -> list[str]:
             continue
         target = results / root.parent.name / root.name
         if target.exists():
-            here = target / folders.scores.name
-            if here.read_bytes() != folders.scores.read_bytes():
+            here = (target / folders.scores.name).read_bytes()
+            new = folders.scores.read_bytes()
+            if here == new:
+                continue
+            if not new.startswith(here):
                 raise UserError(f"{target}: another run is here; remove it first")
-            continue
         with appearing(target) as unfinished:
-            logs = map(folders.learner_log, learners(config))
-            for source in (folders.scores, folders.hyperparameters, *logs):
-                shutil.copyfile(source, unfinished / source.name)
-            starts = [{key: start[key] for key in KEPT} for start in record["starts"]]
-            compute = {"starts": starts, "finished": record["finished"]}
-            content = json.dumps(compute, indent=2) + "\n"
+            copy(folders, config, unfinished)
+            content = json.dumps(compute(record), indent=2) + "\n"
             (unfinished / "compute.json").write_text(content)
+            before = target.with_name(f".{target.name}.before")
+            shutil.rmtree(before, ignore_errors=True)
+            if target.exists():
+                target.rename(before)
+        shutil.rmtree(before, ignore_errors=True)
         lines.append(str(target.relative_to(results)))
     return lines
+
+
+def copy(folders: Folders, config: Config, target: Path) -> None:
+    """Copies what a run left; some of it is missing in runs of version 1.0."""
+    logs = map(folders.learner_log, learners(config))
+    for source in (folders.scores, folders.hyperparameters, *logs):
+        shutil.copyfile(source, target / source.name)
+    for source in (folders.final_scores, folders.digests, folders.policy):
+        if source.exists():
+            shutil.copyfile(source, target / source.name)
+    if folders.replay.exists():
+        with ReplayBuffer.open(folders.replay) as replay:
+            if replay.has_origins:
+                content = acting_returns.acting_csv(
+                    acting_returns.acting_returns(replay)
+                )
+                name = folders.experiment + acting_returns.SUFFIX
+                (target / name).write_bytes(content)
+
+
+def compute(record: dict[str, Any]) -> dict[str, Any]:
+    """What is kept of run.json."""
+    starts = [
+        {key: start[key] for key in KEPT if key in start} for start in record["starts"]
+    ]
+    chance = record.get("not_reproducible")
+    reasons = {"not_reproducible": chance} if chance else {}
+    return {"starts": starts, "finished": record["finished"], **reasons}
 
 
 def main() -> int:

@@ -3,7 +3,8 @@
     python results/tables.py
 
 A value at F frames is the mean of what a run measured in the last 2,500 of them (the
-curves of `plot.py`, of which a window is a twentieth of a run).
+curves of `plot.py`, of which a window is a twentieth of a run). Runs at full size are
+left out: `fullsize.py` has their table.
 """
 
 import json
@@ -28,6 +29,7 @@ REACHED = {
     "Swimmer-v1": 30,
     "Walker2d-v1": 250,
 }
+FULLSIZE = "full_"  # the beginning of names that fullsize.py is for
 ORDER = ("ddpg", "mve_tdk", "steve", "ensemble_mve_tdk")  # the others behind them
 
 
@@ -132,7 +134,9 @@ def compute(runs: Sequence[Record]) -> str:
 
 
 def run(folder: Path) -> None:
-    runs = find_runs([folder])
+    runs = [
+        run for run in find_runs([folder]) if not run.experiment.startswith(FULLSIZE)
+    ]
     tables = (scores, value_estimates, usage, compute)
     print("\n\n".join(table(runs) for table in tables))
 

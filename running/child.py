@@ -27,7 +27,7 @@ from ..storage.disk import file_error_line, full_disk_line, is_full
 from ..storage.folders import Run
 from ..storage.locks import present
 from ..storage.record import record_chance
-from ..util import RunError, UserError, wait_until
+from ..util import RunError, UserError, wait_until, without_startup_notes
 
 # Exit codes of a child; the supervisor reads them.
 STOPPED = 0
@@ -154,11 +154,12 @@ def child_main(
     with present(run.folders):
         try:
             module, function = main.split(":")
-            main_function = getattr(importlib.import_module(module), function)
+            with without_startup_notes():  # of learners, and of the user's modules
+                main_function = getattr(importlib.import_module(module), function)
+                import_modules(run.config.module)
             seed = process_seed(run.config, name)
             board = Board.open(run.folders.board)
             board[name]["pid"] = os.getpid()
-            import_modules(run.config.module)
             with contextlib.ExitStack() as ends:
                 main_function(Context(run, name, seed, board, stop, ends))
         except UserError as error:

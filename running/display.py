@@ -1,24 +1,33 @@
 """What the terminal shows of a run: a table in place, or plain lines in a file."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import zip_longest
+from dataclasses import dataclass
+from itertools import pairwise, zip_longest
 
 from rich.columns import Columns
-from rich.console import Console, Group, RenderableType
+from rich.console import (
+    Console,
+    ConsoleOptions,
+    Group,
+    RenderableType,
+    RenderResult,
+)
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
 from ..settings.roles import VALUERL, WORLDMODEL
+from ..storage.scores import LAST_SCORES
 from ..util import clock
 from .progress import LearnerProgress, Progress
 
 REFRESH = 0.5  # seconds, in place
 LINE_EVERY = 10.0  # seconds, as plain lines
 SCORES_IN_A_ROW = 5
+BLOCKS = "▁▂▃▄▅▆▇█"
 BAR, NAME_WIDTH, NUMBER_WIDTH = 48, 18, 10  # columns; all fits into 80
 CALLED: dict[str, str] = {VALUERL: "value learner", WORLDMODEL: "world model"}
 
@@ -30,7 +39,11 @@ def frames_text(progress: Progress) -> str:
 
 def plain_line(progress: Progress) -> str:
     """One line for a log file."""
-    parts = [clock(progress.elapsed), progress.phase, f"frames {frames_text(progress)}"]
+    parts = [
+        clock(progress.elapsed),
+        str(progress.phase),
+        f"frames {frames_text(progress)}",
+    ]
     for learner in progress.learners():
         text = f"{learner.name} {learner.updates:,} updates"
         if learner.pretrained and not learner.updates:
@@ -46,10 +59,21 @@ def plain_line(progress: Progress) -> str:
         )
     if progress.dropped():
         parts.append(f"lost {progress.dropped()} transitions")
-    left = progress.seconds_left()
-    if left is not None:
-        parts.append(f"left {clock(left)}")
+    if left := time_left(progress):
+        parts.append("left {}{}".format(*left))
     return " | ".join(parts)
+
+
+def time_left(progress: Progress) -> tuple[str, str] | None:
+    """How long the run takes yet, and of what that is told; None: not known.
+
+    Before learning it is told of the phase only.
+    """
+    if (left := progress.seconds_left()) is not None:
+        return clock(left), ""
+    if (left := progress.seconds_left_in_phase()) is not None:
+        return clock(left), " in this phase"
+    return None
 
 
 def render(progress: Progress, title: str) -> Group:
@@ -63,6 +87,7 @@ def render(progress: Progress, title: str) -> Group:
         Text("losses and speeds: from the newest line of each log", "dim"),
         "",
         *_scores(progress.scores()),
+        Course(progress.course()),
         *_dropped(progress.dropped()),
     )
 
@@ -70,10 +95,10 @@ def render(progress: Progress, title: str) -> Group:
 def _whole_run(progress: Progress) -> Table:
     """What is happening, how far it is, and how long it takes."""
     table = Table.grid(padding=(0, 2))
-    table.add_row("phase", progress.phase)
+    table.add_row("phase", str(progress.phase))
     table.add_row("frames", frames_text(progress))
-    left = progress.seconds_left()
-    ahead = "" if left is None else f", about {clock(left)} left"
+    left = time_left(progress)
+    ahead = ", about {} left{}".format(*left) if left else ""
     table.add_row("time", f"{clock(progress.elapsed)} elapsed{ahead} (h:mm:ss)")
     if progress.share is not None:
         bar = ProgressBar(
@@ -133,6 +158,46 @@ def _scores(scores: list[tuple[int, float]]) -> Iterator[RenderableType]:
     for start in range(0, len(shown), SCORES_IN_A_ROW):
         table.add_row(*shown[start : start + SCORES_IN_A_ROW])
     yield table
+
+
+@dataclass(frozen=True)
+class Course:
+    """The course of all scores as one line of blocks, as long as there is room.
+
+    Each block is the mean of some scores that follow each other. Nothing is shown where
+    the last scores are all that there are, nor where the output has no such characters.
+    """
+
+    scores: list[float]
+
+    def __rich_console__(
+        self, console: Console, options: ConsoleOptions
+    ) -> RenderResult:
+        if len(self.scores) <= LAST_SCORES or options.ascii_only:
+            return
+        low, high = min(self.scores), max(self.scores)
+        ends = f"all {len(self.scores):,}  ", f"  {low:.1f} to {high:.1f}"
+        room = options.max_width - sum(map(len, ends))
+        if room >= LAST_SCORES:
+            yield Text(blocks(self.scores, room).join(ends), no_wrap=True)
+
+
+def blocks(values: Sequence[float], most: int) -> str:
+    """Means of parts of values; the lowest block is the minimum, the highest the
+    maximum.
+
+    Args:
+        values: at least one.
+        most: the number of parts, where there are as many values.
+    """
+    count = min(most, len(values))
+    edges = [len(values) * part // count for part in range(count + 1)]
+    low, span = min(values), max(values) - min(values)
+    shares = [
+        (sum(values[a:b]) / (b - a) - low) / span if span else 0.0
+        for a, b in pairwise(edges)
+    ]
+    return "".join(BLOCKS[round(share * (len(BLOCKS) - 1))] for share in shares)
 
 
 def _dropped(count: int) -> Iterator[Text]:

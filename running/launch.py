@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from ..settings import extensions
 from ..settings.interface import EnvSpec
@@ -16,7 +16,7 @@ from ..storage import opening
 from ..storage.board import Board
 from ..storage.folders import Run
 from ..storage.locks import unwritable
-from ..storage.record import record_finish
+from ..storage.record import record_end, record_finish
 from ..util import UserError, environment, redirected
 from . import devices
 from .child import end_with_parent
@@ -36,6 +36,7 @@ MAINS = {
     Kind.WORLDMODEL: "steve.worldmodel_learner:main",
     Kind.INTERACTOR: "steve.acting.interactor:interact",
     Kind.EVALUATOR: "steve.acting.evaluator:evaluate",
+    Kind.LOGGER: "steve.loggers.process:main",
 }
 
 
@@ -77,6 +78,9 @@ def run_processes(run: Run, display: Display) -> Outcome:
         record_finish(
             run.folders, progress.frames, progress.hours, progress.random_score()
         )
+    with suppress(OSError, UserError):  # what went wrong is told by the outcome
+        lines = (outcome.error or "").splitlines()
+        record_end(run.folders, outcome.code, lines[-1] if lines else None)
     if not outcome.error:
         for line in closing_lines(progress, outcome.finished):
             display.note(line)
@@ -102,8 +106,10 @@ def _check_extensions(config: Config) -> None:
     """Checks that what a configuration chooses has been registered by now.
 
     Raises:
-        UserError: an unknown name or setting.
+        UserError: an unknown name or setting, or a logger that cannot be had.
     """
+    from ..loggers import check as check_loggers  # here: they know its children
+
     expansion, model = config.policy_config.value_expansion, config.world_model_config
     if expansion is not None:
         key = "policy_config.value_expansion.weighting"
@@ -111,6 +117,7 @@ def _check_extensions(config: Config) -> None:
     if model is not None:
         chosen = model.kind, model.kind_settings
         extensions.check(extensions.WORLD_MODELS, *chosen, "model_config.kind")
+    check_loggers(config)
 
 
 def measure_environment(config: Config) -> EnvSpec:

@@ -79,6 +79,18 @@ def is_done(
     return unpaced or not may_update(settings, frames, updates)
 
 
+def updates_for(config: Config, settings: LearnerConfig) -> int:
+    """How many updates a learner that keeps a pace does up to `total_frames`.
+
+    Vector steps are whole, so the run has up to one more than that limit.
+    """
+    assert config.total_frames is not None
+    step = config.agent_config.batch_size
+    frames = math.ceil(config.total_frames / step) * step
+    missing = frames - settings.frames_before_learning
+    return max(0, math.ceil(missing / settings.frames_per_update - ROUNDING))
+
+
 # -- what a paced run does at which counters (SPEC section 2) ------------------------
 
 

@@ -27,6 +27,7 @@ TICK = 0.25  # seconds between looks at the children
 STARTUP_GRACE = 60.0  # seconds more than step_timeout for imports and environments
 LEARNER_STARTUP = 1800.0  # seconds in which a learner builds and compiles its graphs
 LEARNER_GRACE = 4.0  # seconds more than step_timeout: an update may be a long one
+LOGGER_PATIENCE = 1800.0  # seconds that a logger may wait for somebody else's server
 OWN_PAUSE = 5.0  # seconds between looks after which the launcher itself was stopped
 STOP_PATIENCE = 12.0  # seconds that children get to save and end
 FOR_THE_LAUNCHER = (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
@@ -55,6 +56,10 @@ class Child:
     @property
     def is_learner(self) -> bool:
         return self.kind in (VALUERL, WORLDMODEL)
+
+    @property
+    def is_logger(self) -> bool:
+        return self.kind == Kind.LOGGER
 
     @property
     def started(self) -> BaseProcess:
@@ -139,7 +144,8 @@ class Supervisor:
         clock: Callable[[], float] = time.monotonic,
         wait: Callable[[list[int], float], object] = wait,
     ) -> None:
-        from .events import ScoreEvents  # here: all children import this module
+        # Here: all children import this module.
+        from ..loggers.tensorboard import RunEvents
 
         self._run = run
         self._children = children
@@ -150,7 +156,7 @@ class Supervisor:
         self._board = board
         self._replay = ReplayBuffer.open(run.folders.replay)
         self.progress = Progress(run, self._board, self._replay)
-        self._events = ScoreEvents(run, display.note)
+        self._events = RunEvents(run, display.note)
         self._stop_requested_at: float | None = None
         self._at_once = False  # a second signal came
         self._looked_at = self._awake_since = self._clock()
@@ -228,7 +234,8 @@ class Supervisor:
         if self._advance():
             return Outcome(0, finished=True)
         self._display.show(self.progress)
-        self._events.refresh()
+        if self.progress.are_ready():  # what is not part of their states has been cut
+            self._events.refresh()
         return None
 
     def _alive(self) -> list[Child]:
@@ -249,7 +256,7 @@ class Supervisor:
                     child.done = True
                     child.started.terminate()
             launcher["phase"] = FINAL_EPISODES
-        return all(child.done for child in self._children)
+        return all(child.done for child in self._children if not child.is_logger)
 
     def _limit_reached(self) -> bool:
         hours = float(self._board[VALUERL]["hours"])
@@ -275,6 +282,8 @@ class Supervisor:
     def _patience(self, child: Child) -> float:
         """For how many seconds a child may show no life."""
         timeout = self._run.config.env.step_timeout
+        if child.is_logger:
+            return LOGGER_PATIENCE
         if not child.is_learner:
             return timeout
         if not self._board[child.name]["ready"]:
@@ -294,6 +303,14 @@ class Supervisor:
     def _handle_exit(self, child: Child) -> Outcome | None:
         """Decides about a child that ended: done, restarted, or the end of the run."""
         code = child.exit_code
+        if child.is_logger and self._board[child.name]["ready"]:
+            child.done = True
+            file = self._run.folders.process_output(child.name)
+            self._display.note(
+                f"{child.name} {_how(code)}; `loggers` get nothing more of this launch "
+                f"(its output: {file})"
+            )
+            return None
         final = self._board[LAUNCHER]["phase"] == FINAL_EPISODES
         expected = self._limit_reached() if child.is_learner else final
         if code == STOPPED and expected:

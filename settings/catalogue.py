@@ -18,7 +18,8 @@ from .schema import all_paths, allowed, field_at, known_keys, section_of
 
 QUICKSTART = Path("config/quickstart.json")
 CONFIG = Path("config")
-EXPERIMENTS = ("experiments/**/*.json", "cpu/**/*.json")  # below CONFIG
+# Below CONFIG.
+EXPERIMENTS = ("experiments/**/*.json", "fullsize/**/*.json", "cpu/**/*.json")
 MOST_SHOWN = 3  # values in which an experiment differs
 # By folder below CONFIG. One that is not named here is listed without a word.
 SHOWS = {
@@ -26,6 +27,7 @@ SHOWS = {
     "experiments/ablations/horizons": "rollouts of 1, 2 and 5 steps",
     "experiments/ablations/baselines": "each part of STEVE on its own",
     "experiments/speedruns": "score against hours: neither side waits",
+    "fullsize": "to compare with runs of the 2018 release",
     "cpu": "the comparison at a size for two CPU cores",
     str(CONFIG): "a first run, of a minute or so on two CPU cores",
 }
@@ -137,7 +139,7 @@ def _holds(text: str, words: Sequence[str]) -> bool:
 
 def _experiments_table(rows: dict[str, str]) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
-    table.add_column(overflow="fold", min_width=max([33, *map(len, rows)]))
+    table.add_column(no_wrap=True, min_width=33)
     table.add_column(overflow="fold")
     for pattern, what in rows.items():
         table.add_row(Text(pattern), Text(what))

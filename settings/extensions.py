@@ -169,6 +169,8 @@ def weighting(
 ) -> Callable[[Function], Function]:
     """Registers a function as a weighting of candidate targets.
 
+    In a module of your own::
+
         @steve.weighting("inverse_std", title="inverse std")
         def inverse_std(candidates, epsilon=1e-8):
             inverse = 1.0 / (tf.math.reduce_std(candidates, axis=-1) + epsilon)

@@ -15,6 +15,7 @@ class Kind(StrEnum):
     WORLDMODEL = "worldmodel"
     INTERACTOR = "interactor"
     EVALUATOR = "evaluator"
+    LOGGER = "logger"
 
 
 LAUNCHER, VALUERL, WORLDMODEL = Kind.LAUNCHER, Kind.VALUERL, Kind.WORLDMODEL
@@ -56,7 +57,9 @@ def roles(config: Config) -> list[Role]:
     interactors = [Role(Kind.INTERACTOR, i) for i in range(config.agent_config.count)]
     evaluators = [Role(Kind.EVALUATOR, i) for i in range(config.evaluator_config.count)]
     alone = [Role(LAUNCHER), *(Role(Kind(name)) for name in learners(config))]
-    return [*alone, *interactors, *evaluators]
+    # Last: a process's number is its seed's.
+    others = [Role(Kind.LOGGER)] if config.loggers else []
+    return [*alone, *interactors, *evaluators, *others]
 
 
 def process_names(config: Config) -> list[str]:

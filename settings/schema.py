@@ -36,6 +36,7 @@ ENVIRONMENT_ID = r"^[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)?$"
 VECTOR_STEPS_AHEAD = 2  # of the interactors, ahead of the slower learner
 MOST_ROWS = 1 << 32  # of the replay buffer
 MOST_FOR_EPISODES = 1_000_000  # rows of the replay buffer
+BUILT_IN_LOGGERS = ("wandb", "mlflow")
 PAPER_HORIZON = 3  # rollout_len of all experiments but the ablation of it
 
 
@@ -63,6 +64,10 @@ def _entry_point(value: str) -> str:
         raise ValueError("not of the form module:name")
     _dotted_identifier(module)
     return value
+
+
+def _logger(value: str) -> str:
+    return value if value in BUILT_IN_LOGGERS else _entry_point(value)
 
 
 ID_TEXT = (
@@ -218,6 +223,21 @@ class Wrapper(Section):
     envwrap.py."""
     kwargs: Settings = {}
     """Keyword arguments of the class. 2018: no such key. Acts in: envwrap.py."""
+
+
+class LoggerConfig(Section):
+    """What a run's numbers go to, in addition to csv files and TensorBoard."""
+
+    entry_point: Annotated[
+        str,
+        AfterValidator(_logger),
+        Allowed('"wandb", "mlflow" or "package.module:Class"'),
+    ]
+    """"wandb", "mlflow", or a class of the user's own, called with the experiment and
+    `kwargs`. 2018: no such key. Acts in: loggers/process.py."""
+    kwargs: Settings = {}
+    """Keyword arguments of the class; of "wandb" those of wandb.init. 2018: no such
+    key. Acts in: loggers/process.py."""
 
 
 class Environment(Section):
@@ -587,7 +607,14 @@ class Config(Section):
     config/core. Acts in: valuerl_learner.py."""
     tensorboard: Annotated[bool, ON_RESUME] = True
     """Writes event files for TensorBoard. 2018: no such key. Acts in:
-    running/events.py."""
+    loggers/tensorboard.py."""
+    loggers: Annotated[
+        list[LoggerConfig],
+        ON_RESUME,
+        Allowed('a list of {"entry_point": "wandb", "kwargs": {...}}'),
+    ] = []
+    """Loggers that get what the csv files get, in a process of their own. 2018: no such
+    key. Acts in: loggers/process.py."""
 
     @model_validator(mode="after")
     def _sections_fit_together(self) -> Self:

@@ -3,17 +3,20 @@
 import os
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..settings.interface import Interface
 from ..settings.roles import WORLDMODEL
 from ..settings.schema import Config
-from ..util import UserError
+from ..util import UserError, files_below
 from .published import Published
 
 # What a shell would replace: a home folder, or a variable.
 UNKNOWN = re.compile(r"^~[^/]*|\$\w+|\$\{[^}]*\}")
+# Folders that main.py put aside or has not finished.
+ASIDE = re.compile(r"\..*|.*\.old\d+")
 
 
 def output_folder(config: Config) -> Path:
@@ -104,9 +107,10 @@ class Folders:
     def learner_log(self, learner: str) -> Path:
         return self.log / f"{learner}.log"
 
-    def events(self, writer: str) -> Path:
-        """The folder of TensorBoard's files of one writer."""
-        return self.log / "events" / writer
+    @property
+    def loggers(self) -> Path:
+        """How far the loggers are that the configuration names."""
+        return self.log / "loggers.json"
 
     def process_output(self, process: str) -> Path:
         """What a child process prints; its traceback, if it fails."""
@@ -125,6 +129,16 @@ class Folders:
     def lock(self, kind: str) -> Path:
         """Beside the folder, so that it stays in place when the folder is moved."""
         return self.root.with_name(f".{self.experiment}.{kind}.lock")
+
+
+def hide_events(folder: Path) -> None:
+    """Renames event files in and below a folder, so that TensorBoard passes them over.
+
+    They are for viewing only: one that cannot be renamed stays as it is.
+    """
+    for path in files_below(folder, "*tfevents*"):
+        with suppress(OSError):
+            path.rename(path.with_name(path.name.replace("tfevents", "aside")))
 
 
 @dataclass(frozen=True)

@@ -111,6 +111,8 @@ def opened(
             with removed_if_it_fails(folders):
                 notes += open_output(run, merged)
                 record_start(run, resumes)
+                if resumes:
+                    notes.append(what_is_resumed(run))
         finally:
             for line in notes:
                 note(line)
@@ -343,6 +345,29 @@ def _checked_states(run: Run) -> list[str]:
         elif run.folders.policy.exists():
             notes.append(f"{name} has no state: it starts from the beginning")
     return notes
+
+
+def what_is_resumed(run: Run) -> str:
+    """A line that says where an opened run continues.
+
+    Raises:
+        CheckpointError: a learner has no good state left.
+    """
+    with ReplayBuffer.open(run.folders.replay) as replay:
+        parts = [f"{replay.frames:,} frames"]
+    for name in learners(run.config):
+        if run.folders.state(name).exists():
+            state, _ = checkpoint.load_newest(run.folders.state(name))
+            parts.append(f"{name} {_how_far(state.metadata)}")
+    return f"resuming {run.folders.root}: {'; '.join(parts)}"
+
+
+def _how_far(metadata: Mapping[str, checkpoint.Scalar]) -> str:
+    """Up to where a learner's state is."""
+    epoch, updates = metadata["epoch"], metadata["updates"]
+    if not epoch and metadata.get("pretrained"):
+        return f"after {metadata['pretrained']:,} updates of pretraining"
+    return f"after {updates:,} updates, in epoch {epoch:,}"
 
 
 def _adopted_files(run: Run) -> list[str]:

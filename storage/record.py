@@ -65,6 +65,18 @@ def record_finish(
         content["finished"] = finished
 
 
+def record_end(folders: Folders, code: int, why: str | None) -> None:
+    """Says in run.json how the last launch ended; before that, its "ended" is null.
+
+    Args:
+        folders: of the run.
+        code: the launcher's exit code.
+        why: the last line of its error; None where there was none.
+    """
+    with _locked(folders) as content:
+        content["starts"][-1]["ended"] = {"time": now(), "code": code, "why": why}
+
+
 def record_chance(folders: Folders, frame: int, why: str) -> None:
     """Says in run.json that the run cannot be repeated from a frame on, and why."""
     with _locked(folders) as content:
@@ -98,6 +110,7 @@ def start_record(
     return {
         "time": now(),
         "resumed": resumed,
+        "ended": None,
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "host": platform.node(),
         "processor": processor(),

@@ -11,16 +11,20 @@ from ..settings.schema import VECTOR_STEPS_AHEAD, Config
 from ..util import UserError, first_free, fsync_folder
 from . import checkpoint
 from .digests import copy_digests
-from .folders import Folders
+from .folders import Folders, hide_events
 from .locks import claimed
 from .record import read_run, write_json
 from .tables import copy_rows
 
 
 def put_aside(folders: Folders) -> Path:
-    """Renames the experiment's folder, so that nothing in it is lost."""
+    """Renames the experiment's folder, so that nothing in it is lost.
+
+    TensorBoard does not show it any more.
+    """
     aside = first_free(folders.root, ".old")
     folders.root.rename(aside)
+    hide_events(aside)
     return aside
 
 
@@ -69,9 +73,6 @@ def rewind(folders: Folders, config: Config, updates: int) -> Path:
     copy_digests(folders.digests, staging.digests, updates)
     ahead = VECTOR_STEPS_AHEAD * config.agent_config.batch_size
     _copy_replay(folders, staging, updates, frames, ahead if config.is_paced else 0)
-    if (events := folders.log / "events").exists():
-        # Whole: readers drop what a learner that starts at `updates` writes again.
-        shutil.copytree(events, staging.log / "events")
     write_json(staging.run, {**read_run(folders), "finished": None})
     shutil.copy2(folders.hyperparameters, staging.log)
     aside = put_aside(folders)

@@ -2,7 +2,6 @@
 
 import itertools
 import os
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import BinaryIO, NamedTuple, Protocol
 import portalocker
 
 from ..util import named, regular_opener
-from .folders import Run
 from .tables import (
     Follower,
     cut_torn_line,
@@ -53,11 +51,15 @@ def score_row(line: str) -> ScoreRow | None:
 
 
 class Scores:
-    """Follows the scores' csv as it grows."""
+    """Follows a csv of scores as it grows.
 
-    def __init__(self, run: Run) -> None:
-        self._lines = Follower(run.folders.scores)
-        self.rows: deque[tuple[int, float]] = deque(maxlen=LAST_SCORES)  # epoch, score
+    Attributes:
+        rows: epoch and score of all complete rows so far, oldest first.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._lines = Follower(path)
+        self.rows: list[tuple[int, float]] = []
 
     def refresh(self) -> None:
         """Reads the complete rows that were added since the last time."""

@@ -35,6 +35,7 @@ class Request:
         frames, hours: limits of each run; None: the configurations' own.
         endless: whether runs may have no limit.
         gpu_id: for main.py.
+        label: what is added to the names of all runs.
     """
 
     paths: Sequence[str]
@@ -44,6 +45,7 @@ class Request:
     hours: float | None = None
     endless: bool = False
     gpu_id: str = "cpu"
+    label: str = ""
 
 
 @dataclass(frozen=True)
@@ -171,7 +173,7 @@ def _planned(
     config = loaded.config
     own = loading.experiment_name(path)
     name = loading.experiment_name(
-        path, own + "".join(choice.label for choice in choices)
+        path, own + "".join(choice.label for choice in choices) + request.label
     )
     if not (config.total_frames or config.total_hours or request.endless):
         raise UserError(

@@ -1,9 +1,9 @@
-"""How far the runs of a sweep are: from their own files, their logs and the engine."""
+"""How far runs are: from their own files, and of a sweep from its logs and engine."""
 
 import mmap
 import re
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,11 +11,12 @@ from pathlib import Path
 from ..replay import ReplayBuffer
 from ..settings.roles import VALUERL
 from ..storage import locks, record
-from ..storage.folders import Folders
+from ..storage.folders import ASIDE, Folders
 from ..storage.tables import last_rows
-from ..util import UserError, regular_opener
+from ..util import UserError, files_below, regular_opener
+from . import record as sweeps_record
 from . import slurm
-from .record import LOCAL, NO_FAILURE, PlannedRun, Sweep
+from .record import LOCAL, NO_FAILURE, SLURM, PlannedRun, Sweep
 from .slurm import Queue, Task
 
 # In the order in which the table counts them.
@@ -23,6 +24,9 @@ WAITING, RUNNING, FINISHED = "waiting", "running", "finished"
 FAILED, STOPPED = "failed", "stopped"
 STATES = (WAITING, RUNNING, FINISHED, FAILED, STOPPED)
 
+WITHOUT_A_WORD = "ended without a word: killed together with what watched it"
+HYPERPARAMETERS = "hps.json"
+DEFAULTS = {"log_path": "log", "save_model_path": "checkpoints"}
 LAST_SCORES = 10  # evaluation episodes that the shown score is the mean of
 STARTED = b"== started "
 ON_A_JOB = re.compile(r"== started \S+ on \S+ by job (\S+)")
@@ -41,7 +45,7 @@ class State:
         score: mean of the last evaluation episodes; None before the first.
         seconds_left: by the speed of its last log lines; None where that is not known.
         why: why it failed, or waits.
-        log: what main.py printed.
+        log: what main.py printed; None of a run that no sweep started.
         task: its place in Slurm's queue.
         lost_job: the Slurm job that ended without saying how.
     """
@@ -52,7 +56,7 @@ class State:
     score: float | None
     seconds_left: float | None
     why: str
-    log: Path
+    log: Path | None
     task: Task | None = None
     lost_job: str | None = None
 
@@ -111,32 +115,17 @@ def _state(
     queue: Queue,
     pool_is_alive: bool,
 ) -> State:
-    run, folders = sweep.runs[index], sweep.folders(index)
     task = _task(sweep, index, queue)
-    frames = _frames(folders)
-    attempt = last_attempt(sweep.log(index))
-    state = State(
-        run=run,
-        state=STOPPED,
-        frames=frames,
-        score=_score(folders),
-        seconds_left=None,
-        why="",
-        log=sweep.log(index),
-        task=task,
-    )
-    in_use = locks.in_use(folders)
+    log = sweep.log(index)
+    state = _from_files(sweep.runs[index], sweep.output_root, log)
     if task and task.is_pending:
         why = "" if task.reason == "None" else task.reason
-        return replace(state, state=WAITING, why=why)
-    if in_use or task:
-        left = _seconds_left(folders, run, frames)
-        return replace(state, state=RUNNING, seconds_left=left)
-    try:
-        if record.is_finished(folders, run.frames, run.hours):
-            return replace(state, state=FINISHED)
-    except UserError as error:  # its run.json is damaged; the other runs are shown
-        return replace(state, state=FAILED, why=str(error))
+        return replace(state, state=WAITING, why=why, task=task)
+    if state.state == RUNNING or task:
+        return replace(_timed(state, sweep.output_root), state=RUNNING, task=task)
+    if state.state != STOPPED:
+        return state
+    attempt = last_attempt(log)
     if attempt is None:
         if sweep.engine == LOCAL and pool_is_alive:
             return replace(state, state=WAITING)
@@ -144,6 +133,138 @@ def _state(
     if attempt.failed:
         lost = attempt.job if attempt.code is None else None
         return replace(state, state=FAILED, why=attempt.why, lost_job=lost)
+    return state
+
+
+def _from_files(run: PlannedRun, output_root: Path, log: Path | None) -> State:
+    """What a run's own files say: running, finished, stopped, or (damaged) failed."""
+    folders = run.folders(output_root)
+    state = State(
+        run=run,
+        state=STOPPED,
+        frames=_frames(folders),
+        score=_score(folders),
+        seconds_left=None,
+        why="",
+        log=log,
+    )
+    if locks.in_use(folders):
+        return replace(state, state=RUNNING)
+    try:
+        if record.is_finished(folders, run.frames, run.hours):
+            return replace(state, state=FINISHED)
+    except UserError as error:  # its run.json is damaged; the other runs are shown
+        return replace(state, state=FAILED, why=str(error))
+    return state
+
+
+def _timed(state: State, output_root: Path) -> State:
+    """The state with how long it takes yet."""
+    folders = state.run.folders(output_root)
+    return replace(state, seconds_left=_seconds_left(folders, state.run, state.frames))
+
+
+# ---- runs of any kind ---------------------------------------------------------------
+
+
+def below(folders: Sequence[Path], say: Callable[[str], None]) -> list[State]:
+    """The states of all runs in and below folders, by name.
+
+    Args:
+        folders: output roots, or those of environments or experiments.
+        say: takes a line for each thing that is not known.
+
+    Raises:
+        UserError: no such folder, or there is no run in it.
+    """
+    of_sweeps: dict[Path, dict[str, State]] = {}
+
+    def swept(output_root: Path) -> dict[str, State]:
+        root = output_root.resolve()
+        if root not in of_sweeps:
+            of_sweeps[root] = {s.run.name: s for s in _of_sweeps(output_root, say)}
+        return of_sweeps[root]
+
+    found: dict[tuple[str, Path], State] = {}
+    for folder in folders:
+        if not folder.is_dir():
+            raise UserError(f"{folder} is not a folder; name one of main.py's output")
+        here = {(name, folder.resolve()): s for name, s in swept(folder).items()}
+        for path in files_below(folder, HYPERPARAMETERS):
+            run, root = _recorded(path), path.absolute().parent.parent.parent.parent
+            if run and not any(map(ASIDE.fullmatch, path.relative_to(folder).parts)):
+                state = swept(root).get(run.name) or _alone(run, root)
+                here[run.name, root.resolve()] = state
+        if not here:
+            raise UserError(f"{folder} holds no run; name one of main.py's output")
+        found |= here
+    return [found[key] for key in sorted(found)]
+
+
+def _of_sweeps(output_root: Path, say: Callable[[str], None]) -> list[State]:
+    """The states of all runs that sweeps of an output root have."""
+    try:
+        sweeps = sweeps_record.load_all(output_root)
+    except UserError as error:
+        say(str(error))
+        return []
+    pool_is_alive = sweeps_record.holder(output_root) is not None
+    return states(sweeps_record.latest(sweeps), queued(sweeps, say), pool_is_alive)
+
+
+def queued(sweeps: Sequence[Sweep], say: Callable[[str], None]) -> Queue:
+    """What Slurm has queued; says so where that is not known."""
+    if not any(sweep.engine == SLURM for sweep in sweeps):
+        return {}
+    try:
+        return slurm.queue()
+    except UserError as error:
+        say(f"{error}: what is queued is not known")
+        return {}
+
+
+def _recorded(hyperparameters: Path) -> PlannedRun | None:
+    """The run whose hps.json it is; None where that does not lie where it should."""
+    root, log_path = hyperparameters.absolute().parent.parent, hyperparameters.parent
+    try:
+        content = record.read_json(hyperparameters)
+    except UserError:  # damaged: its limits are not known
+        content = {"log_path": log_path.name}
+    if content.get("log_path", DEFAULTS["log_path"]) != log_path.name:
+        return None
+    checkpoints = content.get("save_model_path")
+    if not isinstance(checkpoints, str) or Path(checkpoints).name != checkpoints:
+        checkpoints = DEFAULTS["save_model_path"]
+    frames, hours = content.get("total_frames"), content.get("total_hours")
+    return PlannedRun(
+        arguments=(),
+        environment=root.parent.name,
+        experiment=root.name,
+        log_path=log_path.name,
+        save_model_path=checkpoints,
+        frames=frames if isinstance(frames, int) else None,
+        hours=hours if isinstance(hours, int | float) else None,
+        updates=None,
+        processes=0,
+    )
+
+
+def _alone(run: PlannedRun, output_root: Path) -> State:
+    """The state of a run that no sweep started."""
+    state = _from_files(run, output_root, None)
+    if state.state == RUNNING:
+        return _timed(state, output_root)
+    if state.state != STOPPED:
+        return state
+    starts = record.read_run(run.folders(output_root))["starts"]
+    last = starts[-1] if starts and isinstance(starts[-1], dict) else {}
+    if "ended" not in last:  # of an earlier version
+        return state
+    ended = last["ended"]
+    if not isinstance(ended, dict):
+        return replace(state, state=FAILED, why=WITHOUT_A_WORD)
+    if ended.get("code") not in NO_FAILURE:
+        return replace(state, state=FAILED, why=str(ended.get("why") or ""))
     return state
 
 
@@ -172,7 +293,7 @@ class Attempt:
     @property
     def why(self) -> str:
         if self.code is None:
-            return "ended without a word: killed together with what watched it"
+            return WITHOUT_A_WORD
         if self.code > 128:
             return f"killed by {_signal_name(self.code - 128)}"
         return self.last_line

@@ -23,6 +23,9 @@ from steve.sweeps.runs import Request
 PROJECT = Path(__file__).resolve().parents[1]
 QUICKSTART = str(PROJECT / "config" / "quickstart.json")
 PATIENCE = 30  # seconds until a test gives another process up
+# Weights [O, 1] of a policy whose action tells which observation of the counting
+# environment it saw: the environment's number is up to 2^24.
+TELLING = np.array([[2**-26], [0.03], [0.01]], np.float32)
 
 
 def make_config(root: Path, model: bool = False, **keys) -> Config:
@@ -97,14 +100,18 @@ def publish_policy(
     frames: int = 0,
     hours: float = 0.0,
     updates: int | None = None,
+    weights: np.ndarray | None = None,
 ) -> None:
     """Publishes a policy that takes one action in [-1, 1] everywhere.
 
-    It goes to `path` and under the number of its updates: by default 500 for each
-    epoch after the first.
+    With weights [O, 1] that action is the one for observation 0. The policy goes to
+    `path` and under the number of its updates: by default 500 for each epoch after the
+    first.
     """
+    if weights is None:
+        weights = np.zeros((support_env.OBS_DIM, 1), np.float32)
     tensors = {
-        "policy/w0": np.zeros((support_env.OBS_DIM, 1), np.float32),
+        "policy/w0": weights,
         "policy/b0": np.array([math.atanh(action)], np.float32),
     }
     if updates is None:
@@ -112,6 +119,11 @@ def publish_policy(
     metadata = {"epoch": epoch, "frames": frames, "hours": hours, "updates": updates}
     checkpoint.publish(path, tensors, metadata)
     Published(path.parent / "published", "policy").add(updates, path)
+
+
+def told(obs: np.ndarray) -> np.ndarray:
+    """The actions of a policy with the weights `TELLING`: [B, O] -> [B]."""
+    return np.tanh(np.asarray(obs, np.float32) @ TELLING)[:, 0]
 
 
 def read_events(folder: Path) -> dict[str, list[tuple[int, float]]]:

@@ -9,7 +9,7 @@ import csv
 import numpy as np
 import pytest
 import tensorflow as tf
-from support import append_frames, open_run, read_events
+from support import append_frames, open_run
 
 from steve import nn
 from steve.learner import Learner
@@ -201,17 +201,6 @@ def assert_same(found, expected):
 
 def assert_unequal(found, expected):
     assert any(not np.array_equal(found[name], expected[name]) for name in expected)
-
-
-def assert_events_are_the_log(learner, step):
-    """Each value of each line is there, once, under the step that `step(line)` is."""
-    events = read_events(learner.folders.events(learner.name))
-    lines = log_of(learner)
-    columns = [key for key in lines[0] if key not in ("updates", "pretrained")]
-    assert set(events) == {f"{learner.name}/{column}" for column in columns}
-    for column in columns:
-        expected = [(step(line), np.float32(line[column])) for line in lines]
-        assert events[f"{learner.name}/{column}"] == expected
 
 
 def numbered(run):

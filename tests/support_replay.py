@@ -3,7 +3,7 @@
 import numpy as np
 
 from steve import replay
-from steve.replay import Batch, ReplayBuffer
+from steve.replay import Batch, Origin, ReplayBuffer
 
 OBS_DIM, ACTION_DIM = 5, 2
 ROW_BYTES = 4 * (2 * OBS_DIM + ACTION_DIM + 2 + 6 + 3)
@@ -41,6 +41,30 @@ def filled(folder, frames, capacity=100):
     for start in range(0, frames, 10):
         assert buffer.append(rows(np.arange(start, min(start + 10, frames))))
     return buffer
+
+
+def append_episodes(buffer, envs, steps, length=None):
+    """Vector steps of some environments, whose episodes are cut after `length` steps.
+
+    By default the episodes are as long as the run. A reward is the frame's number.
+    """
+    length = length or steps
+    for turn in range(steps):
+        number = np.arange(buffer.frames, buffer.frames + envs, dtype=np.float32)
+        obs = np.zeros((envs, buffer.obs_dim), np.float32)
+        action = np.zeros((envs, buffer.action_dim), np.float32)
+        same = np.ones(envs, int)
+        step = turn % length
+        origin = Origin(
+            np.arange(envs),
+            turn // length * same,
+            step * same,
+            (step == length - 1) * same,
+            0 * same,
+        )
+        over = np.zeros(envs, np.float32)
+        batch = Batch(obs, action, number, obs, over)
+        assert buffer.append(batch, origin=origin)
 
 
 def live_values(buffer):

@@ -31,8 +31,8 @@ class Clock:
 class Shown:
     """A run whose files a test fills, and the progress that is read from them."""
 
-    def __init__(self, tmp_path, model, **keys):
-        self.run = make_run(make_config(tmp_path, model, **keys))
+    def __init__(self, tmp_path, model, launch=0, **keys):
+        self.run = make_run(make_config(tmp_path, model, **keys), launch=launch)
         self.board = Board.create(self.run.folders.board, self.run.config)
         self._replay = ReplayBuffer.create(
             self.run.folders.replay, support_env.OBS_DIM, 1, 10_000_000

@@ -4,11 +4,15 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import arithmetic
+import gpu
 import pytest
+import tensorflow as tf
 from arithmetic import Net
 
+from steve.compute import Updater
 from steve.settings import loading
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -116,3 +120,101 @@ def test_the_replay_benchmark_fills_and_reads_a_buffer():
     # Whole blocks, and the header's page.
     assert row / 1000 <= disk <= row / 1000 + 2 * 4096 / 5000 / 1000
     assert result["append"]["4 writers, median us"] > 0
+
+
+COMPILED = """HloModule an_update, is_scheduled=true
+
+%fused (p: f32[4]) -> f32[4] {
+  %p = f32[4]{0} parameter(0)
+  ROOT %add.1 = f32[4]{0} add(%p, %p)
+}
+
+%branch (b: f32[4]) -> f32[4] {
+  %b = f32[4]{0} parameter(0)
+  ROOT %copy.2 = f32[4]{0} copy(%b)
+}
+
+%body (state: (s32[], /*index=1*/f32[4])) -> (s32[], f32[4]) {
+  %state = (s32[], f32[4]{0}) parameter(0)
+  %x = f32[4]{0} get-tuple-element(%state), index=1
+  %fusion.1 = f32[4]{0} fusion(%x), kind=kLoop, calls=%fused
+  %gemm-start = ((f32[4]{0}), f32[4]{0}) custom-call-start(%fusion.1)
+  %gemm-done = f32[4]{0} custom-call-done(%gemm-start)
+  %call.1 = f32[4]{0} call(%gemm-done), to_apply=%branch
+  %chosen = f32[4]{0} conditional(%k, %x, %x), branch_computations={%branch, %branch}
+  ROOT %tuple.1 = (s32[], f32[4]{0}) tuple(%k, %chosen)
+}
+
+%condition (state.1: (s32[], f32[4])) -> pred[] {
+  %state.1 = (s32[], f32[4]{0}) parameter(0)
+  ROOT %compare = pred[] fusion(%state.1), kind=kLoop, calls=%compared
+}
+
+ENTRY %main (argument: f32[4]) -> f32[4] {
+  %argument = f32[4]{0} parameter(0)
+  %copy.1 = f32[4]{0} copy(%argument)
+  %while.1 = (s32[], f32[4]{0}) while(%copy.1), condition=%condition, body=%body
+  ROOT %last = f32[4]{0} get-tuple-element(%while.1), index=1
+}
+"""
+
+
+def test_the_operations_of_an_update_are_counted_in_the_loop_over_updates():
+    # In the body a fusion, a product, a copy in a call, two in branches; the condition.
+    assert gpu.count_kernels(COMPILED, in_loop=True) == 2 + 1 + 2 + 1
+    # Without such a loop the whole program is one update: a copy more.
+    assert gpu.count_kernels(COMPILED, in_loop=False) == 6 + 1
+
+
+@pytest.mark.parametrize(
+    ("xla", "name"), [(False, "graph_operations"), (True, "kernels")]
+)
+def test_operations_are_counted_whether_or_not_there_is_a_program(xla, name):
+    weight = tf.Variable(1.0)
+
+    def step(batch):
+        weight.assign_add(tf.reduce_mean(batch.reward))
+        return {"loss": tf.reduce_mean(batch.obs)}
+
+    learner = SimpleNamespace(
+        _updater=Updater(step, ["loss"], block=1, xla=xla),
+        settings=SimpleNamespace(batch_size=2),
+        context=SimpleNamespace(run=SimpleNamespace(obs_dim=3, action_dim=1)),
+    )
+    found = gpu.operations(learner)
+    assert list(found) == [name]
+    assert 2 <= found[name] <= 30
+
+
+def test_the_gpu_benchmark_is_rehearsed_on_the_cpu(tmp_path):
+    path = "config/experiments/goodruns/halfcheetah/ddpg0.json"
+    keys = [key for key in TINY if "model_" not in key]
+    file = tmp_path / "gpu.json"
+    printed = output(
+        *("benchmarks/gpu.py", path, "--device=cpu", "--seconds=0.1", "--cases=ddpg"),
+        *("--json", f"--output={file}", "--set", *keys),
+    )
+    result = json.loads(printed)
+    assert json.loads(file.read_text()) == result
+    assert not [name for name, part in result.items() if "missing" in part]
+    for part in ("as operations", "compiled by XLA"):
+        found = result["reference vectors"][part]
+        assert found["comparisons"] > 0
+        assert found["above their tolerance"] == []
+    learner = result["halfcheetah/ddpg0: valuerl"]
+    limit = max(result["largest product, GFLOP/s"].values())
+    assert learner["share"] == pytest.approx(learner["gflops"] / limit)
+    assert learner["kernels"] > 0
+    assert learner["peak_memory_mib"] > 0
+
+
+def test_a_part_without_time_is_missing_and_the_others_are_kept():
+    saved = []
+    measurement = gpu.Measurement(["0"], 1.0, 1.0, lambda line: None, saved.append)
+    measurement.part("first", lambda: {"figure": 1})
+    late = gpu.Measurement(["0"], 1.0, 0.0, lambda line: None, saved.append)
+    late.part("second", lambda: {"figure": 2})
+    assert measurement.result == {"first": {"figure": 1}}
+    assert saved == [measurement.result]
+    assert late.result == {"second": {"missing": "no time was left"}}
+    assert late.missing == ["second"]

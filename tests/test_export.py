@@ -10,6 +10,7 @@ import gymnasium
 import numpy as np
 import pytest
 import tensorflow as tf
+from support import PROJECT
 
 from steve import envwrap, export
 from steve.acting.policy import Policy
@@ -17,7 +18,7 @@ from steve.running import devices
 from steve.settings.schema import Config
 from steve.storage import checkpoint
 
-README = Path(__file__).resolve().parents[1] / "README.md"
+PAGE = PROJECT / "docs" / "policies.md"
 HIDDEN = 8
 
 
@@ -76,18 +77,18 @@ class Lab:
         return score
 
 
-def readme_example() -> str:
-    examples = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+def documented_example() -> str:
+    examples = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
     return next(text for text in examples if "policy.npz" in text)
 
 
-def test_the_example_of_the_readme_acts_as_our_policy_does(tmp_path):
+def test_the_example_of_the_page_acts_as_our_policy_does(tmp_path):
     lab = Lab(tmp_path, "InvertedPendulum-v5", rescale=True)
     assert lab.call(tmp_path / "output" / "policy") == 0
     np.save(tmp_path / "obs.npy", lab.observations())
     asked = '\nprint([act(o).tolist() for o in np.load("obs.npy")])'
     done = subprocess.run(
-        [sys.executable, "-I", "-c", readme_example() + asked],  # -I: none of ours
+        [sys.executable, "-I", "-c", documented_example() + asked],  # -I: none of ours
         cwd=tmp_path,
         capture_output=True,
         text=True,

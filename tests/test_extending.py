@@ -57,8 +57,9 @@ def merged(*configs):
 
 
 def test_the_page_has_a_file_and_a_configuration_of_each_kind():
-    assert list(FILES) == ["my_weighting.py", "my_model.py", "my_env.py"]
-    assert len(CONFIGS) == 3
+    kinds = ("weighting", "model", "env", "logger")
+    assert list(FILES) == [f"my_{kind}.py" for kind in kinds]
+    assert len(CONFIGS) == len(kinds)
 
 
 def test_all_examples_together_train_and_are_shown(folder):
@@ -74,6 +75,10 @@ def test_all_examples_together_train_and_are_shown(folder):
     with open(experiment / "log" / "valuerl.log") as file:
         last = list(csv.DictReader(file))[-1]
     assert 0 < float(last["model_usage"]) < 1  # as the weights adapt
+    name, *points = (folder / "points.txt").read_text().splitlines()
+    assert name.startswith("PointMass/mine ")
+    groups = {point.split()[0] for point in points}
+    assert groups == {"valuerl", "worldmodel", "evaluation"}
     assert find_runs([experiment])[0].config.algorithm == "inverse std"
 
     shown = steve(

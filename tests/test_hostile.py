@@ -31,7 +31,7 @@ from steve.util import NOT_IN_A_PATH, UserError
 # Tries each value for each key, as far as a launch goes with it before it starts
 # processes; prints what became of it.
 TRY_ALL = """
-import json, sys
+import json, os, sys
 from pathlib import Path
 from steve import envwrap
 from steve.settings import loading
@@ -57,7 +57,7 @@ for key in texts:
             print("refused", key, value)
             continue
         folders = Folders.of(loaded.config, "run")
-        root = Path(loaded.config.output_root).resolve()
+        root = Path(os.path.expanduser(loaded.config.output_root)).resolve()
         for place in (folders.root, folders.log, folders.checkpoints, folders.scores):
             assert place.resolve().is_relative_to(root), (key, value)
         print("taken", key, value)

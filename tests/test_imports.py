@@ -10,6 +10,7 @@ WINGS = {
     "acting",
     "analysis",
     "environments",
+    "loggers",
     "running",
     "settings",
     "storage",
@@ -20,6 +21,7 @@ COMMANDS = {
     "visualizer",
     "export",
     "plot",
+    "status",
     "sweep",
     "toy_demo",
     "verify",
@@ -46,12 +48,12 @@ ALLOWED = {
     "valuerl": {"nn", "worldmodel", "settings", "batch"},
     "compute": {"replay", *GROUND},
     "running": {"storage", "replay", *GROUND},
+    "loggers": {"running.child", "storage", *GROUND},
     "learner": {
         "compute",
         "storage",
         "replay",
         "running.child",
-        "running.events",
         "running.pace",
         *GROUND,
     },
@@ -86,7 +88,8 @@ ALLOWED = {
     "__init__": set(),
 }
 LAZY = {
-    "running": {"envwrap"},  # in a child process that measures an environment
+    # In a child process that measures an environment, and for the launcher's events.
+    "running": {"envwrap", "loggers"},
     "analysis": PAPER | {"learner"},
     "__init__": {"running", "analysis", "settings", "util"},
 }

@@ -1,14 +1,12 @@
-"""A learner's epochs, its log and its events, and the hours that it counts."""
+"""A learner's epochs, its log, and the hours that it counts."""
 
 import pytest
 from support import append_frames
 from support_learner import (
     BEFORE,
-    assert_events_are_the_log,
     build,
     column,
     drive,
-    kill_at,
     log_of,
     open_fake,
     state_of,
@@ -54,39 +52,6 @@ def test_a_log_line_has_the_means_since_the_last_one(tmp_path, clock):
     assert column(learner, "frames") == [5, 5]
     assert column(learner, "updates_per_s") == [2, 2]
     assert column(learner, "hours") == pytest.approx([2 / 3600, 4 / 3600], abs=1e-6)
-
-
-def test_the_lines_of_the_log_are_events_each_once_also_after_a_kill(tmp_path):
-    # Saved at 12; what was logged at 14, 16 and 18 was done in vain and is done again.
-    pace = {"epoch_every_n": 12, "log_every_n": 2}
-    run, board, _ = open_fake(tmp_path, policy_config=pace)
-    killed = build(run, board)
-    kill_at(killed, 18)
-    assert_events_are_the_log(killed, lambda line: int(line["updates"]))
-    assert column(killed, "updates")[-1] == 18
-    learner = build(run, board)
-    train(learner, 16)
-    assert column(learner, "updates") == [2, 4, 6, 8, 10, 12, 14, 16]
-    assert_events_are_the_log(learner, lambda line: int(line["updates"]))
-
-
-def test_where_no_events_are_wanted_there_are_none(tmp_path):
-    run, board, _ = open_fake(tmp_path, tensorboard=False)
-    learner = build(run, board)
-    train(learner, 5)
-    assert column(learner, "updates") == [2, 4]
-    assert not (run.folders.log / "events").exists()
-
-
-def test_a_fault_of_the_events_is_said_once_and_the_run_goes_on(tmp_path, capsys):
-    run, board, _ = open_fake(tmp_path)
-    (run.folders.log / "events").write_text("in the way")
-    learner = build(run, board)
-    train(learner, 7)
-    assert column(learner, "updates") == [2, 4, 6]
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1
-    assert f"{run.folders.events(VALUERL)}: Not a directory; TensorBoard gets" in said
 
 
 def test_means_are_over_the_interval_also_after_a_restart(tmp_path):

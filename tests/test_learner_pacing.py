@@ -15,6 +15,7 @@ from support_learner import (
 
 from steve.learner import updates_per_call
 from steve.settings.roles import VALUERL
+from steve.storage.record import read_run
 
 pytestmark = pytest.mark.usefixtures("nobody_sleeps")
 
@@ -107,6 +108,16 @@ def test_a_batch_is_of_the_newest_replay_size_transitions(tmp_path):
     learner = build(run, board)
     train(learner, 50)
     assert min(column(learner, "oldest")) == 92
+
+
+def test_a_batch_of_rows_that_are_lost_is_said_once(tmp_path, capsys):
+    run, board, _ = open_fake(tmp_path, 100, {"frames_per_update": 1.0})
+    learner = build(run, board)
+    learner._batches._replay.fell_short = True
+    train(learner, 5)
+    (reason,) = read_run(run.folders)["not_reproducible"]
+    assert "a batch was to come from rows that are lost" in reason["why"]
+    assert capsys.readouterr().out.count("rows that are lost") == 1
 
 
 @pytest.mark.parametrize(

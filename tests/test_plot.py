@@ -236,9 +236,9 @@ def test_an_unreadable_run_is_a_note(results, capsys):
     assert "1 of 1" in printed
 
 
-def test_the_example_of_the_readme_draws_a_figure(results):
-    readme = (PROJECT / "README.md").read_text()
-    (example,) = re.findall(r"```python\n([^`]*curves_figure[^`]*)```", readme)
+def test_the_example_of_the_page_draws_a_figure(results):
+    page = (PROJECT / "docs" / "figures.md").read_text()
+    (example,) = re.findall(r"```python\n([^`]*curves_figure[^`]*)```", page)
     program = example.replace("InvertedPendulum-v5", "Chain-v0").replace(
         '"output"', '"results"'
     )

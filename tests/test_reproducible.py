@@ -51,6 +51,24 @@ ALGORITHMS = {
     "steve": {"rollout_len": 2, "steve_reweight": True},
     "cov_steve": {"rollout_len": 2, "steve_reweight": True, "covariances": True},
 }
+VARIANTS = {
+    "one interactor": ["agent_config.count=1"],
+    "three interactors": ["agent_config.count=3"],
+    "no evaluator": ["evaluator_config.count=0"],
+    "one evaluator": ["evaluator_config.count=1"],
+    "every second policy": ["evaluator_config.every_n_epochs=2"],
+    "single updates": [
+        "policy_config.updates_per_call=1",
+        "model_config.updates_per_call=1",
+    ],
+    "calls of four": [
+        "policy_config.updates_per_call=4",
+        "model_config.updates_per_call=4",
+    ],
+    "without xla": ["policy_config.xla=false", "model_config.xla=false"],
+    "unequal paces": ["model_config.frames_per_update=1"],
+    "processes of their own": ['agent_config.vectorization="async"'],
+}
 PATIENCE = 240  # seconds for a whole run
 
 
@@ -77,10 +95,11 @@ def configuration(tmp_path, algorithm, **keys):
     return path
 
 
-def launch(path, name, *arguments):
-    root = json.dumps(str(path.parent / "output"))
+def launch(path, name, *settings, resume=False):
+    settings = [f"output_root={json.dumps(str(path.parent / 'output'))}", *settings]
     command = [sys.executable, str(PROJECT / "main.py"), str(path), "cpu"]
-    command += ["--name", name, "--set", f"output_root={root}", *arguments]
+    command += ["--name", name, "--set", *settings]
+    command += ["--resume"] if resume else []
     with open(path.parent / f"{name}.txt", "a") as output:
         return subprocess.Popen(command, stdout=output, stderr=output)
 
@@ -115,9 +134,9 @@ def pids_of(folders, process):
     return [process.pid, *(pid for pid in map(int, children.split()) if pid in named)]
 
 
-def kill_in_the_midst(path, name, dice, kills):
+def kill_in_the_midst(path, name, dice, kills, settings=()):
     """Kills the launcher or one of its children when so many epochs are done."""
-    process = launch(path, name)
+    process = launch(path, name, *settings)
     for kill in range(kills):
         digests = folders_of(path, name).digests
         deadline = time.monotonic() + PATIENCE
@@ -137,7 +156,7 @@ def kill_in_the_midst(path, name, dice, kills):
         os.kill(victim, signal.SIGKILL)
         if victim == process.pid:
             process.wait()
-            process = launch(path, name, "--resume")
+            process = launch(path, name, *settings, resume=True)
     finish(process, path, name)
 
 
@@ -161,3 +180,28 @@ def test_the_same_seed_gives_the_same_bytes_through_kills_and_stops(
     quiet, killed = (bytes_of(folders_of(path, name)) for name in ("quiet", "killed"))
     assert len(quiet[2]) == 47
     assert quiet == killed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", VARIANTS.values(), ids=VARIANTS)
+def test_every_kind_of_run_is_the_same_through_kills_and_stops(tmp_path, settings):
+    path, dice = configuration(tmp_path, "steve"), random.Random(os.urandom(8))
+    finish(launch(path, "quiet", *settings), path, "quiet")
+    kill_in_the_midst(path, "killed", dice, 3, settings)
+    quiet, killed = (bytes_of(folders_of(path, name)) for name in ("quiet", "killed"))
+    assert quiet[2]
+    assert quiet == killed
+
+
+@pytest.mark.slow
+def test_another_seed_gives_another_run(tmp_path):
+    path = configuration(tmp_path, "steve")
+    found = []
+    for seed in range(2):
+        finish(launch(path, f"run{seed}", f"seed={seed}"), path, f"run{seed}")
+        found.append(bytes_of(folders_of(path, f"run{seed}")))
+    (scores, _, digests), (other_scores, _, others) = found
+    assert scores[0] != other_scores[0]
+    for ours, theirs in zip(digests, others, strict=True):
+        assert ours[:3] == theirs[:3]  # epoch, updates and frames
+        assert not set(ours[3:]) & set(theirs[3:])

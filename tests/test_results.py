@@ -5,10 +5,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
-from support import make_config, make_run
+from support import make_config, make_run, publish_policy
+from support_replay import append_episodes
+from support_results import DDPG, write_experiment
 
+import steve
+from steve import verify
 from steve.analysis.records import find_runs
+from steve.replay import ReplayBuffer
+from steve.storage.digests import Digest, append_digest
 from steve.storage.record import start_record, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -22,6 +29,11 @@ def write_run(output: Path, name: str, *, score: float = 1.0, finished: bool = T
     run = make_run(config, name)
     folders = run.folders
     folders.scores.write_text(CSV.format(score=score))
+    folders.final_scores.write_text(CSV.format(score=2 * score))
+    append_digest(folders.digests, Digest(1, 0, 100, "a", "b", "-", "c"))
+    publish_policy(folders.policy, action=0.5, frames=100)
+    with ReplayBuffer.create(folders.replay, 3, 1, 100) as replay:
+        append_episodes(replay, 2, 3)
     for learner in ("valuerl", "worldmodel"):
         folders.learner_log(learner).write_text(f"hours,frames,updates\n{learner}\n")
     merged = config.model_dump(mode="json", by_alias=True)
@@ -45,6 +57,15 @@ def collect(output: Path, results: Path) -> subprocess.CompletedProcess:
     )
 
 
+@pytest.fixture
+def program(monkeypatch):
+    """The module itself."""
+    monkeypatch.syspath_prepend(str(RESULTS))
+    import collect
+
+    return collect
+
+
 def test_finished_runs_are_copied_once_and_what_is_there_stays(tmp_path):
     output, results = tmp_path / "output", tmp_path / "results"
     folders = write_run(output, "steve0")
@@ -55,11 +76,17 @@ def test_finished_runs_are_copied_once_and_what_is_there_stays(tmp_path):
     assert done.stdout == f"{environment}/steve0\n"
     copy = results / environment / "steve0"
     assert {path.name for path in copy.iterdir()} == {
-        *("steve0.greedy.csv", "valuerl.log", "worldmodel.log"),
-        *("hps.json", "compute.json"),
+        *("steve0.greedy.csv", "steve0.final.csv", "steve0.acting.csv"),
+        *("valuerl.log", "worldmodel.log", "digests.csv"),
+        *("hps.json", "compute.json", "policy.safetensors"),
     }
     for path in copy.glob("*.[cl]*"):
-        assert path.read_bytes() == (folders.log / path.name).read_bytes()
+        if path.name != "steve0.acting.csv":
+            assert path.read_bytes() == (folders.log / path.name).read_bytes()
+    # Rewards 0 to 5 of two environments in turn, three steps each.
+    assert (copy / "steve0.acting.csv").read_text() == (
+        "frames,score\n5,6.000000\n6,9.000000\n"
+    )
     compute = json.loads((copy / "compute.json").read_text())
     assert compute["finished"]["hours"] == 0.1
     assert "host" not in compute["starts"][0]
@@ -72,6 +99,44 @@ def test_finished_runs_are_copied_once_and_what_is_there_stays(tmp_path):
         f"collect.py: {copy}: another run is here; remove it first\n"
     )
     assert "1.0" in (copy / "steve0.greedy.csv").read_text()
+
+
+def test_a_run_continued_to_more_frames_replaces_what_is_here_of_it(tmp_path, program):
+    output, results = tmp_path / "output", tmp_path / "results"
+    folders = write_run(output, "steve0")
+    program.collect(output, results)
+    with open(folders.scores, "a") as scores:
+        scores.write("0.2,2,200,3.0\n")
+    name = f"{folders.root.parent.name}/steve0"
+    assert program.collect(output, results) == [name]
+    copy = results / name
+    assert (copy / "steve0.greedy.csv").read_bytes() == folders.scores.read_bytes()
+    assert [path.name for path in copy.parent.iterdir()] == ["steve0"]
+
+
+def test_a_collected_policy_acts(tmp_path, program):
+    """The environment is asked only where the policy does not describe it."""
+    folders = write_run(tmp_path / "output", "steve0")
+    program.collect(tmp_path / "output", tmp_path / "results")
+    copy = tmp_path / "results" / folders.root.parent.name / "steve0"
+    policy = steve.load_policy(copy)
+    assert policy.path == copy / "policy.safetensors"
+    assert policy.frames == 100
+    np.testing.assert_allclose(policy.act(np.zeros(3)), [0.5], rtol=1e-6)
+    assert steve.load_run(copy).policy().updates == policy.updates
+
+
+def test_a_collected_run_can_be_verified(tmp_path, program):
+    folders = write_run(tmp_path / "output", "steve0")
+    program.collect(tmp_path / "output", tmp_path / "results")
+    copy = tmp_path / "results" / folders.root.parent.name / "steve0"
+    merged, here = verify.experiment_at(copy)
+    assert merged["env"]["name"] == folders.root.parent.name
+    assert verify.read_digests(here.digests) == [
+        Digest(1, 0, 100, "a", "b", "-", "c"),
+    ]
+    assert verify.how_far(here, here, 0).startswith("processor then: ")
+    assert "unknown" not in verify.how_far(here, here, 0)
 
 
 def test_a_folder_without_runs_is_one_line(tmp_path):
@@ -159,3 +224,21 @@ def test_a_table_by_hand(tmp_path):
     assert "| HalfCheetah-v1 | ddpg | nan / nan | nan / nan |" in printed
     assert "| 3 / 65 |" in printed
     assert "| HalfCheetah-v1 | ddpg | 2 | 3.0, 3.0 | 6 |" in printed
+
+
+def test_runs_at_full_size_are_in_no_table_of_the_small_ones(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.syspath_prepend(str(RESULTS))
+    import tables
+
+    for name in ("ddpg0", "full_ddpg0"):
+        run = tmp_path / "HalfCheetah-v1" / name
+        rows = [(0.1, 1, 50_000, 5.0)]
+        log = (("updates", "frames", "hours", "policy_loss"), [(1, 50_000, 0, -2)])
+        write_experiment(run, rows, DDPG, environment="HalfCheetah-v1", valuerl=log)
+        (run / "compute.json").write_text('{"finished": {"hours": 0.05}}')
+    tables.run(tmp_path)
+    printed = capsys.readouterr().out
+    assert "| HalfCheetah-v1 | ddpg |" in printed
+    assert "full_ddpg" not in printed

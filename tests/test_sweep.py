@@ -73,9 +73,9 @@ def test_a_grid_of_six_runs_one_killed_on_the_way_and_resumed(
     monkeypatch.setenv("PYTHONPATH", environment()["PYTHONPATH"])
     _, status = said(capsys, "status", tmp_path)
     assert status.endswith("6 runs: 5 finished, 1 failed\n")
-    line = next(line for line in status.splitlines() if name in line)
-    assert "killed by SIGKILL" in line
-    assert str(tmp_path / "sweeps" / "1" / "0.txt") in line
+    assert (
+        f"    killed by SIGKILL; see {tmp_path / 'sweeps' / '1' / '0.txt'}\n" in status
+    )
 
     assert said(capsys, "retry", tmp_path)[0] == 0
     starts = json.loads(record.read_text())["starts"]
@@ -227,12 +227,11 @@ def test_status_retry_and_cancel_of_jobs(tmp_path, capsys, stand_in):
 
     code, shown = said(capsys, "status", tmp_path)
     assert code == 0
-    _, first, second, third, counts = shown.splitlines()
+    _, first, reason, second, third, counts = shown.splitlines()
     assert first.split()[1] == "failed"
-    assert first.endswith(f"{made.log(0)}  the reason")
-    assert second.split()[1] == "waiting"
-    assert second.endswith("Priority")
-    assert third.endswith("not started")
+    assert reason == f"    the reason; see {made.log(0)}"
+    assert "  waiting (Priority)  " in second
+    assert "  stopped (not started)  " in third
     assert counts == "3 runs: 1 waiting, 1 failed, 1 stopped"
 
     assert said(capsys, "retry", tmp_path)[0] == 0
@@ -273,3 +272,71 @@ def test_cancel_ends_the_pool_that_is_at_work(tmp_path, capsys):
         assert said(capsys, "status", tmp_path)[1].endswith("1 runs: 1 waiting\n")
         assert f"process {pool.pid}" in said(capsys, "cancel", tmp_path)[1]
         assert pool.wait(timeout=DEADLINE) == -signal.SIGTERM
+
+
+# A search
+
+
+SEARCH = ("--engine", "local", "--gpus-per-run", "0", "--optuna", "3")
+VALUES = ("--search", "policy_config.learning_rate=1e-4:1e-2:log")
+
+
+class EndedPool:
+    """Ends each run at once; its score is worth its learning rate."""
+
+    fails = ""
+
+    def __init__(self, runs, slots, tell):
+        self._runs = runs
+
+    def run(self):
+        for sweep_, index in self._runs:
+            run, folders = sweep_.runs[index], sweep_.folders(index)
+            if run.experiment.endswith(self.fails or "none"):
+                text = "== started x on y\nno\n== ended x with exit code 1\n"
+                sweep_.log(index).write_text(text)
+                continue
+            folders.log.mkdir(parents=True)
+            rate = run.arguments[-1].partition("=")[2]
+            folders.scores.write_text(f"hours,epochs,frames,score\n0,1,9,{rate}\n")
+            reached = {"frames": run.frames, "hours": 0.1}
+            content = {"starts": [{}], "finished": reached}
+            folders.run.write_text(json.dumps(content))
+
+
+def test_a_search_runs_its_trials_and_names_the_best(tmp_path, capsys, monkeypatch):
+    pytest.importorskip("optuna")
+    monkeypatch.setattr(sweep, "Pool", EndedPool)
+    monkeypatch.setattr(EndedPool, "fails", "-trial1")
+    call = (QUICKSTART, *SEARCH, *VALUES, "--set", f"output_root={tmp_path}")
+    code, shown = said(capsys, *call)
+    assert code == 0
+    *trials, best = shown.splitlines()
+    assert len(trials) == 3
+    assert trials[1].endswith(": failed")
+    values = {float(line.rpartition(" ")[2]): line for line in (trials[0], trials[2])}
+    expected = values[max(values)].partition(": ")[2]
+    assert best == f"the best: {expected}"
+    code, again = said(capsys, *call)
+    assert (code, again) == (0, f"{best}\n")
+    assert "3 runs: 2 finished, 1 failed" in said(capsys, "status", tmp_path)[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([*SEARCH], "name what is searched by --search"),
+        ([*SEARCH, *VALUES, "--seeds", "0-2"], "--optuna and --seeds contradict"),
+        (["--optuna", "3", *VALUES], "--optuna needs --engine local"),
+        ([*SEARCH[:4], *VALUES], "--search is for --optuna N"),
+        ([*SEARCH, "--search", "policy_config.hidden_dim=0:8"], "hidden_dim must be"),
+        ([*SEARCH, "--search", "policy_config.hidden_dim=8:0"], "LOW below HIGH"),
+    ],
+)
+def test_a_mistake_in_a_search_is_one_line(tmp_path, capsys, arguments, message):
+    settings = ("--set", f"output_root={tmp_path}")
+    code, shown = said(capsys, QUICKSTART, *arguments, *settings)
+    assert code == 2
+    assert message in shown
+    assert shown.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []

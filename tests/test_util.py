@@ -10,6 +10,7 @@ import subprocess
 import sys
 
 import pytest
+from support import PATIENCE
 
 from steve import util
 from steve.util import (
@@ -503,3 +504,64 @@ def test_links_to_folders_are_followed_once(tmp_path):
         (compared / name).symlink_to(real)
     found = util.files_below(compared, "*.json")
     assert found == [compared / "one" / "deep" / "a.json"]
+
+
+# TensorFlow's notes at its start
+
+NOTES = """\
+WARNING: All log messages before absl::InitializeLog() is called are written to STDERR
+I0000 00:00:1795688628.107359    4521 port.cc:153] oneDNN custom operations are on.
+2030-11-26 10:00:00.107359: I tensorflow/core/util/port.cc:153] oneDNN operations.
+I0000 00:00:1795688628.107671    4521 cudart_stub.cc:31] Could not find cuda drivers
+To enable the following instructions: AVX2 AVX512F FMA, in other operations, rebuild
+"""
+NO_GPU = (
+    "E0000 00:00:1795688645.791036 1 cuda_platform.cc:52] failed call to cuInit: \n"
+)
+ERROR = "E0000 00:00:1795688645.791036 1 gpu.cc:52] out of memory \xe9\n"
+ENDS = {"return": "pass", "exception": "raise SystemExit(1)", "crash": "os.abort()"}
+
+
+def noted(text: str, ending: str = "pass", on_cpu: bool = True) -> str:
+    """What reaches stderr of a text that is written meanwhile."""
+    script = f"""
+import os
+from steve.util import without_startup_notes
+with without_startup_notes({on_cpu}):
+    os.write(2, {text.encode("latin-1")!r})
+    {ending}
+os.write(2, b"I0000 afterwards")
+"""
+    command = [sys.executable, "-c", script]
+    return subprocess.run(command, capture_output=True, encoding="latin-1").stderr
+
+
+@pytest.mark.parametrize("ending", ENDS)
+def test_notes_at_the_start_are_left_out_and_errors_pass_also_at_a_crash(ending):
+    found = noted(NOTES + ERROR + NO_GPU, ENDS[ending])
+    assert found == ERROR + "I0000 afterwards" * (ending == "return")
+
+
+def test_where_a_gpu_was_asked_for_it_is_an_error_that_there_is_none():
+    assert noted(NOTES + NO_GPU, on_cpu=False) == NO_GPU + "I0000 afterwards"
+
+
+def test_without_grep_the_notes_pass(monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert noted(NOTES) == NOTES + "I0000 afterwards"
+
+
+def test_a_process_that_was_started_meanwhile_is_not_waited_for():
+    script = """
+import subprocess
+import steve.util
+steve.util.GREP_PATIENCE = 0.01
+with steve.util.without_startup_notes():
+    subprocess.Popen(["cat"])
+"""
+    pipe = subprocess.PIPE
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(command, stdin=pipe, stderr=pipe) as process:
+        assert process.wait(PATIENCE) == 0
+        assert process.stdin is not None
+        process.stdin.close()  # which ends cat

@@ -9,6 +9,7 @@ from support_learner import (
     PACE,
     TINY,
     TINY_MODEL,
+    Feeder,
     assert_same,
     assert_unequal,
     build,
@@ -25,11 +26,12 @@ from support_learner import (
 )
 
 from steve.replay import Batch, ReplayBuffer
-from steve.running import progress
+from steve.running import pace, progress
 from steve.settings.roles import VALUERL, WORLDMODEL
 from steve.storage import checkpoint
 from steve.storage.checkpoint import CheckpointError
-from steve.valuerl_learner import METRIC_NAMES, ValueRLLearner
+from steve.storage.record import read_run
+from steve.valuerl_learner import METRIC_NAMES, MOST_UNEVALUATED, ValueRLLearner
 from steve.worldmodel import WorldModel
 
 pytestmark = pytest.mark.usefixtures("nobody_sleeps")
@@ -78,12 +80,14 @@ class WatchedLearner(ValueRLLearner):
         super().__init__(context)
         self.models_used = []
         self.published = []
+        self.saved = []  # the states that went before
 
     def learn(self, count):
         self.models_used.append(value_of_model(self) if self.world_model else None)
         return super().learn(count)
 
     def publish(self):
+        self.saved.append(state_of(self).tensors)
         super().publish()
         nets = values_of(self.valuerl.named_variables())
         self.published.append((self.epoch, self.updates, nets))
@@ -181,7 +185,7 @@ def test_target_q_is_q_in_the_first_epoch_and_at_every_new_one(tmp_path):
 
     drive(learner, over)
     assert [found[:2] for found in learner.published] == [(1, 0), (2, 3), (3, 6)]
-    for _, _, nets in learner.published:
+    for nets in [*learner.saved, *(nets for _, _, nets in learner.published)]:
         assert_same(net(nets, "target_q"), net(nets, "q"))
     assert_same(net(learner.published[0][2], "policy"), net(untrained, "policy"))
     assert_same(net(learner.published[0][2], "q"), net(untrained, "q"))
@@ -221,6 +225,111 @@ def test_a_damaged_world_model_is_passed_over_for_the_one_before(tmp_path, capsy
     train(learner, 1)
     assert learner.models_used == [0.5]
     assert "the one before is used instead" in capsys.readouterr().out
+
+
+# In a paced run
+
+EACH_FRAME = {"frames_per_update": 1.0}
+
+
+def open_paced(tmp_path, **keys):
+    return open_value(
+        tmp_path, model_config=EACH_FRAME, policy_config=EACH_FRAME, **keys
+    )
+
+
+def waiting(learner, do):
+    """A question that calls `do` whenever the learner has waited for a while."""
+    seen = {"updates": None, "asked": 0}
+
+    def over():
+        seen["asked"] = seen["asked"] + 1 if seen["updates"] == learner.updates else 0
+        seen["updates"] = learner.updates
+        assert learner.epoch < 50, "it never waits"
+        if seen["asked"] < 5:
+            return False
+        seen["asked"] = 0
+        return do()
+
+    return over
+
+
+def test_each_epoch_has_the_world_model_of_as_many_updates(tmp_path):
+    """Also where newer ones are there, and in every epoch."""
+    run, board, _ = open_paced(tmp_path, frames=100)
+    for epoch in range(1, 8):
+        publish_model(run, epoch / 8, epoch)
+    learner = build(run, board, WatchedLearner)
+    train(learner, 12)
+    assert learner.models_used == [(1 + updates // 3) / 8 for updates in range(12)]
+    assert "not_reproducible" not in read_run(run.folders)
+
+
+def test_a_world_model_that_is_not_there_yet_is_waited_for(tmp_path):
+    run, board, _ = open_paced(tmp_path, frames=100)
+    publish_model(run, 1 / 8, 1)
+    learner = build(run, board, WatchedLearner)
+    waited_at = []
+
+    def publish_next():
+        waited_at.append(learner.updates)
+        publish_model(run, (1 + len(waited_at)) / 8, 1 + len(waited_at))
+        return len(waited_at) == 4
+
+    drive(learner, waiting(learner, publish_next))
+    assert waited_at == [3, 6, 9, 12]
+    assert learner.models_used == [(1 + updates // 3) / 8 for updates in range(12)]
+
+
+def test_a_world_model_that_will_not_come_any_more_is_said(tmp_path):
+    run, board, _ = open_paced(tmp_path, frames=100)
+    for epoch in (1, 3):
+        publish_model(run, epoch / 8, epoch)
+    board[WORLDMODEL]["ready"], board[WORLDMODEL]["updates"] = 1, 9
+    learner = build(run, board, WatchedLearner)
+    train(learner, 9)
+    assert learner.models_used == [1 / 8] * 6 + [3 / 8] * 3
+    (reason,) = read_run(run.folders)["not_reproducible"]
+    assert "there is no world model of 3 updates" in reason["why"]
+
+
+def test_policies_stay_while_an_interactor_can_need_them(tmp_path):
+    run, board, replay = open_value(
+        tmp_path,
+        expansion=False,
+        policy_config=EACH_FRAME,
+        evaluator_config={"count": 0},
+    )
+    learner = build(run, board, WatchedLearner)
+    drive(learner, Feeder(learner, replay, 60))
+    frames = checkpoint.load(run.folders.policy).metadata["frames"]
+    step = run.config.agent_config.batch_size
+    needed = pace.policy_for(run.config, frames - step)
+    assert needed < learner.updates - 9  # interactors are as slow as may be
+    there = run.folders.policies.numbers()
+    # For a learner that resumes from the state before the last, two epochs more.
+    assert there == list(range(needed - 6, learner.updates + 1, 3))
+
+
+def test_policies_stay_until_they_are_evaluated_and_the_learner_waits(tmp_path):
+    run, board, _ = open_value(tmp_path, expansion=False, evaluator_config={"count": 1})
+    learner = build(run, board, WatchedLearner)
+    stood = []
+
+    def evaluate_some():
+        stood.append(learner.epoch - int(board["evaluator0"]["epoch"]))
+        first = 3 * int(board["evaluator0"]["epoch"])  # updates of the next epoch
+        assert set(range(first, learner.updates, 3)) <= set(
+            run.folders.policies.numbers()
+        )
+        board["evaluator0"]["epoch"] += 7
+        return len(stood) == 3
+
+    drive(learner, waiting(learner, evaluate_some))
+    assert stood == [MOST_UNEVALUATED + 1] * 3
+
+
+# What it publishes, and where it resumes
 
 
 def test_the_published_policy_is_that_of_the_state(tmp_path):

@@ -5,13 +5,11 @@ import pytest
 import support_env
 from support_learner import (
     Feeder,
-    assert_events_are_the_log,
     assert_same,
     build,
     column,
     drive,
     kill,
-    log_of,
     open_model,
     state_of,
     traces_of,
@@ -51,16 +49,6 @@ def test_the_world_model_is_published_after_pretraining_that_is_no_update(tmp_pa
     ]
     assert board[WORLDMODEL]["pretrained"] == 10
     assert board[WORLDMODEL]["updates"] == 4
-
-
-def test_events_count_the_updates_of_pretraining_too(tmp_path):
-    run, board, _ = open_model(tmp_path, {"pretrain_n": 5, "log_every_n": 2})
-    learner = build(run, board, WorldmodelLearner)
-    train(learner, 4)
-    assert_events_are_the_log(
-        learner, lambda line: int(line["updates"]) + int(line["pretrained"])
-    )
-    assert [row["pretrained"] for row in log_of(learner)] == ["2", "4", "5", "5"]
 
 
 def test_pretraining_needs_no_frames_but_the_first(tmp_path):

@@ -5,7 +5,7 @@ from contextlib import suppress
 import numpy as np
 import pytest
 import support_env
-from support import publish_policy
+from support import TELLING, publish_policy, told
 from support_actors import IDLE, Script, new_run
 from support_evaluators import (
     ACTIONS,
@@ -30,6 +30,7 @@ from steve.settings.seeds import Stream, seed_of
 from steve.storage import checkpoint
 from steve.storage.board import FINAL_EPISODES
 from steve.storage.published import Published
+from steve.storage.record import read_run
 from steve.storage.scores import CSV_HEADER, ScoreFile
 
 # Policies in their order
@@ -153,6 +154,20 @@ def test_side_by_side_each_environment_runs_whole_episodes(tmp_path, monkeypatch
     # The shortest is over first; the others go on without it. The rows keep the order.
     np.testing.assert_allclose(scores_of(run.folders.scores), [1, 3, 2], atol=1e-5)
     assert len(support_env.steps) == 2 + 4 + 6
+
+
+def test_each_environment_gets_the_action_for_what_it_shows_now(tmp_path):
+    """Not for zeros, for another environment, or for the step before."""
+    run, board = evaluating(tmp_path, episodes_per_policy=3, batch_size=3)
+    publish_policy(run.folders.policy, 0.0, weights=TELLING)
+    run_evaluator(run, board)
+    seen = {number: episode for number, episode, _ in support_env.steps}
+    expected = [
+        told([[number, episode, step] for step in range(LENGTH)]).sum()
+        for number, episode in seen.items()
+    ]
+    assert len(set(expected)) == 3
+    np.testing.assert_allclose(scores_of(run.folders.scores), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("ending", ["termination", "truncation", "both"])
@@ -421,3 +436,20 @@ def test_another_seed_of_the_run_gives_other_scores(tmp_path, whole):
     lines = run.folders.scores.read_bytes().splitlines(keepends=True)
     assert len(lines) == len(whole[0])
     assert not set(lines[1:]) & set(whole[0])
+
+
+def test_an_environment_that_fails_is_noted_in_the_record(tmp_path, monkeypatch):
+    run, board = evaluating(tmp_path, episodes_per_policy=1)
+    publish_all(run, ACTIONS[:1])
+    step, failures = support_env.CountingEnv.step, iter([True])
+
+    def fails_once(self, action):
+        if next(failures, False):
+            raise OSError("lost the simulator")
+        return step(self, action)
+
+    monkeypatch.setattr(support_env.CountingEnv, "step", fails_once)
+    run_evaluator(run, board)
+    (reason,) = read_run(run.folders)["not_reproducible"]
+    assert reason["why"] == "evaluator0: an environment failed and was made again"
+    assert epochs_of(run.folders.scores) == [1]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import support_env
 from support import publish_policy
-from support_actors import Script
+from support_actors import Script, new_run
 from support_evaluators import (
     ACTIONS,
     LENGTH,
@@ -265,6 +265,22 @@ def test_final_episodes_are_of_the_last_policy_also_where_it_is_not_scored(tmp_p
     assert scores_of(run.folders.final_scores) == pytest.approx([2, 2], abs=1e-5)
 
 
+def test_final_episodes_are_of_a_policy_that_comes_just_before_the_end(tmp_path):
+    run, board = evaluating(tmp_path, every_n_epochs=False, final_episodes=2)
+    publish_policy(run.folders.policy, 0.25, epoch=1)
+
+    def end():
+        assert epochs_of(run.folders.scores) == [1]
+        publish_policy(run.folders.policy, 0.5, epoch=2)
+        board[LAUNCHER]["phase"] = FINAL_EPISODES
+        return False
+
+    run_evaluator(run, board, stop=Script(on_idle=end))
+    assert epochs_of(run.folders.scores) == [1]
+    assert epochs_of(run.folders.final_scores) == [2, 2]
+    assert scores_of(run.folders.final_scores) == pytest.approx([2, 2], abs=1e-5)
+
+
 @pytest.mark.parametrize("count", [1, 2])
 def test_a_run_that_is_extended_has_final_episodes_again(tmp_path, count):
     run, board = evaluating(
@@ -299,17 +315,19 @@ def test_a_run_without_final_episodes_has_no_random_score(tmp_path):
     assert math.isnan(board["evaluator0"]["random_score"])
 
 
-def test_the_score_of_random_actions_depends_on_the_evaluator_alone(tmp_path):
+def test_the_score_of_random_actions_depends_on_seed_and_evaluator_alone(tmp_path):
     found = []
-    for number, episodes in enumerate((1, 3)):
-        run, board = evaluating(
-            tmp_path / str(number), count=2, episodes_per_policy=episodes
+    for number, (episodes, seed) in enumerate(((1, 0), (3, 0), (1, 1))):
+        run, board = new_run(
+            tmp_path / str(number),
+            evaluator_config={"count": 2, "episodes_per_policy": episodes},
+            seed=seed,
         )
         publish_all(run, ACTIONS[: 1 + number])
         run_side_by_side(run, board)
         found.append([float(board[f"evaluator{i}"]["random_score"]) for i in range(2)])
     assert found[0] == found[1]
-    assert found[0][0] != found[0][1]
+    assert len({*found[0], *found[2]}) == 4
 
 
 def test_random_episodes_that_are_interrupted_give_no_score(tmp_path):

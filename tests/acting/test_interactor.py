@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 import support_env
-from support import PATIENCE, make_config, publish_policy
+from support import PATIENCE, TELLING, make_config, publish_policy, told
 from support_actors import Script, context_of, new_run
 
 from steve.acting.interactor import Interactor, interact, step_all
@@ -278,6 +278,40 @@ def test_an_environment_that_does_not_repeat_itself_is_said_and_begins_anew(
         assert steps == sorted(steps)
 
 
+@pytest.mark.parametrize("differs", ["first observation", "observation", "reward"])
+def test_whatever_an_environment_does_not_repeat_is_noticed(
+    tmp_path, monkeypatch, differs
+):
+    run, board, replay = interacting(
+        tmp_path,
+        env=REPEATABLE,
+        agent_config={"batch_size": 3},
+        policy_config={"frames_before_learning": 1000},
+    )
+    stop = Script(lambda: replay.frames >= 12)
+    interact(context_of(run, board, "interactor0", stop))
+    reset, step, taken = SafeEnv.reset, SafeEnv.step, []
+
+    def other_reset(env, seed):
+        return reset(env, seed) + (differs == "first observation")
+
+    def other_step(env, action):
+        taken.append(step(env, action))
+        obs, reward = taken[-1].obs, taken[-1].reward
+        if len(taken) % 4 == 0:  # the last of the four steps of each environment
+            obs = obs + (differs == "observation")
+            reward = reward + (differs == "reward")
+        return taken[-1]._replace(obs=obs, reward=reward)
+
+    monkeypatch.setattr(SafeEnv, "reset", other_reset)
+    monkeypatch.setattr(SafeEnv, "step", other_step)
+    stop = Script(lambda: "not_reproducible" in read_run(run.folders))
+    interact(context_of(run, board, "interactor0", stop))
+    reasons = read_run(run.folders)["not_reproducible"]
+    assert "did not repeat its stored steps" in reasons[0]["why"]
+    assert "environment 0" in reasons[0]["why"]
+
+
 @pytest.mark.parametrize("model", [False, True])
 def test_frames_stay_within_the_band_and_use_it_up(tmp_path, model):
     pace = {"frames_before_learning": 20, "frames_per_update": 0.5}
@@ -396,7 +430,7 @@ def test_a_step_waits_for_its_turn_and_for_nothing_else(tmp_path):
     stop = Script(lambda: replay.frames == 8, store)
     interact(context_of(run, board, "interactor1", stop))
     assert replay.origins(0, 8).turn.tolist() == [0] * 4 + [1] * 4
-    assert replay.origins(4, 4).env.tolist() == [4, 5, 6, 7]
+    assert replay.origins(0, 8).env.tolist() == [0] * 4 + [4, 5, 6, 7]
 
 
 def test_a_paced_step_acts_with_the_policy_that_its_frames_name(tmp_path):
@@ -504,6 +538,43 @@ def test_actions_explore_with_the_configured_chance(tmp_path):
     interact(context_of(run, board, "interactor0", stop))
     # 2000 draws: standard deviation 0.0102.
     assert greedy_share(replay.read(0, 2000)) == pytest.approx(0.7, abs=0.05)
+
+
+PACED = {"frames_before_learning": 0, "frames_per_update": 1.0, "epoch_every_n": 1000}
+
+
+@pytest.mark.parametrize("pace", [{}, PACED])
+def test_each_environment_gets_the_action_for_what_it_shows_now(tmp_path, pace):
+    """Not for zeros, for another environment, or for the step before."""
+    run, board, replay = interacting(
+        tmp_path,
+        env={"length": 7},
+        agent_config={"batch_size": 3, "full_random_n": 0},
+        policy_config=learning(explore_chance=0.0) | pace,
+    )
+    board[VALUERL]["updates"] = 500
+    publish_policy(run.folders.policy, 0.0, weights=TELLING)
+    stop = Script(on_question=lambda: replay.frames >= 90)
+    interact(context_of(run, board, "interactor0", stop))
+    first = 6 if pace else 0  # before them no policy is certain
+    rows = replay.read(first, replay.frames - first)
+    np.testing.assert_allclose(rows.action[:, 0], told(rows.obs), atol=1e-6)
+    assert len(np.unique(rows.action)) == len(rows.action)
+
+
+def test_rewards_are_stored_as_the_environment_gives_them(tmp_path):
+    """Neither scaled by `reward_scale`, which is for the targets, nor clipped."""
+    added = {"entry_point": "support_env:AddedReward", "kwargs": {"amount": 1000.0}}
+    run, board, replay = interacting(
+        tmp_path,
+        env={"reward_scale": 5.0, "wrappers": [added]},
+        agent_config={"batch_size": 3},
+        policy_config=learning(),
+    )
+    stop = Script(on_question=lambda: replay.frames >= 30)
+    interact(context_of(run, board, "interactor0", stop))
+    rows = replay.read(0, 30)
+    np.testing.assert_allclose(rows.reward, rows.action[:, 0] + 1000, rtol=1e-6)
 
 
 @pytest.mark.parametrize(("reload_every", "taken_up"), [(1, 44), (5, 60)])

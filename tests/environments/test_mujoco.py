@@ -10,6 +10,7 @@ from support_environments import RECORDINGS, made
 
 from steve.acting.safe_env import SafeEnv
 from steve.environments import mujoco
+from steve.envwrap import make_env
 from steve.settings.schema import Environment
 
 # Recorded episodes
@@ -112,18 +113,20 @@ def test_the_alive_bonus_is_paid_on_the_terminal_step_too(name, low):
 # Humanoid
 
 
-def stepped_humanoid(action: np.ndarray, steps: int = 1):
-    env = made("Humanoid-v1")
+def stepped_humanoid(action: np.ndarray, steps: int = 1, make=made):
+    env = make("Humanoid-v1")
     env.reset(seed=0)
     for _ in range(steps):
         result = env.step(action)
     return env, result
 
 
-def test_humanoids_actions_are_clamped_before_their_cost():
+@pytest.mark.parametrize("make", [made, mujoco.make_mujoco])
+def test_humanoids_actions_are_clamped_before_their_cost(make):
+    """Also where nobody else has clipped them to the box."""
     ones = np.ones(17)
-    env, (obs, reward, *_, info) = stepped_humanoid(ones)
-    _, (obs_at_bound, reward_at_bound, *_) = stepped_humanoid(0.4 * ones)
+    env, (obs, reward, *_, info) = stepped_humanoid(ones, make=make)
+    _, (obs_at_bound, reward_at_bound, *_) = stepped_humanoid(0.4 * ones, make=make)
     np.testing.assert_array_equal(obs, obs_at_bound)
     assert reward == reward_at_bound
     # 0.1 |control|^2 with 17 controls of exactly 0.4: 0.1 * 17 * 0.16
@@ -228,6 +231,20 @@ def test_humanoids_contact_cost_is_part_of_the_reward_unless_switched_off():
         costs = -np.array([step[4]["reward_contact"] for step in steps])
     assert costs.max() > 0.01
     np.testing.assert_allclose(rewards[1] - rewards[0], costs, atol=1e-12)
+
+
+def test_humanoid_is_trained_with_its_contact_cost():
+    """It was not recorded in the reference episodes, which are made without it."""
+    env = make_env(Environment(name="Humanoid-v1"))
+    env.reset(seed=0)
+    costs = []
+    for _ in range(20):
+        _, reward, _, _, info = env.step(np.zeros(17, np.float32))
+        parts = ("reward_forward", "reward_ctrl", "reward_contact")
+        expected = mujoco.ALIVE_BONUS["Humanoid-v1"] + sum(info[part] for part in parts)
+        assert reward == pytest.approx(expected, abs=1e-12)
+        costs.append(-info["reward_contact"])
+    assert max(costs) > 0.01
 
 
 # Simulations that diverge

@@ -202,5 +202,5 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument(INSIDE, action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
-    stop_as_by_ctrl_c()
-    sys.exit(inside() if given.inside else outside())
+    with stop_as_by_ctrl_c():
+        sys.exit(inside() if given.inside else outside())

@@ -8,7 +8,14 @@ import pytest
 from rich.console import Console
 from support_shown import HEADER, Shown, busy
 
-from steve.running.display import Display, closing_lines, plain_line, render
+from steve.running.display import (
+    Course,
+    Display,
+    blocks,
+    closing_lines,
+    plain_line,
+    render,
+)
 from steve.settings.roles import LAUNCHER, VALUERL, WORLDMODEL
 from steve.storage.board import FINAL_EPISODES
 
@@ -25,9 +32,11 @@ def test_line_of_a_run_that_has_just_begun(tmp_path, seconds):
     shown = Shown(tmp_path, model=False)
     seconds.now += 61
     line = shown.line()
-    assert line.startswith("0:01:01 | collecting the first 10,000 frames | frames 0 | ")
+    assert line.startswith(
+        "0:01:01 | collecting the first frames, 0 of 10,000 frames | frames 0 | "
+    )
     assert line.endswith(" | valuerl 0 updates")  # no loss is known yet
-    for absent in ("worldmodel", "scores", "left", " of ", "nan"):
+    for absent in ("worldmodel", "scores", "left", "frames 0 of", "nan"):
         assert absent not in line
 
 
@@ -81,7 +90,8 @@ def test_table_of_a_run_that_has_just_begun(tmp_path, width):
     shown = Shown(tmp_path, model=False)
     text = words(shown.table(width, "steve0"))
     assert text.startswith(
-        "steve0: DDPG on Counting-v0 phase collecting the first 10,000 frames frames 0 "
+        "steve0: DDPG on Counting-v0 phase collecting the first frames, 0 of 10,000 "
+        "frames frames 0 "
     )
     assert "time 0:00:00 elapsed (h:mm:ss)" in text
     assert "value learner updates 0 updates per second - epoch 0 q_loss - " in text
@@ -118,6 +128,50 @@ def test_table_of_a_busy_run_is_cut_nowhere(tmp_path, width):
     assert text.endswith(f"newest last): {scores}")
 
 
+@pytest.mark.parametrize("width", [80, 160])
+def test_the_course_of_all_scores_fills_the_line(tmp_path, width):
+    shown = Shown(tmp_path, model=False)
+    rows = [f"0.1,{epoch},100,{epoch}.0\n" for epoch in range(1, 1001)]
+    shown.add_scores(HEADER + "".join(rows[:10]))
+    assert "▁" not in shown.table(width)  # those are listed
+    shown.add_scores("".join(rows[10:]))
+    (line,) = [line for line in shown.table(width).splitlines() if "▁" in line]
+    assert line.startswith("all 1,000  ▁")
+    assert line.endswith("█  1.0 to 1000.0")
+    assert len(line) == width
+    course = line.split()[2]
+    assert list(course) == sorted(course)  # as the scores grow
+
+
+def test_a_part_of_the_course_is_the_mean_of_its_scores():
+    assert blocks([0, 4, 10, 14], 2) == "▂▇"  # 2 and 12 of 14
+    assert blocks([3, 3, 3], 80) == "▁▁▁"
+    assert blocks([-5, 2], 80) == "▁█"
+
+
+def test_the_course_needs_room_and_characters(tmp_path):
+    course = Course([float(score) for score in range(100)])
+    for width, encoding in ((30, "utf-8"), (80, "ascii")):
+        file = io.TextIOWrapper(io.BytesIO(), encoding)
+        console = Console(width=width, file=file, force_terminal=True)
+        console.print(course)
+        file.flush()
+        assert file.buffer.getvalue() == b""
+
+
+def test_what_takes_time_before_learning_is_said_to_be_the_phases(tmp_path, seconds):
+    shown = Shown(tmp_path, model=True, total_frames=20_000)
+    shown.add_frames(10_008)
+    shown.line()
+    seconds.now += 10
+    shown.fill(WORLDMODEL, [], pretrained=2500)
+    assert shown.line().endswith(" | left 0:00:30 in this phase")
+    text = words(shown.table(80))
+    assert "phase pretraining the world model, 2,500 of 10,000 updates " in text
+    assert "0:00:10 elapsed, about 0:00:30 left in this phase (h:mm:ss)" in text
+    assert "done 3% " in text  # 2,500 of 90,000 updates
+
+
 def test_the_tables_height_changes_with_the_scores_only(tmp_path):
     shown = Shown(tmp_path, model=True, total_frames=20_000)
     heights = [shown.table(80).count("\n")]
@@ -144,7 +198,7 @@ def test_in_the_final_evaluation_all_is_done_and_no_time_is_told(tmp_path, secon
 @pytest.mark.parametrize("width", [80, 200])
 def test_without_colour_the_bar_still_shows_what_is_done(tmp_path, width, monkeypatch):
     monkeypatch.setenv("NO_COLOR", "1")
-    shown = busy(tmp_path, total_frames=24_000)
+    shown = busy(tmp_path, total_hours=24.0)
     console = Console(width=width, force_terminal=True, file=io.StringIO())
     console.print(render(shown.progress, "experiment"))
     text = console.file.getvalue()

@@ -16,6 +16,7 @@ from steve.running.pace import (
     model_for,
     policy_for,
     published_by,
+    updates_for,
 )
 from steve.settings.roles import VALUERL, WORLDMODEL, learners
 from steve.storage.board import Board
@@ -365,3 +366,24 @@ def test_a_paced_run_comes_to_its_end_and_at_any_speed_does_the_same(
             found.append(run.run(random.Random(seed)))
             assert is_at_the_end(run), (run.frames, run.board, run.published)
         assert found[0] == found[1] == found[2]
+
+
+@pytest.mark.parametrize(
+    ("limit", "frames_per_update", "updates"),
+    [
+        (200, 1.0, 100),  # 200 frames let update 99 begin, not update 100
+        (201, 1.0, 108),  # vector steps are whole: 208 frames
+        (200, 0.1, 1000),
+        (120, 3.0, 7),  # updates 0 .. 6 need more than 118 frames at most
+    ],
+)
+def test_updates_up_to_the_limit_are_as_many_as_may_be_done(
+    tmp_path, limit, frames_per_update, updates
+):
+    keys = {"policy_config": paced(frames_per_update), "agent_config": EIGHT}
+    config = make_config(tmp_path, total_frames=limit, **keys)
+    settings = config.policy_config
+    assert updates_for(config, settings) == updates
+    frames = math.ceil(limit / 8) * 8
+    assert may_update(settings, frames, updates - 1)
+    assert not may_update(settings, frames, updates)

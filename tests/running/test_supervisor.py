@@ -178,6 +178,43 @@ def test_the_signal_that_ended_a_child_is_named(pretend):
     assert world.display.notes[0] == "valuerl was ended by SIGSEGV and is restarted"
 
 
+LOGGER = {"loggers": [{"entry_point": "support_loggers:Writer"}]}
+
+
+def test_a_logger_that_ends_is_a_note_and_the_run_goes_on(pretend):
+    supervisor, world = pretend({"logger": 100.0}, **LOGGER)
+
+    def on_show():
+        world.board["logger"]["ready"] = 1
+        if world.now >= 200:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    world.display.on_show = on_show
+    assert supervisor.run().code == 0
+    assert world.started == [VALUERL, "logger"]
+    note = world.display.notes[0]
+    assert note.startswith("logger ended with exit code 1; `loggers` get nothing more")
+
+
+def test_a_logger_that_cannot_be_made_ends_the_run(pretend):
+    supervisor, world = pretend({"logger": 5.0}, {"logger": MISTAKE}, **LOGGER)
+    world.run.folders.process_output("logger").write_text("")
+    assert supervisor.run().code == 2
+
+
+def test_a_logger_is_no_reason_to_wait_at_the_end_and_ends_last(pretend):
+    lives = {VALUERL: 10.0, "evaluator0": 50.0, "logger": None}
+    codes = {VALUERL: STOPPED, "evaluator0": STOPPED}
+    limit = {"total_frames": 20, "policy_config": {"frames_before_learning": 0}}
+    supervisor, world = pretend(lives, codes, **LOGGER, **limit)
+    append_frames(world.replay, 20)
+    outcome = supervisor.run()
+    assert outcome.finished
+    assert outcome.code == 0
+    assert 50 <= world.now < 55
+    assert world.killed == []
+
+
 @pytest.mark.parametrize(("code", "launcher_code"), [(MISTAKE, 2), (HOPELESS, 1)])
 def test_what_a_restart_would_meet_again_ends_the_run_at_once(
     pretend, code, launcher_code

@@ -1,6 +1,7 @@
-"""The files under config/: the paper's experiments, and those of a CPU."""
+"""The files under config/: the paper's experiments, and those of other sizes."""
 
 import dataclasses
+import itertools
 import json
 
 import pytest
@@ -13,6 +14,8 @@ from steve.settings.schema import Config
 EXPERIMENTS = PROJECT / "config" / "experiments"
 CPU = PROJECT / "config" / "cpu"
 CPU_EXPERIMENTS = sorted(CPU.glob("*/*.json"))
+FULLSIZE = PROJECT / "config" / "fullsize"
+FULLSIZE_EXPERIMENTS = sorted(FULLSIZE.glob("*/*.json"))
 # folder: (env.name, obs_dims, action_dim), as in the paper's table of environments.
 ENVIRONMENTS = {
     "humanoid": ("Humanoid-v1", [376], 17),
@@ -163,7 +166,8 @@ def test_every_remaining_file_under_config_is_part_of_an_experiment():
     parts = {
         str(path.relative_to(PROJECT))
         for path in (PROJECT / "config").rglob("*.json")
-        if EXPERIMENTS not in path.parents and path not in CPU_EXPERIMENTS
+        if EXPERIMENTS not in path.parents
+        and path not in (*CPU_EXPERIMENTS, *FULLSIZE_EXPERIMENTS)
     }
     assert parts == inherited
 
@@ -206,12 +210,12 @@ def test_a_cpu_experiment_is_the_papers_with_what_its_size_changes(path, tree):
     tree.write(a={"inherits": inherits, "updates": content["updates"]})
     paper = load(tree.root / "a.json", root=PROJECT)
     changed = set(changed_keys(paper.merged, loaded.merged))
-    assert changed <= {key for key, _ in cpu_departures()}
+    assert changed <= {key for key, _ in departures_of("cpu")}
 
 
-def cpu_departures() -> list[tuple[str, object]]:
-    """The dotted keys and values of cpu.json."""
-    path = PROJECT / "config/experimental_setups/cpu.json"
+def departures_of(setup: str) -> list[tuple[str, object]]:
+    """The dotted keys and values of a file of config/experimental_setups."""
+    path = PROJECT / "config/experimental_setups" / f"{setup}.json"
     updates = json.loads(path.read_text())["updates"]
     departures = []
     for section, value in updates.items():
@@ -223,18 +227,52 @@ def cpu_departures() -> list[tuple[str, object]]:
     return departures
 
 
-def test_every_departure_of_the_cpu_experiments_has_its_reason():
+@pytest.mark.parametrize("folder", [CPU, FULLSIZE], ids=lambda path: path.name)
+def test_every_departure_of_a_setup_has_its_reason(folder):
     rows = [
         [cell.strip() for cell in line.split("|")[1:-1]]
-        for line in (CPU / "README.md").read_text().splitlines()
+        for line in (folder / "README.md").read_text().splitlines()
         if line.startswith("| `")
     ]
     documented = {key.strip("`"): (value, reason) for key, _, value, reason in rows}
-    departures = dict(cpu_departures())
+    departures = dict(departures_of(folder.name))
     assert documented.keys() == departures.keys()
     for key, value in departures.items():
         assert documented[key][0].replace(",", "") == json.dumps(value)
         assert documented[key][1]
+
+
+# The experiments at full size
+
+
+@pytest.mark.parametrize("path", FULLSIZE_EXPERIMENTS, ids=lambda path: path.stem)
+def test_a_fullsize_experiment_learns_as_the_papers_does(path):
+    """Nothing but seed and exploration differs where it matters to what is learned."""
+    name, seed = path.stem[:-1].removeprefix("full_"), int(path.stem[-1])
+    papers = name.removesuffix("_noexplore")
+    loaded = load(path)
+    paper = load(EXPERIMENTS / "goodruns" / path.parent.name / f"{papers}0.json")
+    assert loaded.notes == []
+    assert (loaded.config.seed, loaded.config.total_frames) == (seed, 100_000)
+    explores = loaded.config.policy_config.explore_chance
+    assert explores == (0 if name.endswith("_noexplore") else 0.05)
+    learning = ("policy_config", "model_config", "env", "agent_config")
+    one, other = (
+        {key: merged[key] for key in learning if key in merged}
+        for merged in (loaded.merged, paper.merged)
+    )
+    one["policy_config"] = {**one["policy_config"], "explore_chance": 0.05}
+    assert one == other
+
+
+def test_every_algorithm_has_three_fullsize_seeds_with_and_without_exploration():
+    for folder, suffix in itertools.product(
+        ("halfcheetah", "hopper"), ("", "_noexplore")
+    ):
+        for name in ("ddpg", "mve_tdk", "steve"):
+            for seed in range(3):
+                file = FULLSIZE / folder / f"full_{name}{suffix}{seed}.json"
+                assert file in FULLSIZE_EXPERIMENTS
 
 
 # Other files

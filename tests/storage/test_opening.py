@@ -24,6 +24,7 @@ from steve.settings.interface import EnvSpec, Interface
 from steve.settings.request import Request
 from steve.storage import checkpoint, opening
 from steve.storage.checkpoint import CheckpointError
+from steve.storage.folders import Run
 from steve.storage.locks import claimed
 from steve.storage.opening import check_mode, has_output
 from steve.storage.record import read_json, read_run, write_json
@@ -370,6 +371,32 @@ def test_before_the_first_model_nothing_is_published(
     save_state(folders, "worldmodel", 0, epoch, 350, numbered=False)
     assert open_now(folders, config) == []
     assert folders.models.numbers() == []
+
+
+# What is resumed
+
+
+def test_a_resume_says_where_each_learner_continues(config, folders):
+    run = Run(config, folders, *SIZES, launch=1, cpu_learners=True)
+    open_now(folders, config)
+    begun = f"resuming {folders.root}"
+    assert opening.what_is_resumed(run) == f"{begun}: 0 frames"
+    with ReplayBuffer.open(folders.replay, writable=True) as replay:
+        replay.append(transitions(20))
+    tensors = {"worldmodel/w": np.ones(3, np.float32)}
+    counters = {"updates": 0, "epoch": 0, "pretrained": 1500}
+    checkpoint.publish(folders.state("worldmodel"), tensors, counters)
+    assert opening.what_is_resumed(run) == (
+        f"{begun}: 20 frames; worldmodel after 1,500 updates of pretraining"
+    )
+    checkpoint.publish(
+        folders.state("worldmodel"), tensors, counters | {"updates": 900, "epoch": 3}
+    )
+    save_state(folders, "valuerl", 1000, 4, 18, numbered=False)
+    assert opening.what_is_resumed(run) == (
+        f"{begun}: 20 frames; valuerl after 1,000 updates, in epoch 4; "
+        "worldmodel after 900 updates, in epoch 3"
+    )
 
 
 # What the disk is

@@ -15,7 +15,7 @@ HEADER = "hours,epochs,frames,score\n"
 @pytest.fixture
 def scores(tmp_path):
     run = make_run(make_config(tmp_path))
-    return run.folders.scores, Scores(run)
+    return run.folders.scores, Scores(run.folders.scores)
 
 
 def append(path, text):
@@ -69,18 +69,10 @@ def test_a_torn_line_that_is_cut_and_replaced_leaves_no_trace(scores):
     assert list(follower.rows) == [(3, 2.5), (4, 2.5)]
 
 
-def test_only_the_last_scores_are_kept(scores):
-    path, follower = scores
-    rows = "".join(f"0.1,{epoch},100,{epoch / 2}\n" for epoch in range(1, 31))
-    append(path, HEADER + rows)
-    follower.refresh()
-    assert list(follower.rows) == [(e, e / 2) for e in range(21, 31)]
-
-
 def test_a_follower_that_starts_late_reads_what_is_there(tmp_path):
     run = make_run(make_config(tmp_path))
     append(run.folders.scores, HEADER + "0.1,1,100,3.0\n")
-    follower = Scores(run)
+    follower = Scores(run.folders.scores)
     follower.refresh()
     assert list(follower.rows) == [(1, 3.0)]
 

@@ -9,6 +9,7 @@ from support import append_frames, make_sweep
 
 from steve.replay import ReplayBuffer
 from steve.storage import locks, record
+from steve.storage.folders import Folders
 from steve.sweeps import slurm
 from steve.sweeps.record import SLURM, Sweep
 from steve.sweeps.slurm import Task
@@ -20,9 +21,11 @@ from steve.sweeps.status import (
     WAITING,
     State,
     already,
+    below,
     last_attempt,
     states,
 )
+from steve.util import UserError
 
 START = "== started 2030-01-01T00:00:00Z on host by job 7_0\n"
 END = "== ended 2030-01-01T00:00:00Z with exit code "
@@ -187,3 +190,97 @@ def test_one_damaged_record_does_not_take_the_table_with_it(tmp_path):
     assert str(folders.run) in bad.why
     assert good.state == STOPPED
     assert already(sweep.runs[0], tmp_path, [sweep], {}) is None
+
+
+# Runs of any kind
+
+
+def made_by_hand(root: Path, experiment: str, **run) -> Folders:
+    """The folder of a run that main.py made; `run` is its run.json."""
+    folders = Folders.at(root / "Hopper-v1" / experiment, "log", "states", experiment)
+    folders.log.mkdir(parents=True)
+    content = {"log_path": "log", "save_model_path": "states", "total_frames": 100}
+    record.write_json(folders.hyperparameters, content)
+    if run:
+        record.write_json(folders.run, {"starts": [], "finished": None, **run})
+    return folders
+
+
+def told(*folders: Path) -> dict[str, tuple[str, str]]:
+    """State and reason of each run below folders, by name."""
+    said: list[str] = []
+    found = {s.run.name: (s.state, s.why) for s in below(folders, said.append)}
+    assert said == []
+    return found
+
+
+def test_runs_of_main_tell_how_they_ended(tmp_path):
+    made_by_hand(tmp_path, "old", starts=[{}])
+    made_by_hand(tmp_path, "bare")
+    for name, ended in (
+        ("killed", None),
+        ("stopped", {"code": 0, "why": None}),
+        ("bad", {"code": 1, "why": "valuerl: q_loss is nan"}),
+    ):
+        made_by_hand(tmp_path, name, starts=[{"ended": {"code": 1}}, {"ended": ended}])
+    made_by_hand(tmp_path, "done", finished={"frames": 100, "hours": 0.5})
+    made_by_hand(tmp_path, "more", finished={"frames": 99, "hours": 0.5})
+    made_by_hand(tmp_path, "bad.old1", starts=[{"ended": None}])  # put aside
+    with locks.claimed(made_by_hand(tmp_path, "now")):
+        found = told(tmp_path)
+    assert {name.partition("/")[2]: state for name, (state, _) in found.items()} == {
+        "old": STOPPED,
+        "bare": STOPPED,
+        "killed": FAILED,
+        "stopped": STOPPED,
+        "bad": FAILED,
+        "done": FINISHED,
+        "more": STOPPED,
+        "now": RUNNING,
+    }
+    assert list(found) == sorted(found)
+    assert found["Hopper-v1/bad"][1] == "valuerl: q_loss is nan"
+    assert found["Hopper-v1/killed"][1].startswith("ended without a word")
+
+
+def test_runs_of_sweeps_and_of_main_are_listed_together_and_once(tmp_path):
+    sweep = make_sweep(tmp_path, "first", "second")
+    sweep.log(0).write_text(f"{START}no space\n{END}1\n")
+    own, second = sweep.folders(0), sweep.folders(1)
+    for folders in (own, second):
+        folders.log.mkdir(parents=True)
+        record.write_json(folders.hyperparameters, {})
+    made_by_hand(tmp_path, "alone", starts=[{}])
+    environment = sweep.runs[0].environment
+    expected = {
+        "Hopper-v1/alone": (STOPPED, ""),
+        f"{environment}/first": (FAILED, "no space"),
+        f"{environment}/second": (STOPPED, "not started"),
+    }
+    assert told(tmp_path) == expected
+    assert told(own.root, tmp_path, second.root.parent) == expected
+    assert told(own.root) == {f"{environment}/first": (FAILED, "no space")}
+
+
+def test_damaged_records_do_not_take_the_table_with_them(tmp_path):
+    made_by_hand(tmp_path, "good", starts=[{}])
+    bad = made_by_hand(tmp_path, "bad", starts=[{}])
+    bad.hyperparameters.write_text("{")
+    bad.run.write_text("{")
+    odd = made_by_hand(tmp_path, "odd", starts=[7])
+    keys = {"total_frames": "x", "total_hours": [], "save_model_path": "../.."}
+    record.write_json(odd.hyperparameters, keys)
+    sweeps = tmp_path / "sweeps" / "1"
+    sweeps.mkdir(parents=True)
+    (sweeps / "sweep.json").write_text("{")
+    said: list[str] = []
+    found = {s.run.experiment: s.state for s in below([tmp_path], said.append)}
+    assert found == {"good": STOPPED, "bad": FAILED, "odd": STOPPED}
+    assert len(said) == 1
+    assert "is no record of a sweep" in said[0]
+
+
+def test_a_folder_without_a_run_is_a_mistake(tmp_path):
+    for folder, why in ((tmp_path / "no", "is not a folder"), (tmp_path, "no run")):
+        with pytest.raises(UserError, match=why):
+            below([folder], print)

@@ -1,0 +1,61 @@
+"""The documentation's site: sphinx-build -W docs build/docs (see CONTRIBUTING.md)."""
+
+import sys
+from pathlib import Path
+
+from docutils import nodes
+from sphinx.addnodes import pending_xref
+from sphinx.application import Sphinx
+
+import steve
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = {  # by the file that they show, without its suffix
+    "README": "index",
+    "CONTRIBUTING": "contributing",
+    "CHANGELOG": "changelog",
+    "results/README": "results",
+    "config/cpu/README": "cpu",
+}
+
+sys.path.insert(0, str(ROOT / "docs"))
+import generated  # noqa: E402
+
+project = "STEVE in TensorFlow 2"
+author = "The STEVE reference implementation's authors"
+version = release = steve.__version__
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+exclude_patterns = ["_build"]
+html_theme = "furo"
+html_title = f"{project} {release}"
+default_role = "literal"  # docstrings have single backticks
+smartquotes = False  # text holds commands and JSON
+
+myst_enable_extensions = ["dollarmath"]
+myst_heading_anchors = 3  # the anchors that GitHub gives, too
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "description"
+napoleon_numpy_docstring = False
+
+
+def _insert_generated(app: Sphinx, page: str, source: list[str]) -> None:
+    for name, make in generated.PARTS.items():
+        mark = f"<!-- generated: {name} -->"
+        if mark in source[0]:
+            source[0] = source[0].replace(mark, make())
+
+
+def _link_to_pages(app: Sphinx, doctree: nodes.document) -> None:
+    """Links to files outside of docs/ lead to the pages that include them."""
+    for link in doctree.findall(pending_xref):
+        target = Path(link["reftarget"])
+        if target.is_absolute() and target.is_relative_to(ROOT):
+            name = str(target.relative_to(ROOT))
+            link["reftarget"] = PAGES.get(name, link["reftarget"])
+
+
+def setup(app: Sphinx) -> None:
+    app.connect("source-read", _insert_generated)
+    app.connect("doctree-read", _link_to_pages)

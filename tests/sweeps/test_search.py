@@ -1,0 +1,103 @@
+"""A search by Optuna: what it may try, what a run is worth, and how it continues."""
+
+import builtins
+
+import pytest
+
+from steve.sweeps.search import METRICS, Space, Study, space
+from steve.util import UserError
+
+RATE = Space("policy_config.learning_rate", 1e-4, 1e-2, log=True)
+WIDTH = Space("policy_config.hidden_dim", 8, 64)
+KIND = Space("env.rescale_actions", choices=("true", "false"))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("policy_config.learning_rate=1e-4:1e-2:log", RATE),
+        ("policy_config.hidden_dim=8:64", WIDTH),
+        ("env.rescale_actions=true,false", KIND),
+        ("a=-1:0.5", Space("a", -1, 0.5)),
+    ],
+)
+def test_ranges_and_choices_are_read(text, expected):
+    assert space(text) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a", "a=", "=1:2", "a=2:1", "a=1:1", "a=0:1:log", "a=1:2:ln", "a=x:2", "a=1:nan"],
+)
+def test_anything_else_is_a_mistake(text):
+    with pytest.raises(UserError, match="give KEY=LOW:HIGH"):
+        space(text)
+
+
+def test_a_run_is_worth_its_mean_score_over_frames_or_its_last_scores(tmp_path):
+    scores = tmp_path / "scores.csv"
+    assert METRICS["auc"](scores) is None
+    rows = [(100, 0.0), (300, 10.0), (400, 10.0)]
+    lines = [f"0.1,1,{frames},{score}\n" for frames, score in rows]
+    scores.write_text("hours,epochs,frames,score\n" + "".join(lines) + "damaged\n")
+    # 5 over 200 frames, then 10 over 100.
+    assert METRICS["auc"](scores) == pytest.approx(2000 / 300)
+    assert METRICS["final"](scores) == pytest.approx(20 / 3)
+    scores.write_text(f"hours,epochs,frames,score\n{lines[1]}{lines[1]}")
+    assert METRICS["auc"](scores) == 10
+
+
+def test_without_optuna_one_line_names_the_extra(tmp_path, monkeypatch):
+    real = builtins.__import__
+
+    def missing(name, *arguments):
+        if name == "optuna":
+            raise ImportError(name)
+        return real(name, *arguments)
+
+    monkeypatch.setattr(builtins, "__import__", missing)
+    with pytest.raises(UserError, match=r"pip install 'steve-rl\[optuna\]'"):
+        Study(tmp_path / "x.optuna", [RATE], "")
+    assert list(tmp_path.iterdir()) == []
+
+
+def opened(tmp_path, asked="auc"):
+    pytest.importorskip("optuna")
+    return Study(tmp_path / "x.optuna", [RATE, WIDTH, KIND], asked)
+
+
+def test_trials_are_values_of_the_spaces_and_the_same_in_each_search(tmp_path):
+    folders = [tmp_path / name for name in "ab"]
+    for folder in folders:
+        folder.mkdir()
+    one, other = (opened(folder).next(total=3, most=5) for folder in folders)
+    assert one == other
+    assert [trial.number for trial in one] == [0, 1, 2]
+    assert len({tuple(trial.settings) for trial in one}) == 3
+    for trial in one:
+        rate, width, kind = (text.partition("=")[2] for text in trial.settings)
+        assert 1e-4 <= float(rate) <= 1e-2
+        assert 8 <= int(width) <= 64
+        assert kind in ("true", "false")
+
+
+def test_a_search_continues_with_what_has_not_ended(tmp_path):
+    study = opened(tmp_path)
+    first, second = study.next(total=3, most=2)
+    study.tell(first, 1.0)
+    again = opened(tmp_path)  # after a kill
+    assert again.next(total=3, most=1) == [second]
+    found = again.next(total=3, most=5)
+    assert found[0] == second
+    assert len(found) == 2
+    again.tell(second, None)
+    again.tell(found[1], 5.0)
+    assert opened(tmp_path).next(total=3, most=5) == []
+    assert opened(tmp_path).best() == (found[1], 5.0)
+
+
+def test_a_study_of_another_search_is_left_alone(tmp_path):
+    study = opened(tmp_path)
+    assert study.best() is None
+    with pytest.raises(UserError, match="is of another search"):
+        opened(tmp_path, "final")
