@@ -95,7 +95,8 @@ class Board:
         label = f"steve-board-{secrets.token_hex(8)}"
         memory = os.memfd_create(label)
         fresh[0]["memory"] = f"/proc/{os.getpid()}/fd/{memory} {label}"
-        os.write(memory, fresh.tobytes())
+        with named(path), open(memory, "wb", closefd=False) as file:
+            file.write(fresh.tobytes())  # all, or an error
         board = cls(path, memory)
         weakref.finalize(board, os.close, memory)
         atomic_write(path, fresh.tobytes())
