@@ -25,10 +25,12 @@ from steve.running.display import Display
 from steve.running.launch import opened, run_processes
 from steve.settings.files import locate
 from steve.settings.request import Request, Start
-from steve.storage.disk import full_disk_line, is_full
+from steve.storage.disk import file_error_line, full_disk_line, is_full
 from steve.storage.folders import Folders
 from steve.util import (
+    NO_SPACE,
     OneLineParser,
+    RunError,
     UserError,
     drop_unwritten_output,
     example,
@@ -40,7 +42,7 @@ from steve.util import (
     stop_as_by_ctrl_c,
 )
 
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EIO)
+DISK_ERRORS = (*NO_SPACE, errno.EFBIG, errno.EACCES, errno.EROFS, errno.EIO)
 
 
 def parse_arguments(
@@ -225,11 +227,11 @@ def main(arguments: Sequence[str] | None = None, program: str = "main.py") -> in
             return train(request_of(parsed), program)
     except UserError as error:
         print(f"{program}: {error}", file=sys.stderr)
-        return 2
+        return 1 if isinstance(error, RunError) else 2
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise  # a bug of ours
-        line = f"{error.filename}: {error.strerror}"
+        line = file_error_line(error)
         if is_full(error):
             line = f"{full_disk_line(error, Path.cwd())}; free some and --resume"
         print(f"{program}: {line}", file=sys.stderr)

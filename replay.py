@@ -252,7 +252,6 @@ class ReplayBuffer:
         self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
         self._rows = np.frombuffer(self._map, "<u4", offset=HEADER_BYTES)
         self._rows = self._rows.reshape(layout.capacity, layout.row_words)
-        self._counters = memoryview(self._map)[COUNTERS].cast("Q")
 
     @classmethod
     def create(
@@ -359,16 +358,26 @@ class ReplayBuffer:
 
     def _read(self, counter: int) -> int:
         """A counter, whole: read again while its complement differs."""
-        value, copy = self._counters[counter], COPY[counter]
         for _ in range(READS):
-            if self._counters[copy] == value ^ ALL_ONES:
+            words = self._counters
+            if words[COPY[counter]] == words[counter] ^ ALL_ONES:
                 break
-            value = self._counters[counter]
-        return value
+        return words[counter]
+
+    @property
+    def _counters(self) -> tuple[int, ...]:
+        """The counters and their complements, as they are now; as `_read_rows`."""
+        content = os.pread(self._file.fileno(), COUNTER_WORDS.size, COUNTERS.start)
+        if len(content) < COUNTER_WORDS.size:
+            raise self._shorter()
+        return COUNTER_WORDS.unpack(content)
+
+    def _shorter(self) -> RunError:
+        return RunError(f"{self._path}: is damaged: it became shorter")
 
     def _store(self, counters: dict[int, int]) -> None:
         """Stores counters and their complements, all or none; needs the lock."""
-        words = list(self._counters)
+        words = [*self._counters]
         for counter, value in counters.items():
             words[counter], words[COPY[counter]] = value, value ^ ALL_ONES
         content = COUNTER_WORDS.pack(*words)
@@ -671,14 +680,14 @@ class ReplayBuffer:
 
         Raises:
             IndexError: some are not there yet, or no longer.
-            UserError: a row is damaged; names its frame number.
+            RunError: a row is damaged; names its frame number.
         """
         wanted = np.arange(first_frame, first_frame + count)
         rows = self._rows[wanted % self.capacity]
         self._check_there(first_frame, count)  # after the copy, as in _draw
         bad = np.flatnonzero(~_sound(rows, first_frame))
         if bad.size:
-            raise UserError(
+            raise RunError(
                 f"{self._path}: is damaged: row of frame {first_frame + bad[0]}"
             )
         return _unpack(rows, self._layout)
@@ -745,7 +754,7 @@ class ReplayBuffer:
         while content:
             got = os.preadv(self._file.fileno(), [content], offset)
             if got == 0:
-                raise UserError(f"{self._path}: is damaged: it became shorter")
+                raise self._shorter()
             content, offset = content[got:], offset + got
         return rows
 
@@ -796,7 +805,6 @@ class ReplayBuffer:
 
     def close(self) -> None:
         """Closes the files; a second call does nothing."""
-        self._counters.release()
         self._rows = NO_ROWS  # or the map could not be closed
         self._map.close()
         self._file.close()

@@ -63,7 +63,8 @@ SUBCOMMANDS = {
 class UserError(Exception):
     """A user's mistake: one line that says what is wrong and what to do.
 
-    The launcher prints it without a stack trace and exits with code 2.
+    The launcher prints it without a stack trace and exits with code 2, or 1 where it is
+    a RunError.
     """
 
 

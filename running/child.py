@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import errno
 import faulthandler
 import importlib
 import io
@@ -22,7 +23,7 @@ from ..settings.extensions import import_modules
 from ..settings.roles import process_seed
 from ..storage.board import Board
 from ..storage.checkpoint import CheckpointError
-from ..storage.disk import full_disk_line, is_full
+from ..storage.disk import file_error_line, full_disk_line, is_full
 from ..storage.folders import Run
 from ..storage.locks import present
 from ..storage.record import record_chance
@@ -169,6 +170,9 @@ def child_main(
             if is_full(error):
                 _say(full_disk_advice(error, run))
                 code = FULL_DISK
+            elif error.errno == errno.EFBIG and error.filename:
+                _say(file_error_line(error))
+                code = HOPELESS
             else:
                 _say(traceback.format_exc().rstrip())
                 code = FAILED

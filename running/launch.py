@@ -15,6 +15,7 @@ from ..settings.schema import Config
 from ..storage import opening
 from ..storage.board import Board
 from ..storage.folders import Run
+from ..storage.locks import unwritable
 from ..storage.record import record_end, record_finish
 from ..util import UserError, environment, redirected
 from . import devices
@@ -61,9 +62,15 @@ def run_processes(run: Run, display: Display) -> Outcome:
     """Runs all processes of an opened run until its limit, a failure or a signal.
 
     What came out is shown; what went wrong is for the caller to print.
+
+    Raises:
+        UserError: the status board cannot be written.
     """
     display.note(f"results go to {run.folders.root}")
-    board = Board.create(run.folders.board, run.config)
+    try:
+        board = Board.create(run.folders.board, run.config)
+    except OSError as error:
+        raise unwritable(error, run.folders) from None
     supervisor = Supervisor(run, board, plan_children(run), display)
     outcome = supervisor.run()
     progress = supervisor.progress

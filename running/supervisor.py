@@ -317,8 +317,9 @@ class Supervisor:
             child.done = True
             return None
         if code in GIVEN_UP:
-            error = self._last_line(child)
-            return Outcome(2 if code == MISTAKE else 1, error=error)
+            # After a restart it was not the configuration: that has been good before.
+            is_mistake = code == MISTAKE and child.starts == 1
+            return Outcome(2 if is_mistake else 1, error=self._last_line(child))
         now = self._clock()
         child.exited_at.append(now)
         how = _how(code)

@@ -79,7 +79,7 @@ class Board:
     def create(cls, path: Path, config: Config) -> "Board":
         """A fresh board; evaluators' counts continue from an earlier one at `path`."""
         earlier = {}
-        size = path.stat().st_size if path.exists() else 0
+        size = path.stat().st_size if path.is_file() else 0
         if size <= MAX_BYTES and size % ROW.itemsize == 0 and size:
             rows = np.fromfile(path, ROW)
             earlier = {
@@ -95,7 +95,8 @@ class Board:
         label = f"steve-board-{secrets.token_hex(8)}"
         memory = os.memfd_create(label)
         fresh[0]["memory"] = f"/proc/{os.getpid()}/fd/{memory} {label}"
-        os.write(memory, fresh.tobytes())
+        with named(path), open(memory, "wb", closefd=False) as file:
+            file.write(fresh.tobytes())  # all, or an error
         board = cls(path, memory)
         weakref.finalize(board, os.close, memory)
         atomic_write(path, fresh.tobytes())

@@ -1,5 +1,6 @@
 """The disk under a run: it may be full, or it may belong to another host."""
 
+import errno
 import os
 import re
 import shutil
@@ -31,6 +32,18 @@ def full_disk_line(error: OSError, folder: Path) -> str:
     places = (path, *path.absolute().parents)
     free = shutil.disk_usage(next(place for place in places if place.exists())).free
     return f"{path}: {error.strerror} ({free:,} bytes are free)"
+
+
+def file_error_line(error: OSError) -> str:
+    """One line of why a file cannot be written or read.
+
+    Args:
+        error: names the file.
+    """
+    line = f"{error.filename}: {error.strerror}"
+    if error.errno == errno.EFBIG:
+        line += "; `ulimit -f`, or the filesystem, limits the size of a file"
+    return line
 
 
 def network_filesystem(path: Path, mounts: Path = MOUNTS) -> str | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import portalocker
 
 from ..util import UserError
-from .disk import full_disk_line, is_full
+from .disk import file_error_line, full_disk_line, is_full
 from .folders import Folders
 
 CHILDREN_PATIENCE = 15.0  # seconds that a killed launch's processes get to end
@@ -137,6 +137,5 @@ def unwritable(error: OSError, folders: Folders) -> UserError:
     if is_full(error):
         line = full_disk_line(error, folders.root.parent)
         return UserError(f"cannot write to {line}; free some space")
-    return UserError(
-        f"cannot write to {error.filename or folders.root}: {error.strerror}"
-    )
+    error.filename = error.filename or str(folders.root)
+    return UserError(f"cannot write to {file_error_line(error)}")

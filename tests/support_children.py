@@ -85,6 +85,12 @@ def mistake(context: Context) -> None:
     raise UserError("the key is wrong")
 
 
+def mistake_after_a_restart(context: Context) -> None:
+    if starts(context) == 1:
+        raise ValueError("what brings the restart")
+    mistake(context)
+
+
 def hopeless(context: Context) -> None:
     raise RunError("learning has diverged")
 
@@ -99,6 +105,13 @@ def full_disk(context: Context) -> None:
 
 def full_quota(context: Context) -> None:
     raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+
+def too_large(context: Context) -> None:
+    """Writes more into a file than it may; Python ignores SIGXFSZ."""
+    _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, most))
+    atomic_write(context.run.folders.log / "file", bytes(20_000))
 
 
 def forbidden(context: Context) -> None:

@@ -8,13 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from support import PROJECT
+from support import PROJECT, QUICKSTART
 
 import steve
 from steve import __main__, export, main, toy_demo, visualizer
 from steve.__main__ import COMMANDS
 from steve.settings import loading
-from steve.util import SUBCOMMANDS, python_word
+from steve.util import SUBCOMMANDS, RunError, UserError, python_word
 
 
 def test_options_may_stand_between_configuration_and_gpu():
@@ -75,6 +75,18 @@ def test_a_mistake_names_the_subcommand(capsys):
     assert capsys.readouterr().err.startswith("steve train: nowhere.json: no such file")
     assert __main__.main(["describe", "quickstart", "--set", "seed=-1"]) == 2
     assert capsys.readouterr().err.startswith("steve describe: --set: seed must be")
+
+
+@pytest.mark.parametrize(("kind", "code"), [(UserError, 2), (RunError, 1)])
+def test_a_run_that_cannot_continue_is_no_mistake_of_the_call(
+    monkeypatch, capsys, kind, code
+):
+    def train(*_):
+        raise kind("what is wrong")
+
+    monkeypatch.setattr(main, "train", train)
+    assert main.main([QUICKSTART, "cpu"]) == code
+    assert capsys.readouterr().err == "main.py: what is wrong\n"
 
 
 def test_packaged_configurations_are_found_from_any_folder(tmp_path, monkeypatch):

@@ -486,20 +486,29 @@ def test_rows_are_salvaged_where_counters_are_wrong_together(tmp_path, frames):
 def test_a_counter_half_copied_is_read_again(tmp_path, monkeypatch):
     buffer = filled(tmp_path, 255)
 
-    class Words(list):
-        """At the first reading of `frames`, only one byte of 256 has arrived."""
-
-        def __getitem__(self, index):
-            if index == replay.FRAMES and torn:
-                return torn.pop()
-            return super().__getitem__(index)
-
     words = list(buffer._counters)
-    words[replay.FRAMES] = 256
     words[replay.COPY[replay.FRAMES]] = 256 ^ replay.ALL_ONES
-    torn = [511, 0]
-    monkeypatch.setattr(buffer, "_counters", Words(words))
+    found = [0, 511, 256]  # at first, only one byte has arrived
+
+    def torn(*_):
+        words[replay.FRAMES] = found.pop(0)
+        return replay.COUNTER_WORDS.pack(*words)
+
+    monkeypatch.setattr(os, "pread", torn)
     assert buffer.frames == 256
+
+
+@pytest.mark.parametrize("size", [0, 100])
+def test_a_file_that_is_cut_while_it_is_open_is_an_error(tmp_path, size):
+    buffer = filled(tmp_path, 5)
+    os.truncate(buffer._path, size)
+    for use in (
+        lambda: buffer.frames,
+        lambda: buffer.append(rows([1])),
+        buffer.recover,
+    ):
+        with pytest.raises(RunError, match=r"is damaged: it became shorter"):
+            use()
 
 
 def test_a_counter_whose_complement_never_fits_is_read_as_it_is(tmp_path):

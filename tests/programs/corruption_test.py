@@ -25,9 +25,14 @@ import support_env
 from support import append_frames, make_config
 
 from steve.replay import HEADER_BYTES, ReplayBuffer
+from steve.settings.request import Start
 from steve.storage import checkpoint
+from steve.storage.board import ROW as ROW_OF_BOARD
+from steve.storage.board import Board
 from steve.storage.folders import Folders, Run
-from steve.storage.opening import open_output
+from steve.storage.opening import check_mode, open_output
+from steve.storage.record import record_start
+from steve.storage.tables import append_row
 from steve.util import UserError
 
 SIZES = (support_env.OBS_DIM, support_env.ACTION_DIM)
@@ -149,6 +154,79 @@ REPLAYS: dict[str, Damage] = {
 }
 
 
+def line(number: int, change: Callable[[bytes], bytes]) -> Damage:
+    """Changes one line, which is given with its end."""
+
+    def damage(content: bytes) -> bytes:
+        lines = content.splitlines(keepends=True)
+        lines[number] = change(lines[number])
+        return b"".join(lines)
+
+    return damage
+
+
+TABLES: dict[str, Damage] = {
+    "first line: a letter": flip(1),
+    "first line: no text": flip(2, 7),
+    "first line: gone": line(0, lambda text: b""),
+    "a line: no number": line(2, lambda text: b"x" + text[1:]),
+    "a line: no text": line(2, lambda text: b"\xff" + text[1:]),
+    "a line: a NUL": line(2, lambda text: b"\0" + text[1:]),
+    "a line: not a number": line(2, lambda text: b"nan" + text[1:]),
+    "a line: empty": line(2, lambda text: b"\n"),
+    "a line: a value missing": line(2, lambda text: text[4:]),
+    "a line: joined with the next": line(2, lambda text: text[:-1]),
+    "a line: very long": line(2, lambda text: b"1" * 100_000 + text),
+    "last line: torn": cut(-4),
+    "last line: without its end": cut(-1),
+    "zeros behind the last line": lambda c: c + bytes(9000),
+    "zeros": lambda c: bytes(len(c)),
+    "empty": cut(0),
+    "twice": lambda c: c + c,
+    "a picture": lambda c: b"\x89PNG\r\n\x1a\n" + c,
+    "a pickle": lambda c: PICKLE,
+    "a folder": lambda c: None,
+}
+
+OBJECTS: dict[str, Damage] = {
+    "first byte": flip(0),
+    "a key": flip(5),
+    "a key: no text": flip(5, 7),
+    "cut by half": lambda c: c[: len(c) // 2],
+    "empty": cut(0),
+    "zeros": lambda c: bytes(len(c)),
+    "a list": lambda c: b"[]",
+    "another object": lambda c: b"{}",
+    "deep": lambda c: b"[" * 100_000,
+    "twice": lambda c: c + c,
+    "a picture": lambda c: b"\x89PNG\r\n\x1a\n" + c,
+    "a pickle": lambda c: PICKLE,
+    "a folder": lambda c: None,
+}
+
+BOARDS: dict[str, Damage] = {
+    "a name": flip(1),
+    "a name: no text": flip(1, 7),
+    "where the counters are": flip(-100, 3),
+    "cut in a row": cut(-5),
+    "a row too few": cut(-ROW_OF_BOARD.itemsize),
+    "empty": cut(0),
+    "zeros": lambda c: bytes(len(c)),
+    "bytes": lambda c: b"\xff" * len(c),
+    "twice": lambda c: c + c,
+    "a pickle": lambda c: PICKLE,
+}
+
+# The other files of a run: where each is, and what is done to it.
+OTHERS: dict[str, tuple[Callable[[Folders], Path], dict[str, Damage]]] = {
+    "scores": (lambda folders: folders.scores, TABLES),
+    "log": (lambda folders: folders.learner_log("valuerl"), TABLES),
+    "run.json": (lambda folders: folders.run, OBJECTS),
+    "hps.json": (lambda folders: folders.hyperparameters, OBJECTS),
+    "board": (lambda folders: folders.board, BOARDS),
+}
+
+
 # -- a resume ----------------------------------------------------------------------
 
 
@@ -222,6 +300,44 @@ def resume_replay(folder: Path, damage: Damage) -> tuple[str, str]:
     return said or "nothing that is lost", text
 
 
+def resume_other(folder: Path, kind: str, damage: Damage) -> tuple[str, str]:
+    """The same with a file of log/; no line of a table that is whole is ever lost."""
+    run, merged = new_run(folder)
+    folders = run.folders
+    record_start(run, resumed=False)
+    Board.create(folders.board, run.config).keep("evaluator0")
+    for number in (1, 2, 3):
+        scores = {"hours": 0.5, "epochs": number, "frames": number, "score": 0.25}
+        append_row(folders.scores, scores)
+        append_row(folders.learner_log("valuerl"), {"updates": number, "loss": 0.5})
+    path = OTHERS[kind][0](folders)
+    original = set(path.read_bytes().splitlines()[1:])
+    damaged(path, damage)
+    before = path.read_bytes() if path.is_file() else None
+    try:
+        check_mode(folders, merged, Start.RESUME)
+        notes = open_output(run, merged)
+        record_start(run, resumed=True)
+        board = Board.create(folders.board, run.config)
+    except UserError as error:
+        said = str(error).replace(f"{folders.root}/", "")
+        if "\n" in said or before != (path.read_bytes() if path.is_file() else None):
+            raise AssertionError(f"{said}: no line, or the file was changed") from None
+        return said, "refused; nothing is changed"
+    assert board["valuerl"]["updates"] == 0
+    if kind in ("scores", "log"):
+        assert before is not None
+        whole = original & set(before.splitlines())
+        files = folders.log.glob(f"{path.name}*")  # one may have been put aside
+        there = b"".join(each.read_bytes() for each in files)
+        assert whole <= set(there.splitlines())
+        append_row(path, {"updates": 4, "loss": 0.5})
+        assert path.read_bytes().endswith(b"\n4,0.5\n")
+    said = " ".join(notes).replace(f"{folders.root}/", "")
+    assert "\n" not in said
+    return said or "nothing that is lost", "what is whole"
+
+
 def table(folder: Path) -> Iterator[tuple[str, str, str, str]]:
     """(file, what was damaged, what was found, what the run goes on from)"""
     kinds = (("state", STATES, resume_state), ("replay", REPLAYS, resume_replay))
@@ -230,6 +346,11 @@ def table(folder: Path) -> Iterator[tuple[str, str, str, str]]:
             place = folder / f"{kind}{number}"
             place.mkdir()
             yield kind, name, *resume(place, damage)
+    for kind, (_, damages) in OTHERS.items():
+        for number, (name, damage) in enumerate(damages.items()):
+            place = folder / f"{kind}{number}"
+            place.mkdir()
+            yield kind, name, *resume_other(place, kind, damage)
 
 
 @pytest.mark.parametrize("name", STATES)
@@ -270,6 +391,25 @@ def test_a_damaged_replay_goes_on_with_its_good_rows_or_is_refused(tmp_path, nam
         assert f"its {kept} good transitions were taken over" in said
     elif kept < FRAMES:
         assert f"{FRAMES - kept} damaged transitions were dropped" in said
+
+
+# A resume needs these, or could not say what they held.
+REFUSED = {
+    "scores": ("a folder",),
+    "log": ("a folder",),
+    "run.json": tuple(name for name in OBJECTS if name != "a key"),  # "experiment"
+    "hps.json": tuple(OBJECTS),
+    "board": (),
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [(kind, name) for kind, (_, damages) in OTHERS.items() for name in damages],
+)
+def test_another_damaged_file_costs_what_is_damaged_or_is_refused(tmp_path, kind, name):
+    _, used = resume_other(tmp_path, kind, OTHERS[kind][1][name])
+    assert (used == "refused; nothing is changed") == (name in REFUSED[kind])
 
 
 def test_a_pickle_that_would_run_a_command_never_does(tmp_path):

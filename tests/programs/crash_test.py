@@ -12,6 +12,7 @@ anything was violated; the folder stays then.
 
 import argparse
 import collections
+import contextlib
 import csv
 import io
 import json
@@ -147,6 +148,7 @@ class Harness:
         self.resumes: list[float] = []  # seconds
         self.violations: list[str] = []
         self.launcher: subprocess.Popen | None = None
+        self._board: Board | None = None
         self.killed_here: collections.Counter[str] = collections.Counter()
 
     def violation(self, text: str) -> None:
@@ -158,6 +160,7 @@ class Harness:
     def launch(self) -> None:
         """Starts the run, with --resume where there is something to resume."""
         self.killed_here.clear()
+        self._board = None
         hyperparameters = self.root / "log" / "hps.json"
         options = ["--resume"] if hyperparameters.exists() else []
         self.counts["resumes" if options else "fresh starts"] += 1
@@ -185,10 +188,10 @@ class Harness:
         return output.count(" was ended by SIGKILL and") + output.count("stopping: ")
 
     def board(self) -> Board | None:
-        try:
-            return Board.open(self.root / "log" / "status.bin")
-        except RunError:
-            return None  # that of the last launch
+        """That of this launch, also when it is over; None where there is none yet."""
+        with contextlib.suppress(RunError):  # the file is of the last launch
+            self._board = self._board or Board.open(self.root / "log" / "status.bin")
+        return self._board
 
     def is_ready(self) -> bool:
         board = self.board()
@@ -442,7 +445,10 @@ class Harness:
                     *("--name", "again", "--frames", str(frames)),
                 ],
                 cwd=PROJECT,
-                env={**os.environ, "PYTHONPATH": str(PROJECT / "tests")},
+                env={
+                    **os.environ,
+                    "PYTHONPATH": str(PROJECT / "tests"),
+                },
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 check=True,

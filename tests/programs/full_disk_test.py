@@ -24,11 +24,13 @@ from pathlib import Path
 import pytest
 from crash_test import Harness
 
+from steve.replay import ReplayBuffer
 from steve.settings.roles import VALUERL, WORLDMODEL
 from steve.util import stop_as_by_ctrl_c
 
 SIZE = "64m"
 PATIENCE = 60.0  # seconds: those who wait try again every ten
+STILL = 3.0  # seconds without a step or an update after which the run stands still
 INSIDE = "--inside"  # the call within the new namespace
 
 
@@ -85,14 +87,35 @@ class FullDisk:
         return more
 
     def waiting(self) -> Callable[[], bool]:
-        """Whether both learners wait for space."""
+        """Whether the run waits for space: a process says so, and nothing moves.
+
+        Others may wait for that process: for frames, a world model, or scores.
+        """
+        last, since = None, 0.0
 
         def wait() -> bool:
-            board = self.harness.board()
-            names = (VALUERL, WORLDMODEL)
-            return board is not None and all(board[name]["disk_full"] for name in names)
+            nonlocal last, since
+            board, now = self.harness.board(), time.monotonic()
+            if board is None:
+                return False
+            with ReplayBuffer.open(self.harness.root / "checkpoints/replay") as replay:
+                updates = [
+                    int(board[name]["updates"]) for name in (VALUERL, WORLDMODEL)
+                ]
+                moved = [replay.frames, *updates]
+            if moved != last:
+                last, since = moved, now
+            is_full = any(board[name]["disk_full"] for name in self.harness.names)
+            return is_full and now > since + STILL
 
         return wait
+
+    def filled(self, what: str) -> None:
+        """Fills the disk and awaits that the run waits for space, and says so."""
+        said = self.harness.output().count("waits for space")
+        self.fill()
+        self.check(what, self.waiting())
+        self.check("  and say so", self.says("waits for space", said + 1))
 
     def run(self) -> None:
         harness = self.harness
@@ -104,16 +127,14 @@ class FullDisk:
         self.check("both learn", harness.is_ready)
         self.check("  and go on", self.learns_on())
 
-        self.fill()
-        self.check("learners wait", self.waiting())
-        self.check("  and say so", self.says("valuerl waits for space"))
+        self.filled("the run waits")
         harness.note_state()
+        said = harness.output().count("has space again and continues")
         self.free()
-        self.check("both go on", self.says("valuerl has space again and continues"))
+        self.check("goes on", self.says("has space again and continues", said + 1))
         self.check("  learning", self.learns_on())
 
-        self.fill()
-        self.check("learners wait again", self.waiting())
+        self.filled("the run waits again")
         harness.launcher.send_signal(signal.SIGTERM)
         code = harness.launcher.wait(PATIENCE)
         if code != 1 or "free some space" not in harness.output().lower():
@@ -130,11 +151,10 @@ class FullDisk:
         harness.launch()
         self.check("resumed, both learn", harness.is_ready)
         self.check("  and go on", self.learns_on())
-        self.fill()
-        self.check("learners wait a third time", self.waiting())
+        self.filled("the run waits a third time")
         os.killpg(harness.launcher.pid, signal.SIGKILL)
         harness.launcher.wait()
-        self.at_rest("killed while they wait")
+        self.at_rest("killed while it waits")
 
         self.free()
         harness.launch()
@@ -182,5 +202,5 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument(INSIDE, action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
-    stop_as_by_ctrl_c()
-    sys.exit(inside() if given.inside else outside())
+    with stop_as_by_ctrl_c():
+        sys.exit(inside() if given.inside else outside())

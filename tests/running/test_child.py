@@ -101,6 +101,15 @@ def test_a_full_disk_is_one_line_with_path_and_free_bytes(run, function, path, c
     assert free == pytest.approx(shutil.disk_usage(run.folders.root).free, rel=0.5)
 
 
+def test_a_limit_on_the_size_of_files_is_one_line_and_no_full_disk(run):
+    code, output = outcome(run, "too_large")
+    assert code == HOPELESS
+    assert output == (
+        f"{run.folders.log}/file: File too large; `ulimit -f`, or the filesystem, "
+        "limits the size of a file\n"
+    )
+
+
 @pytest.mark.parametrize(
     ("function", "last_line"),
     [

@@ -282,6 +282,15 @@ def test_a_childs_line_is_what_the_launcher_says(watched, function, code, line):
     assert [child.starts for child in scene.children] == [1, 1]
 
 
+def test_what_is_wrong_only_after_a_restart_is_no_mistake_of_the_call(watched):
+    supervisor, scene = watched(
+        {VALUERL: "obey", "interactor0": "mistake_after_a_restart"}
+    )
+    outcome = supervisor.run()
+    assert (outcome.code, outcome.error) == (1, "interactor0: the key is wrong")
+    assert [child.starts for child in scene.children] == [1, 2]
+
+
 @pytest.mark.parametrize(
     ("function", "line"),
     [
