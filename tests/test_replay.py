@@ -51,6 +51,15 @@ def test_rows_come_back_as_they_were_appended(tmp_path):
         assert (view.obs_dim, view.action_dim, view.capacity) == (5, 2, 100)
 
 
+def test_the_words_of_a_row_lie_as_the_format_says(tmp_path):
+    """In another order the files of earlier runs would be read as something else."""
+    buffer = ReplayBuffer.create(tmp_path, 2, 1, 10)
+    fields = ([[1, 2]], [[5]], [6], [[3, 4]], [1])  # in the order of a Batch
+    buffer.append(Batch(*(np.array(field, np.float32) for field in fields)))
+    content = (tmp_path / "replay.bin").read_bytes()[4096:]
+    assert np.frombuffer(content, "<f4", 7).tolist() == [1, 2, 3, 4, 5, 6, 1]
+
+
 def test_a_full_ring_keeps_the_newest_rows(tmp_path):
     # capacity 7, appends of 3: after n appends frames 3n - 7 .. 3n - 1 remain.
     buffer = new(tmp_path, capacity=7)
@@ -273,6 +282,7 @@ def test_closing_twice_is_fine(tmp_path):
         ([31, 127], (32, 120)),  # both
         ([100], (30, 90)),  # a fault in the middle costs the shorter side
         ([50], (51, 130)),
+        ([64, 95], (96, 130)),  # of equal runs the newest stays
     ],
 )
 @pytest.mark.parametrize("byte", [0, ROW_BYTES - 12, ROW_BYTES - 1])
