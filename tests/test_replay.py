@@ -373,6 +373,21 @@ def test_recover_works_across_chunks(tmp_path, monkeypatch):
     assert live_values(buffer) == list(range(30, 110))
 
 
+def test_every_byte_of_a_row_is_protected(tmp_path):
+    filled(tmp_path, 10).close()
+    path = tmp_path / "replay.bin"
+    for byte in range(ROW_BYTES):
+        flip(path, row_position(5) + byte)
+        with (
+            ReplayBuffer.open(tmp_path) as buffer,
+            pytest.raises(UserError, match="row of frame 5"),
+        ):
+            buffer.read(5, 1)
+        flip(path, row_position(5) + byte)
+    with ReplayBuffer.open(tmp_path) as buffer:
+        assert values_of(buffer.read(5, 1)) == [5]
+
+
 def test_a_bad_row_is_not_read_or_sampled(tmp_path, monkeypatch):
     filled(tmp_path, 2, capacity=2).close()
     for frame in (0, 1):
