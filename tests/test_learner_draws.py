@@ -5,6 +5,7 @@ import pytest
 import tensorflow as tf
 from support import append_frames
 from support_learner import (
+    BEFORE,
     PACE,
     TINY,
     assert_same,
@@ -74,23 +75,26 @@ def rewards_of_batches(learner, updates):
     return seen
 
 
-def batches_of(tmp_path, kind, block=1, seed=0):
-    keys = {"updates_per_call": block}
+def batches_of(tmp_path, kind, block=1, seed=0, pace=False):
+    """The rewards of eight batches or more; a paced run has frames beyond them."""
+    keys = {"updates_per_call": block, "frames_per_update": pace}
     run, board, replay = open_both(tmp_path, expansion=None, seed=seed, **keys)
     append_frames(replay, 500)
     seen = rewards_of_batches(build(run, board, kind), 8)
-    expected = [
-        replay.sample(B, 1000, generator(seed, kind.batch_stream, step)).reward
-        for step in range(len(seen))
-    ]
+    expected = []
+    for step in range(len(seen)):
+        rng = generator(seed, kind.batch_stream, step)
+        end = BEFORE + step + 1 if pace else None  # at one frame for each update
+        expected.append(replay.sample(B, 1000, rng, end).reward)
     np.testing.assert_array_equal(seen, expected)
     return seen
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("block", [1, 3])
-def test_every_update_has_a_batch_of_its_own(tmp_path, kind, block):
-    seen = batches_of(tmp_path, kind, block)
+@pytest.mark.parametrize(("block", "pace"), [(1, False), (3, False), (3, 1.0)])
+def test_every_update_has_a_batch_of_its_own(tmp_path, kind, block, pace):
+    """In a paced run it is of the frames that the update needs, not of all."""
+    seen = batches_of(tmp_path, kind, block, pace=pace)
     assert len(seen) >= 8
     assert len({tuple(rewards) for rewards in seen}) == len(seen)
 
@@ -105,11 +109,15 @@ def test_learners_and_runs_of_another_seed_have_other_batches(tmp_path):
 
 
 def test_pretraining_and_updates_have_batches_of_their_own(tmp_path):
-    run, board, replay = open_model(tmp_path, {"pretrain_n": 5, "batch_size": B})
+    pace = {"frames_per_update": 20.0, "frames_before_learning": 50}
+    keys = {"pretrain_n": 5, "batch_size": B, **pace}
+    run, board, replay = open_model(tmp_path, keys, policy_config=PACE | TINY | pace)
     append_frames(replay, 500)
     seen = rewards_of_batches(build(run, board, WorldmodelLearner), 5)
     assert len(seen) == 10
     assert len({tuple(rewards) for rewards in seen}) == 10
+    assert max(map(max, seen[:5])) < 50, "pretraining is on the first frames"
+    assert max(map(max, seen[5:])) > 50
 
 
 # Members, rows and initial weights

@@ -8,7 +8,14 @@ from pydantic import ValidationError
 from support import PROJECT
 from support_settings import SIZES, minimal, updates, with_expansion
 
-from steve.settings.schema import Config, all_paths, allowed, field_at, meaning
+from steve.settings.schema import (
+    Config,
+    all_paths,
+    allowed,
+    field_at,
+    is_changeable,
+    meaning,
+)
 
 # Defaults and derived values
 
@@ -39,12 +46,28 @@ def test_the_papers_values_are_the_defaults(tree):
         | {"transition_hidden_dim": 512, "transition_layers": 8}
         | {"aux_hidden_dim": 128, "aux_layers": 4}
         | {"pretrain_n": 10_000, "weight_decay": 1e-4},
-        "env": {"max_frames": 1000, "reward_scale": 1.0, "step_timeout": 60.0},
+        "env": {"max_frames": 1000, "reward_scale": 1.0, "step_timeout": 60.0}
+        | {"discount": 0.99, "rescale_actions": False, "inertia": None},
     }
     for section, values in expected.items():
         found = {key: merged[section][key] for key in values}
         assert found == values, section
     assert merged["final_episodes"] == 5
+
+
+def test_the_keys_that_a_resume_may_change_are_these():
+    """Limits, intervals of logs, counts of processes, where and how it computes."""
+    learner = {"log_every_n", "backup_every_n", "threads", "xla", "updates_per_call"}
+    expected = {
+        *{f"policy_config.{key}" for key in learner},
+        *{f"model_config.{key}" for key in learner},
+        *{"agent_config.count", "agent_config.vectorization", "evaluator_config"},
+        *{"total_frames", "total_hours", "final_episodes", "output_root"},
+        *{"keep_all_replay_buffers", "tensorboard", "deterministic"},
+        "env.step_timeout",
+    }
+    changeable = [path for path in all_paths() if is_changeable(path)]
+    assert {".".join(p) for p in changeable if p[:-1] not in changeable} == expected
 
 
 def test_merged_is_complete_and_reads_again(tree):
