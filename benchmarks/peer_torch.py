@@ -7,6 +7,7 @@ Dimension letters as in valuerl.py; the batch is the last axis here, and only wh
 differs between members has a members' axis longer than 1.
 """
 
+import time
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +21,7 @@ from steve.settings.roles import VALUERL, WORLDMODEL
 
 REACH_EPSILON = 1e-8
 BETAS, EPSILON = (0.9, 0.999), 1e-8
+TRIALS = 10  # updates that decide on the number of threads
 
 # A net of stacked members is one list of layers, another a list of members.
 Layers = list[tuple[Tensor, Tensor]]
@@ -316,3 +318,16 @@ class TorchUpdate:
 
     def parameters(self) -> Parameters:
         return self._named(self._trained)
+
+
+def choose_threads(update: TorchUpdate, batches: Batch[np.ndarray]) -> None:
+    """One thread or all, whichever makes updates faster; small nets need one."""
+    seconds = {}
+    for threads in (torch.get_num_threads(), 1):
+        torch.set_num_threads(threads)
+        update.run(batches)
+        start = time.perf_counter()
+        for _ in range(TRIALS):
+            update.run(batches)
+        seconds[threads] = time.perf_counter() - start
+    torch.set_num_threads(min(seconds, key=lambda threads: seconds[threads]))

@@ -16,6 +16,7 @@ configuration allows, at most 16. `share` is GFLOP/s over the machine's limit, a
 benchmarks/learners.py.
 """
 
+import contextlib
 import functools
 import importlib.util
 import multiprocessing
@@ -24,7 +25,6 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib import metadata
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
@@ -46,6 +46,7 @@ from steve.util import RunError, UserError, error_text
 UPDATES_PER_CALL = 16  # at most, as in training
 OURS = "steve"
 LIBRARIES = ("jax", "torch")
+PATIENCE = 10.0  # seconds until a process that does not end is killed
 PAUSE = 0.3  # seconds between turns, in which threads that spin go to sleep
 
 
@@ -140,9 +141,9 @@ def take_part(
         lines = error_text(error).splitlines() or [type(error).__name__]
         connection.send({"failed": lines[0]})
         return
-    while True:
-        seconds = connection.recv()
-        connection.send(harness.rate(work, seconds, windows=1, finish=finish))
+    with contextlib.suppress(EOFError):  # the end
+        while seconds := connection.recv():
+            connection.send(harness.rate(work, seconds, windows=1, finish=finish))
 
 
 def _prepare(contender: Contender, learner: str, run: Run) -> tuple[Any, Any, dict]:
@@ -153,15 +154,20 @@ def _prepare(contender: Contender, learner: str, run: Run) -> tuple[Any, Any, di
     case = peer_work.read_case(peer_work.case_of(config, learner), learner)
     errors = peer_work.check(contender.build, case, block)
     parameters = peer_work.initial_parameters(config, run.obs_dim, run.action_dim)
-    start = time.perf_counter()
-    update = contender.build(peer_work.work_of(config, learner), parameters, block)
-    settings = settings_of(config, learner)
+    settings, task = settings_of(config, learner), peer_work.work_of(config, learner)
     batches = peer_work.Batches(
         ReplayBuffer.open(run.folders.replay),
         settings.batch_size,
         settings.replay_size,
         block,
     )
+    if contender.library == "torch":
+        import peer_torch
+
+        eager = contender._replace(options=(*contender.options, ("compiled", False)))
+        peer_torch.choose_threads(eager.build(task, parameters, block), batches.take())
+    start = time.perf_counter()
+    update = contender.build(task, parameters, block)
 
     def work() -> int:
         update.run(batches.take())
@@ -182,7 +188,7 @@ def _prepare(contender: Contender, learner: str, run: Run) -> tuple[Any, Any, di
     return work, update.finish, prepared
 
 
-@contextmanager
+@contextlib.contextmanager
 def processes() -> Iterator[Any]:
     """Starts processes with a connection each; ends them all."""
     spawn = multiprocessing.get_context("spawn")
@@ -199,7 +205,10 @@ def processes() -> Iterator[Any]:
     try:
         yield start
     finally:
+        for _, connection in started:
+            connection.close()
         for child, _ in started:
+            child.join(PATIENCE)
             child.kill()
             child.join()
 
