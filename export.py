@@ -6,6 +6,7 @@ Writes the policy with what leads from its output to an action of the environmen
 
 as `policy.npz`, plain arrays for NumPy, and as `saved_model`, a TensorFlow SavedModel.
 Both answer as our greedy policy does, to float32 rounding, and need no module of ours.
+`--minari DATASET` writes the replay buffer as a dataset of episodes instead.
 """
 
 import argparse
@@ -26,6 +27,7 @@ except ModuleNotFoundError:
 import numpy as np
 
 from steve import envwrap
+from steve.analysis.datasets import write_minari
 from steve.analysis.loaded import named_checkpoint
 from steve.analysis.trained import (
     as_published,
@@ -76,12 +78,18 @@ def parse_arguments(
         help="a policy's or value learner's checkpoint, or an experiment's folder of "
         "checkpoints, whose newest is taken",
     )
-    parser.add_argument(
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument(
         "--out",
         type=Path,
-        required=True,
         metavar="DIR",
         help="a folder that is not there yet",
+    )
+    what.add_argument(
+        "--minari",
+        metavar="DATASET",
+        help="instead, write the replay buffer as a Minari dataset of this name, such "
+        "as hopper/steve-v0",
     )
     parser.add_settings()
     return parser.parse_args(arguments)
@@ -182,10 +190,40 @@ def run(arguments: argparse.Namespace) -> None:
     print(f"  {TENSORFLOW_NAME}  for tf.saved_model.load or a TensorFlow server")
 
 
+def run_minari(arguments: argparse.Namespace) -> None:
+    """Writes the replay buffer as a dataset.
+
+    Raises:
+        UserError: a mistake.
+    """
+    loaded, asked = named_checkpoint(
+        arguments.config, arguments.checkpoint, arguments.set
+    )
+    config = loaded.config
+    import_modules(config.module)
+    folders = (asked, asked / config.save_model_path, asked.parent)
+    found = [each / "replay" for each in folders if (each / "replay").is_dir()]
+    if not found:
+        raise UserError(f"{asked} has no replay buffer; give an experiment's folder")
+    interface = envwrap.measure(config.env).interface
+    assert interface is not None  # the environment was asked
+    about = {
+        "algorithm_name": config.algorithm,
+        "author": "unknown",
+        "author_email": "unknown",
+        "code_permalink": "unknown",
+        "description": f"replay buffer of {config.algorithm} on {config.env.name}",
+    }
+    episodes, steps = write_minari(found[0], interface, arguments.minari, about)
+    print(f"{found[0]}: {episodes:,} episodes of {steps:,} steps written")
+    print(f"  minari.load_dataset({arguments.minari!r}) reads them")
+
+
 def main(arguments: Sequence[str] | None = None, program: str = "export.py") -> int:
     """The command; returns the exit code (SPEC section 12)."""
     parsed = parse_arguments(arguments, program)
-    return exit_code(program, lambda: run(parsed))
+    command = run_minari if parsed.minari else run
+    return exit_code(program, lambda: command(parsed))
 
 
 if __name__ == "__main__":
