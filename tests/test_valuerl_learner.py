@@ -30,6 +30,7 @@ from steve.running import pace, progress
 from steve.settings.roles import VALUERL, WORLDMODEL
 from steve.storage import checkpoint
 from steve.storage.checkpoint import CheckpointError
+from steve.storage.digests import append_digest, read_digests
 from steve.storage.record import read_run
 from steve.valuerl_learner import METRIC_NAMES, MOST_UNEVALUATED, ValueRLLearner
 from steve.worldmodel import WorldModel
@@ -327,6 +328,18 @@ def test_policies_stay_until_they_are_evaluated_and_the_learner_waits(tmp_path):
 
     drive(learner, waiting(learner, evaluate_some))
     assert stood == [MOST_UNEVALUATED + 1] * 3
+
+
+def test_digests_of_epochs_after_the_state_are_cut_on_a_resume(tmp_path):
+    run, board, _ = open_value(
+        tmp_path, expansion=False, policy_config=EACH_FRAME, frames=100
+    )
+    train(build(run, board, WatchedLearner), 4)
+    lines = read_digests(run.folders.digests)
+    assert [line.updates for line in lines] == [0, 3]
+    append_digest(run.folders.digests, lines[-1]._replace(epoch=3, updates=6))
+    build(run, board, WatchedLearner).restore()
+    assert read_digests(run.folders.digests) == lines
 
 
 # What it publishes, and where it resumes
