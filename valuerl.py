@@ -86,7 +86,9 @@ def candidate_targets(
         [B, H+1-j, S], one entry per triple (transition, reward, Q) of members.
     """
     reached = reach_prob(continue_probs)
-    relative = 1.0 / (reached[:, start] + REACH_EPSILON)  # [B, M]
+    # Without the maximum XLA may make (1 - d) + 1e-8 to (1 + 1e-8) - d, which is 0.
+    begun = tf.maximum(reached[:, start], 0.0)
+    relative = 1.0 / (begun + REACH_EPSILON)  # [B, M]
     reached = reached[:, start:] * relative[:, None]  # [B, H+1-j, M]
     going_on = continue_probs[:, start:] * relative[:, None]
     steps = tf.range(reached.shape[1], dtype=tf.float32)

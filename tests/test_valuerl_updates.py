@@ -240,3 +240,18 @@ def test_variables_have_the_names_of_a_checkpoint():
     assert {name.split("/")[0] for name in names} == {"policy", "q", "target_q"}
     assert built.horizon == 0
     assert build({}, horizon=5).horizon == 5
+
+
+@pytest.mark.parametrize("horizon", [1, 3])
+def test_starts_behind_a_termination_are_the_same_under_xla(horizon):
+    """XLA may turn sums with 1 round, and 1e-8 disappears in them."""
+    built = build({"tdk_trick": True, "steve_reweight": True}, horizon=horizon)
+    batch = random_batch(8)._replace(terminated=tf.constant([1.0, 0.0] * 4))
+
+    def targets():
+        return built.targets(built.imagine(batch, fixed_members(built)))
+
+    compiled = tf.function(targets, jit_compile=True, autograph=False)()
+    for ours, plain in zip(compiled, targets(), strict=True):
+        np.testing.assert_allclose(ours, plain, rtol=1e-5, atol=1e-5)
+    assert not compiled[0].numpy()[::2, 1:].any()
