@@ -440,7 +440,7 @@ def main() -> int:
             config = harness.load(path, arguments.overrides, root)
             if number == 0:
                 measurement.device(config, list(arguments.cases))
-            run = harness.open_run(config, arguments.device, learners.ROWS)
+            run, _board = harness.open_run(config, arguments.device, learners.ROWS)
             measurement.learners(Path(path).parent.name + "/" + Path(path).stem, run)
     result = measurement.result
     if arguments.json:

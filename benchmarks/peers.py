@@ -278,7 +278,7 @@ def measure(
         rounds: how many.
         note: called with a line about what happens now.
     """
-    run = harness.open_run(config, devices.CPU, learners.ROWS)
+    run, _board = harness.open_run(config, devices.CPU, learners.ROWS)
     note("the machine's limit")
     limits = learners.product_limit(devices.NO_GPU, config, seconds / 4)
     limit = max(limits.values())

@@ -262,7 +262,7 @@ def test_a_name_in_a_state_is_no_path(run, tmp_path):
 
 def test_a_huge_board_is_not_read(run):
     run, _ = run
-    with open(run.folders.board, "r+b") as file:
+    with open(run.folders.board, "wb") as file:
         file.truncate(ROW.itemsize << 30)  # takes no space on the disk
     board = Board.create(run.folders.board, run.config)
     assert board["evaluator0"]["epoch"] == 0

@@ -63,7 +63,7 @@ def test_the_keys_that_a_resume_may_change_are_these():
         *{f"model_config.{key}" for key in learner},
         *{"agent_config.count", "agent_config.vectorization", "evaluator_config"},
         *{"total_frames", "total_hours", "final_episodes", "output_root"},
-        *{"keep_all_replay_buffers", "tensorboard", "deterministic"},
+        *{"keep_all_replay_buffers", "tensorboard", "loggers", "deterministic"},
         "env.step_timeout",
     }
     changeable = [path for path in all_paths() if is_changeable(path)]
