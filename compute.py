@@ -189,7 +189,7 @@ class BatchSource:
 class Updater:
     """Runs updates, several of them in one call, and sums up their metrics.
 
-    How many are in a call changes nothing: one program runs them all.
+    How many are in a call, 1 to K, changes nothing: one program runs them all.
 
     Args:
         step: one update on a batch of tensors; returns the metrics.

@@ -34,8 +34,8 @@ class Assignment(NamedTuple):
     strided: bool = False
 
 
-# Floating-point operations of one product, below which a CPU computes the members of an
-# ensemble in one batched product; measured with benchmarks/learners.py.
+# Floating-point operations of one product, up to which a CPU computes the members of an
+# ensemble in one batched product.
 SMALL_PRODUCT = 64e6
 
 # Named, because "automatic" would be another one under XLA, and other numbers.
