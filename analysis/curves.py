@@ -18,7 +18,7 @@ Dimension letters: S runs of a group, G points on the x axis.
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -96,6 +96,16 @@ def aggregate(values: np.ndarray) -> pd.DataFrame:
     return table
 
 
+def _sampled(
+    runs: Sequence[Record], quantity: str, x: str, group_by: str, points: int
+) -> Iterator[tuple[str, str, list[Record], np.ndarray]]:
+    """Environment, name and runs of each group, and its curve's places [points]."""
+    known = [run for run in runs if run.series(quantity, x) is not None]
+    for (environment, name), group in grouped(known, group_by).items():
+        end = _longest(known, environment, x, quantity)
+        yield environment, name, group, np.linspace(0, end, points)
+
+
 def aggregated_curves(
     runs: Sequence[Record],
     quantity: str = SCORE,
@@ -107,11 +117,9 @@ def aggregated_curves(
     """The curves of all groups of runs; as `load_curves`."""
     parts = []
     columns = ["environment", "algorithm", x, "seeds", "mean", "low", "high", "iqm"]
-    known = [run for run in runs if run.series(quantity, x) is not None]
-    for (environment, name), group in grouped(known, group_by).items():
-        end = _longest(known, environment, x, quantity)
-        at = np.linspace(0, end, points)
-        values = [line(run.known(quantity, x), at, smooth * end) for run in group]
+    sampled = _sampled(runs, quantity, x, group_by, points)
+    for environment, name, group, at in sampled:
+        values = [line(run.known(quantity, x), at, smooth * at[-1]) for run in group]
         part = aggregate(np.stack(values)).assign(
             environment=environment, algorithm=name, **{x: at}
         )
@@ -131,12 +139,10 @@ def single_curves(
 ) -> pd.DataFrame:
     """The curves of the single runs: environment, algorithm, run, x and value."""
     parts = [pd.DataFrame(columns=["environment", "algorithm", "run", x, "value"])]
-    known = [run for run in runs if run.series(quantity, x) is not None]
-    for (environment, name), group in grouped(known, group_by).items():
-        end = _longest(known, environment, x, quantity)
-        at = np.linspace(0, end, points)
+    sampled = _sampled(runs, quantity, x, group_by, points)
+    for environment, name, group, at in sampled:
         for number, run in enumerate(group):
-            values = line(run.known(quantity, x), at, smooth * end)
+            values = line(run.known(quantity, x), at, smooth * at[-1])
             part = {"environment": environment, "algorithm": name, "run": number}
             table = pd.DataFrame({x: at, "value": values}).assign(**part)
             parts.append(table.dropna())
