@@ -24,3 +24,28 @@ class Batch(NamedTuple, Generic[Array]):
     reward: Array
     next_obs: Array
     terminated: Array
+
+
+def row_width(obs_dim: int, action_dim: int) -> int:
+    """Numbers of a transition, as `fields` takes them apart."""
+    return 2 * obs_dim + action_dim + 2
+
+
+def fields(rows: Array, obs_dim: int, action_dim: int) -> Batch[Array]:
+    """Takes the fields out of rows; views, where rows are a NumPy array.
+
+    Args:
+        rows: [..., O + O + A + 2], in the order of the replay buffer's file: s, s', a,
+            r, d. What follows in a row is left out.
+        obs_dim: O.
+        action_dim: A.
+    """
+    action = 2 * obs_dim
+    reward = action + action_dim
+    return Batch(
+        obs=rows[..., :obs_dim],
+        action=rows[..., action:reward],
+        reward=rows[..., reward],
+        next_obs=rows[..., obs_dim:action],
+        terminated=rows[..., reward + 1],
+    )

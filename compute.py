@@ -12,13 +12,11 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
-from .batch import Batch
-from .replay import ReplayBuffer
+from .replay import Draw, ReplayBuffer
 from .util import UserError, without_startup_notes
 
 # Updates in a call at most, where the configuration does not say it.
@@ -81,18 +79,6 @@ def set_precision(precision: str) -> None:
     tf.config.experimental.enable_tensor_float_32_execution(precision == "tf32")
 
 
-class Draw(NamedTuple):
-    """How one update's batch is drawn.
-
-    Attributes:
-        rng: its generator.
-        end: it comes from the frames before this one; None: from all.
-    """
-
-    rng: np.random.Generator
-    end: int | None
-
-
 class BatchSource:
     """Batches from the replay buffer, drawn in a thread while the last are in use.
 
@@ -120,14 +106,14 @@ class BatchSource:
         gpu = tf.config.list_logical_devices("GPU")
         self._device = "GPU:0" if gpu else "CPU:0"
         self._thread = ThreadPoolExecutor(1, "batches")
-        self._next: tuple[int, int, Future[Batch[tf.Tensor]]] | None = None
+        self._next: tuple[int, int, Future[tf.Tensor]] | None = None
 
     @property
     def fell_short(self) -> bool:
         """Whether a batch was to come from rows that the buffer has no more."""
         return self._replay.fell_short
 
-    def take(self, first: int, count: int) -> Batch[tf.Tensor]:
+    def take(self, first: int, count: int) -> tf.Tensor:
         """Returns the batches of updates `first` .. `first + count - 1`.
 
         Those of further updates are drawn meanwhile, as far as their frames are there
@@ -138,7 +124,8 @@ class BatchSource:
             count: 1 .. K.
 
         Returns:
-            each field [K, B, ...], of which the first `count` are theirs.
+            rows [K, B, words], of which the first `count` batches are theirs;
+            `batch.fields` takes them apart.
 
         Raises:
             RunError: rows of the buffer are damaged.
@@ -166,19 +153,12 @@ class BatchSource:
                 return count
         return 0
 
-    def _draw(self, first: int, count: int) -> Batch[tf.Tensor]:
-        drawn = []
-        for update in range(first, first + count):
-            rng, end = self._draw_of(update)
-            drawn.append(self._replay.sample(self._batch_size, self._newest, rng, end))
-        drawn += [drawn[-1]] * (self._block - count)
+    def _draw(self, first: int, count: int) -> tf.Tensor:
+        draws = [self._draw_of(update) for update in range(first, first + count)]
+        rows = self._replay.sample_rows(self._batch_size, self._newest, draws)
+        padding = [(0, self._block - count), (0, 0), (0, 0)]
         with tf.device(self._device):
-            return Batch(
-                *(
-                    tf.convert_to_tensor(np.stack(parts))
-                    for parts in zip(*drawn, strict=True)
-                )
-            )
+            return tf.convert_to_tensor(np.pad(rows, padding))
 
     def close(self) -> None:
         """Ends the thread and closes the buffer."""
@@ -192,7 +172,7 @@ class Updater:
     How many are in a call, 1 to K, changes nothing: one program runs them all.
 
     Args:
-        step: one update on a batch of tensors; returns the metrics.
+        step: one update on a batch, rows [B, words]; returns the metrics.
         metric_names: those that are kept.
         block: K, the updates of a call at most.
         xla: whether XLA compiles the calls.
@@ -200,7 +180,7 @@ class Updater:
 
     def __init__(
         self,
-        step: Callable[[Batch[tf.Tensor]], dict[str, tf.Tensor]],
+        step: Callable[[tf.Tensor], dict[str, tf.Tensor]],
         metric_names: Sequence[str],
         block: int = 1,
         xla: bool = False,
@@ -212,12 +192,13 @@ class Updater:
         self._count = 0  # updates in the sums
         self._in_flight: deque[tf.Tensor] = deque()
         self.call = tf.function(self._updates, autograph=False, jit_compile=xla)
+        self._program: Callable[[tf.Tensor, tf.Tensor], tf.Tensor] | None = None
 
-    def _updates(self, batches: Batch[tf.Tensor], count: tf.Tensor) -> tf.Tensor:
+    def _updates(self, batches: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
         """The updates of one call, one after the other; returns the metrics' sums."""
 
         def update(k: int | tf.Tensor) -> tf.Tensor:
-            metrics = self._step(Batch(*(part[k] for part in batches)))
+            metrics = self._step(batches[k])
             values = tf.stack([metrics[name] for name in self._metric_names])
             self._sums.assign_add(values)
             return k + 1
@@ -233,37 +214,40 @@ class Updater:
             )
         return self._sums.read_value()
 
-    def warm_up(
-        self, batch: Batch[tf.Tensor], variables: Iterable[tf.Variable]
-    ) -> None:
+    def warm_up(self, batch: tf.Tensor, variables: Iterable[tf.Variable]) -> None:
         """Builds and compiles the call now, so that learning starts at full speed.
 
         It runs once; what it did to the variables is taken back.
 
         Args:
-            batch: a batch of the right shapes.
+            batch: rows [B, words].
             variables: all that an update changes.
         """
         before = [(variable, variable.numpy()) for variable in variables]
-        batches = Batch(*(tf.stack([part] * self.block) for part in batch))
-        self.call(batches, tf.constant(1))
+        self._call(tf.stack([batch] * self.block), 1)
         for variable, value in before:
             variable.assign(value)
         self.reset_metrics()
 
-    def run(self, batches: Batch[tf.Tensor], count: int) -> None:
+    def run(self, batches: tf.Tensor, count: int) -> None:
         """Runs the first `count` of K updates without waiting for them.
 
         On a GPU the call is still under way at the return; on a CPU it is over.
 
         Args:
-            batches: each field [K, B, ...].
+            batches: rows [K, B, words].
             count: 1 .. K.
         """
         if len(self._in_flight) == CALLS_IN_FLIGHT:
             self._in_flight.popleft().numpy()  # waits until that call is over
-        self._in_flight.append(self.call(batches, tf.constant(count)))
+        self._in_flight.append(self._call(batches, count))
         self._count += count
+
+    def _call(self, batches: tf.Tensor, count: int) -> tf.Tensor:
+        """Calls the program itself: looking it up costs as much as a small update."""
+        if self._program is None:
+            self._program = self.call.get_concrete_function(batches, tf.constant(count))
+        return self._program(batches, tf.constant(count))
 
     def metric_means(self) -> dict[str, float]:
         """Means over the updates since `reset_metrics`; none where there were none."""

@@ -9,15 +9,14 @@ from typing import ClassVar
 
 import tensorflow as tf
 
-from .batch import Batch
+from .batch import Batch, fields, row_width
 from .compute import (
     UPDATES_PER_CALL,
     BatchSource,
-    Draw,
     Updater,
     prepare_tensorflow,
 )
-from .replay import ReplayBuffer
+from .replay import Draw, ReplayBuffer
 from .running import pace
 from .running.child import Context
 from .running.pace import is_done, may_update
@@ -74,8 +73,9 @@ class Learner(abc.ABC):
         self._fell_short = False  # a batch came from fewer rows than it was to
         self._clock: float | None = None  # when `seconds` was last brought up to date
         self._logged_at = time.monotonic()
+        run = context.run
         self._updater = Updater(
-            self.train_step,
+            lambda rows: self.train_step(fields(rows, run.obs_dim, run.action_dim)),
             self.metric_names,
             updates_per_call(self.config, settings, is_compiled),
             is_compiled,
@@ -170,10 +170,10 @@ class Learner(abc.ABC):
 
     def warm_up(self) -> None:
         """Builds the graph of an update now, so that learning starts at speed."""
-        size, run = self.settings.batch_size, self.context.run
-        obs, scalar = tf.zeros([size, run.obs_dim]), tf.zeros([size])
-        batch = Batch(obs, tf.zeros([size, run.action_dim]), scalar, obs, scalar)
-        self._updater.warm_up(batch, self.variables().values())
+        run = self.context.run
+        width = row_width(run.obs_dim, run.action_dim)
+        rows = tf.zeros([self.settings.batch_size, width])
+        self._updater.warm_up(rows, self.variables().values())
 
     @property
     def updates_per_call(self) -> int:

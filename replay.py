@@ -52,7 +52,7 @@ import os
 import shutil
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -62,7 +62,7 @@ from typing import NamedTuple, Self
 import numpy as np
 import portalocker
 
-from .batch import Batch
+from .batch import Batch, fields, row_width
 from .util import (
     RunError,
     UserError,
@@ -98,6 +98,18 @@ ORIGIN_WORDS = 6  # the vector step is two words
 CHUNK_BYTES = 16 << 20  # disk space reserved, and rows verified or copied, at once
 MAX_DRAWS = 1000
 NO_ROWS = np.empty((0, 0), np.uint32)
+
+
+class Draw(NamedTuple):
+    """How one batch is drawn.
+
+    Attributes:
+        rng: its generator.
+        end: it comes from the frames before this one; None: from all.
+    """
+
+    rng: np.random.Generator
+    end: int | None
 
 
 class Origin(NamedTuple):
@@ -139,8 +151,12 @@ class _Layout:
 
     @property
     def row_words(self) -> int:
-        origin = ORIGIN_WORDS if self.has_origins else 0
-        return 2 * self.obs_dim + self.action_dim + 2 + origin + TRAILER_WORDS
+        return row_width(self.obs_dim, self.action_dim) + self.extra_words
+
+    @property
+    def extra_words(self) -> int:
+        """Those of a row that follow the transition."""
+        return (ORIGIN_WORDS if self.has_origins else 0) + TRAILER_WORDS
 
     @property
     def has_origins(self) -> bool:
@@ -642,24 +658,71 @@ class ReplayBuffer:
             ValueError: the buffer has no rows.
             RunError: rows in the file are damaged.
         """
-        rows, whole = self._draw(batch_size, newest, rng, end)
+        rows = self.sample_rows(batch_size, newest, [Draw(rng, end)])[0]
+        return _unpack(rows, self._layout)
+
+    def sample_rows(
+        self,
+        batch_size: int,
+        newest: int,
+        draws: Sequence[Draw],
+    ) -> np.ndarray:
+        """Draws K batches, each as `sample` does, in one pass over the file.
+
+        Args:
+            batch_size: B, > 0.
+            newest: as in `sample`.
+            draws: one for each batch.
+
+        Returns:
+            float32 [K, B, O + O + A + 2]; `batch.fields` takes them apart.
+
+        Raises:
+            ValueError, RunError: as `sample`.
+        """
+        rows, whole = self._draw(batch_size, newest, draws)
+        for k in np.flatnonzero(~whole.all(axis=1)):
+            self._draw_again(rows[k], whole[k], newest, draws[k])
+        return rows[..., : -self._layout.extra_words].view("<f4")
+
+    def _draw_again(
+        self,
+        rows: np.ndarray,
+        whole: np.ndarray,
+        newest: int,
+        draw: Draw,
+    ) -> None:
+        """Draws the rows [B, words] that are not whole [B] until all are."""
         for _ in range(MAX_DRAWS):
-            if whole.all():
-                return _unpack(rows, self._layout)
-            self.fell_short |= end is not None
+            self.fell_short |= draw.end is not None
             missing = np.flatnonzero(~whole)
-            rows[missing], whole[missing] = self._draw(missing.size, newest, rng, end)
+            found, sound = self._draw(missing.size, newest, [draw])
+            rows[missing], whole[missing] = found[0], sound[0]
+            if whole.all():
+                return
         raise RunError(f"{self._path}: is damaged: rows have wrong frame numbers")
 
     def _draw(
         self,
         batch_size: int,
         newest: int,
-        rng: np.random.Generator,
-        end: int | None,
+        draws: Sequence[Draw],
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Copies random rows [B, words] and says which of them are whole [B]."""
+        """Copies random rows [K, B, words] and says which of them are whole [K, B]."""
         oldest, frames = self._window()
+        picked = np.stack(
+            [self._pick(oldest, frames, batch_size, newest, draw) for draw in draws]
+        )
+        rows = self._rows[picked % self.capacity]
+        # Only now: what is live after the copy was not being overwritten during it.
+        still_live = picked >= self._read(INTENT) - self.capacity
+        return rows, still_live & (_frame_numbers(rows) == picked)
+
+    def _pick(
+        self, oldest: int, frames: int, batch_size: int, newest: int, draw: Draw
+    ) -> np.ndarray:
+        """Draws frame numbers [B] among those from `oldest` to before `frames`."""
+        rng, end = draw
         limit = frames if end is None else min(end, frames)
         if end is not None and limit <= oldest < frames:  # they are all gone
             self.fell_short, limit = True, frames
@@ -669,11 +732,7 @@ class ReplayBuffer:
             first = oldest
         if first >= limit:
             raise ValueError(f"{self._path}: has no rows to sample")
-        picked = rng.integers(first, limit, size=batch_size)
-        rows = self._rows[picked % self.capacity]
-        # Only now: what is live after the copy was not being overwritten during it.
-        still_live = picked >= self._read(INTENT) - self.capacity
-        return rows, still_live & (_frame_numbers(rows) == picked)
+        return rng.integers(first, limit, size=batch_size)
 
     def read(self, first_frame: int, count: int) -> Batch[np.ndarray]:
         """Returns the transitions with the frame numbers from `first_frame`, in order.
@@ -960,13 +1019,8 @@ def _pack(transitions: Batch[np.ndarray], layout: _Layout) -> np.ndarray:
 
 def _unpack(rows: np.ndarray, layout: _Layout) -> Batch[np.ndarray]:
     """Takes the fields out of rows [B, words]."""
-    floats = rows.view("<f4")
-    fields = {
-        name: floats[:, columns].copy() for name, columns in layout.columns.items()
-    }
-    for name in ("reward", "terminated"):
-        fields[name] = fields[name][:, 0]  # [B, 1] -> [B]
-    return Batch(**fields)
+    parts = fields(rows.view("<f4"), layout.obs_dim, layout.action_dim)
+    return Batch(*(np.ascontiguousarray(part) for part in parts))
 
 
 def _write_origin(rows: np.ndarray, origin: Origin | None, turn: int) -> None:
@@ -991,8 +1045,8 @@ def _bytes_of(rows: np.ndarray) -> memoryview:
 
 
 def _frame_numbers(rows: np.ndarray) -> np.ndarray:
-    """The frame numbers [B] stored in rows [B, words]; a view."""
-    return rows[:, -3:-1].view("<i8")[:, 0]
+    """The frame numbers [...] stored in rows [..., words]; a view."""
+    return rows[..., -3:-1].view("<i8")[..., 0]
 
 
 def _checksums(rows: np.ndarray) -> np.ndarray:

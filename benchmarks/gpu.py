@@ -107,12 +107,11 @@ def operations(learner: Any) -> dict[str, int]:
     """What an update of a learner starts: {"kernels": n} or {"graph_operations": n}."""
     import tensorflow as tf
 
-    from steve.batch import Batch
+    from steve.batch import row_width
 
     updater, run = learner._updater, learner.context.run
-    shape = updater.block, learner.settings.batch_size
-    obs, scalar = tf.zeros([*shape, run.obs_dim]), tf.zeros(shape)
-    batches = Batch(obs, tf.zeros([*shape, run.action_dim]), scalar, obs, scalar)
+    width = row_width(run.obs_dim, run.action_dim)
+    batches = tf.zeros([updater.block, learner.settings.batch_size, width])
     arguments = batches, tf.constant(1)
     try:
         text = updater.call.experimental_get_compiler_ir(*arguments)("optimized_hlo")

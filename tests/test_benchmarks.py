@@ -172,9 +172,9 @@ def test_the_operations_of_an_update_are_counted_in_the_loop_over_updates():
 def test_operations_are_counted_whether_or_not_there_is_a_program(xla, name):
     weight = tf.Variable(1.0)
 
-    def step(batch):
-        weight.assign_add(tf.reduce_mean(batch.reward))
-        return {"loss": tf.reduce_mean(batch.obs)}
+    def step(rows):
+        weight.assign_add(tf.reduce_mean(rows[:, 0]))
+        return {"loss": tf.reduce_mean(rows)}
 
     learner = SimpleNamespace(
         _updater=Updater(step, ["loss"], block=1, xla=xla),

@@ -7,8 +7,9 @@ import tensorflow as tf
 from support import append_frames, make_config, open_run
 
 from steve import compute, learner, valuerl_learner, worldmodel_learner
-from steve.compute import BatchSource, Draw, Updater
-from steve.replay import Batch, ReplayBuffer
+from steve.batch import fields
+from steve.compute import BatchSource, Updater
+from steve.replay import Draw, ReplayBuffer
 from steve.running.child import Context
 from steve.settings.roles import VALUERL, WORLDMODEL
 from steve.util import UserError
@@ -106,8 +107,12 @@ def source_of(replay, **keys):
     return BatchSource(ReplayBuffer.open(replay._path.parent), **keys)
 
 
+def fields_of(batches):
+    return fields(batches.numpy(), support_env.OBS_DIM, support_env.ACTION_DIM)
+
+
 def rewards(batches):
-    return batches.reward.numpy()
+    return fields_of(batches).reward
 
 
 def taken(source, first, count):
@@ -118,13 +123,14 @@ def taken(source, first, count):
 def test_batches_have_the_shapes_of_updates_and_rows_stay_whole(replay):
     source = source_of(replay, block=3)
     for first, count in ((0, 1), (1, 3)):
-        batches = source.take(first, count)
+        batches = fields_of(source.take(first, count))
         assert batches.reward.shape == (3, 4)
         assert batches.obs.shape == (3, 4, support_env.OBS_DIM)
         assert batches.action.shape == (3, 4, support_env.ACTION_DIM)
         # support's transitions: obs is the frame's number, next_obs one more
-        np.testing.assert_array_equal(batches.obs[..., 0], batches.reward)
-        np.testing.assert_array_equal(batches.next_obs[..., 0], batches.reward + 1)
+        reward = batches.reward[:count]
+        np.testing.assert_array_equal(batches.obs[:count, :, 0], reward)
+        np.testing.assert_array_equal(batches.next_obs[:count, :, 0], reward + 1)
     source.close()
 
 
@@ -284,13 +290,14 @@ def random_batches(count, seed):
 
     obs = draw(support_env.OBS_DIM)
     action = tf.tanh(draw(support_env.ACTION_DIM))
-    return Batch(obs, action, draw(), obs + 0.1 * draw(support_env.OBS_DIM), draw() * 0)
+    reward = draw(1)
+    next_obs = obs + 0.1 * draw(support_env.OBS_DIM)
+    return tf.concat([obs, next_obs, action, reward, 0 * reward], -1)
 
 
 def part_of(batches, first):
     """The batches of a call: BLOCK from `first` on, behind the end the last again."""
-    rows = np.minimum(np.arange(first, first + BLOCK), len(batches.reward) - 1)
-    return Batch(*(tf.gather(field, rows) for field in batches))
+    return tf.gather(batches, np.minimum(np.arange(BLOCK) + first, len(batches) - 1))
 
 
 def results(learner, count):
