@@ -27,7 +27,13 @@ from ..storage.disk import file_error_line, full_disk_line, is_full
 from ..storage.folders import Run
 from ..storage.locks import present
 from ..storage.record import record_chance
-from ..util import RunError, UserError, wait_until, without_startup_notes
+from ..util import (
+    RunError,
+    UserError,
+    environment,
+    wait_until,
+    without_startup_notes,
+)
 
 # Exit codes of a child; the supervisor reads them.
 STOPPED = 0
@@ -36,6 +42,9 @@ MISTAKE = 2  # a user's mistake that only the child could see
 HOPELESS = 3  # a restart would only meet the same again
 FULL_DISK = 4
 PR_SET_PDEATHSIG = 1
+# Importing TensorFlow would import Keras, which takes a fifth of the time. Who uses
+# `tf.keras` later gets the one that is installed.
+WITHOUT_KERAS = {"TF_USE_LEGACY_KERAS": "1"}
 SLOW_DISK = 240.0  # seconds that one write may take: a slow disk is no hanging process
 FULL_DISK_RETRY = 10.0  # seconds until a write is tried again
 FULL_DISK_PATIENCE = 3600.0  # seconds after which a run gives up on a full disk
@@ -155,7 +164,8 @@ def child_main(
         try:
             module, function = main.split(":")
             with without_startup_notes():  # of learners, and of the user's modules
-                main_function = getattr(importlib.import_module(module), function)
+                with environment(WITHOUT_KERAS):
+                    main_function = getattr(importlib.import_module(module), function)
                 import_modules(run.config.module)
             seed = process_seed(run.config, name)
             board = Board.open(run.folders.board)
