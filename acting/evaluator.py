@@ -89,8 +89,8 @@ class Evaluator:
                 continue
             position = self._scores.position()
             there = position.rows if position.epoch == policy.epoch else 0
-            episodes = self._own(there, self._settings.episodes_per_policy)
-            done = self._run_episodes(policy, episodes, Stream.EVALUATION)
+            episodes = self._own(self._settings.episodes_per_policy)
+            done = self._run_episodes(policy, episodes, Stream.EVALUATION, there)
             if not done and (is_last or self._stopping()):
                 return
             self._row["epoch"] = policy.epoch
@@ -98,13 +98,13 @@ class Evaluator:
     def _scored_before(self) -> int:
         """The last epoch whose own episodes are all in the file."""
         position = self._scores.position()
-        missing = self._own(position.rows, self._settings.episodes_per_policy)
-        return max(0, position.epoch - bool(missing))
+        last = max(self._own(self._settings.episodes_per_policy))
+        return max(0, position.epoch - (last >= position.rows))
 
-    def _own(self, done: int, episodes: int) -> list[int]:
-        """This evaluator's episodes of a policy, without the first `done`."""
+    def _own(self, episodes: int) -> list[int]:
+        """This evaluator's episodes of a policy."""
         count = self._settings.count
-        return [k for k in range(self._number, episodes * count, count) if k >= done]
+        return list(range(self._number, episodes * count, count))
 
     def _has_work(self) -> bool:
         return self._is_final() or self._next_policy() is not None
@@ -176,8 +176,8 @@ class Evaluator:
         if policy is not None:
             position = self._final.position()
             done = position.rows if position.epoch == policy.epoch else 0
-            own = self._own(done, episodes)
-            if not self._run_episodes(policy, own, Stream.FINAL_EPISODE):
+            own = self._own(episodes)
+            if not self._run_episodes(policy, own, Stream.FINAL_EPISODE, done):
                 return
         self._row["random_score"] = self._random_score()
 
@@ -223,9 +223,13 @@ class Evaluator:
     # -- episodes ----------------------------------------------------------------------
 
     def _run_episodes(
-        self, policy: Policy, episodes: list[int], stream: Stream
+        self, policy: Policy, episodes: list[int], stream: Stream, done: int = 0
     ) -> bool:
         """Runs episodes, as many side by side as there are environments.
+
+        The first `done` of a policy have their rows already. One of them is run again
+        next to others that have none: on the number of observations that a policy gets
+        together depend the last digits of its actions.
 
         Returns:
             False where the process was asked to stop, or where episodes are given up.
@@ -233,10 +237,14 @@ class Evaluator:
         size = len(self._envs)
         for first in range(0, len(episodes), size):
             part = episodes[first : first + size]
+            if part[-1] < done:
+                continue
             scores = self._scores_of(policy, part, stream)
             if scores is None:
                 return False
             for episode, score in zip(part, scores, strict=True):
+                if episode < done:
+                    continue
                 if not self._record(policy, episode, score, stream):
                     return False
         return True

@@ -24,6 +24,7 @@ from support_scores import line_of, policy_of
 
 from steve.acting import safe_env
 from steve.acting.evaluator import Evaluator
+from steve.acting.policy import Policy
 from steve.envwrap import make_env
 from steve.settings.roles import LAUNCHER
 from steve.settings.seeds import Stream, seed_of
@@ -382,6 +383,31 @@ def test_an_evaluator_that_is_killed_over_a_row_repeats_none_and_misses_none(
     assert len(rows_of(run.folders.scores)) == row - (not after)
     run_side_by_side(run, board)
     assert run.folders.scores.read_bytes() == b"".join(whole[0])
+
+
+@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("rows", range(12))
+def test_after_a_kill_the_same_episodes_run_side_by_side(
+    tmp_path, monkeypatch, rows, size
+):
+    """The last digits of an action depend on how many observations there are."""
+    greedy = Policy.greedy
+    monkeypatch.setattr(
+        Policy, "greedy", lambda policy, obs: greedy(policy, obs) + len(obs) / 1000
+    )
+    keys = {"episodes_per_policy": 4, "final_episodes": 4, "batch_size": size}
+    lines = []
+    for name in ("whole", "killed"):
+        run, board = evaluating(tmp_path / name, luck=True, **keys)
+        publish_all(run)
+        if lines:
+            run.folders.scores.write_bytes(b"".join(lines[0][: 1 + rows]))
+            final = b"".join(lines[1][: 1 + rows % 4])
+            run.folders.final_scores.write_bytes(final)
+        run_side_by_side(run, board)
+        files = run.folders.scores, run.folders.final_scores
+        lines += [file.read_bytes().splitlines(keepends=True) for file in files]
+    assert lines[:2] == lines[2:]
 
 
 @pytest.mark.parametrize(
