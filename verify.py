@@ -10,7 +10,7 @@ import json
 import signal
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,9 @@ QUIET = (
 )
 
 
+COMPARED = ("frames", "state", "policy", "model", "rows")
+
+
 class _Enough(Exception):
     """Ends the repetition: what was asked for has been compared."""
 
@@ -74,15 +77,29 @@ class Comparison:
 def compare(
     earlier: Sequence[Digest], again: Sequence[Digest], wanted: int
 ) -> Comparison:
-    """Compares the first `wanted` epochs, as far as both lists go."""
-    # A line that is damaged is in no list.
-    by_epoch = {digest.epoch: digest for digest in again}
-    pairs = [(d, by_epoch[d.epoch]) for d in earlier[:wanted] if d.epoch in by_epoch]
-    for same, (one, other) in enumerate(pairs):
-        names = [n for n in Digest._fields if getattr(one, n) != getattr(other, n)]
+    """Compares the first `wanted` epochs, as far as both lists go.
+
+    Lines belong together by their updates: a run that was ended at a limit and then
+    continued has an epoch more, where that end was. A damaged line is in no list.
+    """
+    others = {line.updates: (first, line) for first, line in _with_first_frame(again)}
+    for same, (first, line) in enumerate(_with_first_frame(earlier[:wanted])):
+        if line.updates not in others:
+            if line.updates > max(others, default=-1):
+                return Comparison(same, wanted)  # the repetition is not there yet
+            continue
+        other_first, other = others[line.updates]
+        names = [n for n in COMPARED if getattr(line, n) != getattr(other, n)]
+        if first != other_first:  # of other rows
+            names = [name for name in names if name != "rows"]
         if names:
-            return Comparison(same, wanted, (one, names))
-    return Comparison(len(pairs), wanted)
+            return Comparison(same, wanted, (line, names))
+    return Comparison(len(earlier[:wanted]), wanted)
+
+
+def _with_first_frame(lines: Sequence[Digest]) -> Iterator[tuple[int, Digest]]:
+    """Each line with the first frame that its `rows` are of."""
+    return zip([0, *(line.frames for line in lines)], lines, strict=False)
 
 
 def parse_arguments(
@@ -200,7 +217,7 @@ def how_far(folders: Folders, again: Folders, updates: int) -> str:
             for each in (folders, again)
         )
     except CheckpointError:
-        return "by how much is not known: a policy of that epoch is not kept"
+        return "by how much is not known: the policy of that epoch is not kept"
     largest = max(float(np.abs(one[name] - other[name]).max()) for name in one)
     return f"largest difference of a weight of the policy: {largest:.3g}"
 
