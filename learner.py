@@ -26,6 +26,7 @@ from .settings.roles import VALUERL
 from .settings.schema import Config, LearnerConfig
 from .settings.seeds import Stream, generator
 from .storage import checkpoint
+from .storage.board import Wait
 from .storage.checkpoint import Checkpoint, NonFiniteError, Scalar
 from .storage.record import record_computing
 from .storage.tables import append_row, trim_log
@@ -232,7 +233,9 @@ class Learner(abc.ABC):
             over = self.stop_now()
             return over or condition()
 
-        wait_until(decided)
+        wait_until(
+            self.context.while_there_is(lambda: None if decided() else Wait.PACE)
+        )
         return not over
 
     def stop_now(self) -> bool:

@@ -7,13 +7,14 @@ renderer.
 
 import math
 import time
+from collections.abc import Callable
 
 import numpy as np
 
 from ..running.child import Context
 from ..settings.roles import LAUNCHER, Kind
 from ..settings.seeds import Stream, generator, seed_globals, seed_of
-from ..storage.board import FINAL_EPISODES
+from ..storage.board import FINAL_EPISODES, Wait
 from ..storage.scores import Position, ScoreFile
 from ..util import wait_until
 from .policy import Policy, PolicyReader, random_actions
@@ -85,7 +86,7 @@ class Evaluator:
             if policy is None and is_last:
                 return
             if policy is None:
-                wait_until(lambda: self._stopping() or self._has_work())
+                self._wait(self._has_work, Wait.PACE)
                 continue
             position = self._scores.position()
             there = position.rows if position.epoch == policy.epoch else 0
@@ -149,7 +150,7 @@ class Evaluator:
             policy = self._reader.refresh()
             episodes = self._missing(policy)
             if policy is None or not episodes:
-                wait_until(lambda: self._stopping() or self._is_final() or self._news())
+                self._wait(lambda: self._is_final() or self._news(), Wait.PACE)
                 continue
             if not self._run_episodes(policy, episodes, Stream.EVALUATION):
                 return
@@ -274,12 +275,12 @@ class Evaluator:
 
         done = False
 
-        def over() -> bool:
+        def recorded() -> bool:
             nonlocal done
             done = written()
-            return done or self._stopping()
+            return done
 
-        wait_until(over)
+        self._wait(recorded, Wait.TURN)
         return done
 
     def _scores_of(
@@ -355,6 +356,14 @@ class Evaluator:
 
     def _is_final(self) -> bool:
         return int(self._context.board[LAUNCHER]["phase"]) == FINAL_EPISODES
+
+    def _wait(self, condition: Callable[[], bool], what: Wait) -> None:
+        """Waits for a condition, or until asked to stop."""
+        wait_until(
+            self._context.while_there_is(
+                lambda: None if condition() or self._stopping() else what
+            )
+        )
 
     def _beat(self) -> None:
         self._row["heartbeat"] = time.monotonic()

@@ -5,7 +5,7 @@ from contextlib import suppress
 import numpy as np
 import pytest
 import support_env
-from support import TELLING, publish_policy, told
+from support import TELLING, publish_policy, told, waits_of
 from support_actors import IDLE, Script, new_run
 from support_evaluators import (
     ACTIONS,
@@ -29,7 +29,7 @@ from steve.envwrap import make_env
 from steve.settings.roles import LAUNCHER
 from steve.settings.seeds import Stream, seed_of
 from steve.storage import checkpoint
-from steve.storage.board import FINAL_EPISODES
+from steve.storage.board import FINAL_EPISODES, Wait
 from steve.storage.published import Published
 from steve.storage.record import read_run
 from steve.storage.scores import CSV_HEADER, ScoreFile
@@ -253,6 +253,7 @@ def test_an_evaluator_waits_for_its_turn_within_a_policy(tmp_path):
 
     run_evaluator(run, board, 1, Script(on_idle=record_the_others))
     assert files == [[], [7.0, 2.0], [7.0, 2.0, 8.0, 2.0]]
+    assert waits_of(board, "evaluator1") == {Wait.TURN, Wait.PACE}
     assert len(support_env.steps) == 2 * LENGTH, "each episode was run once"
 
 
