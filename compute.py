@@ -74,6 +74,23 @@ def prepare_tensorflow(
         )
 
 
+def computing(xla: bool) -> dict[str, str | bool | int]:
+    """How this process computes, as far as it decides an update's bits, for run.json.
+
+    Args:
+        xla: whether XLA compiles the updates.
+    """
+    found: dict[str, str | bool | int] = {"device": "cpu", "xla": xla}
+    if gpus := tf.config.list_physical_devices("GPU"):
+        details = tf.config.experimental.get_device_details(gpus[0])
+        found["device"] = details.get("device_name", "GPU")
+    else:
+        found["intra_op_threads"] = (
+            tf.config.threading.get_intra_op_parallelism_threads()
+        )
+    return found
+
+
 def set_precision(precision: str) -> None:
     """Sets the precision of products on a GPU: "float32" or "tf32"."""
     tf.config.experimental.enable_tensor_float_32_execution(precision == "tf32")
@@ -188,6 +205,7 @@ class Updater:
         self._step = step
         self._metric_names = metric_names
         self.block = block
+        self.xla = xla
         self._sums = tf.Variable(tf.zeros([len(metric_names)]))
         self._count = 0  # updates in the sums
         self._in_flight: deque[tf.Tensor] = deque()
@@ -203,9 +221,9 @@ class Updater:
             self._sums.assign_add(values)
             return k + 1
 
-        if self.block == 1:
+        if self.block == 1 and not self.xla:
             update(0)
-        else:
+        else:  # without the loop XLA fuses, and so sums, in another order
             tf.while_loop(
                 lambda k: k < count,
                 lambda k: [update(k)],

@@ -14,6 +14,7 @@ from .compute import (
     UPDATES_PER_CALL,
     BatchSource,
     Updater,
+    computing,
     prepare_tensorflow,
 )
 from .replay import Draw, ReplayBuffer
@@ -24,7 +25,9 @@ from .settings.roles import VALUERL
 from .settings.schema import Config, LearnerConfig
 from .settings.seeds import Stream, generator
 from .storage import checkpoint
+from .storage.board import Wait
 from .storage.checkpoint import Checkpoint, NonFiniteError, Scalar
+from .storage.record import record_computing
 from .storage.tables import append_row, trim_log
 from .util import Every, RunError, wait_until
 
@@ -132,6 +135,7 @@ class Learner(abc.ABC):
     def run(self) -> None:
         """Learns until the limit of the run, or until asked to stop; then saves."""
         self.restore()
+        self._record_computing()
         self.warm_up()
         if self.epoch:
             self.start_clock()
@@ -206,6 +210,15 @@ class Learner(abc.ABC):
     def _frames_for(self, step: int) -> int:
         return pace.frames_for_update(self.settings, step)
 
+    def _record_computing(self) -> None:
+        """Says in run.json how updates are computed, and what of it has changed."""
+        now = computing(self._updater.xla)
+        changes = self.context.store(
+            lambda: record_computing(self.folders, self.name, now)
+        )
+        for change in changes if self.steps else ():
+            self.note_chance(f"{change}, from update {self.steps:,} on")
+
     def note_chance(self, why: str) -> None:
         """Says that the run cannot be repeated from here on."""
         self.context.note_chance(self.replay.frames, why)
@@ -220,7 +233,9 @@ class Learner(abc.ABC):
             over = self.stop_now()
             return over or condition()
 
-        wait_until(decided)
+        wait_until(
+            self.context.while_there_is(lambda: None if decided() else Wait.PACE)
+        )
         return not over
 
     def stop_now(self) -> bool:

@@ -15,6 +15,7 @@ from .settings.roles import EVALUATOR, VALUERL, WORLDMODEL, roles
 from .settings.schema import SINGLE_NET
 from .settings.seeds import Stream
 from .storage import checkpoint
+from .storage.board import Wait
 from .storage.checkpoint import CheckpointError, Scalar
 from .storage.digests import (
     NONE,
@@ -184,9 +185,13 @@ class ValueRLLearner(Learner):
         if not settings.in_order:
             return True
         most = MOST_UNEVALUATED * int(settings.every_n_epochs)
-        return self._wait_unless_stopped(lambda: self.epoch - self._evaluated() <= most)
+        return self._wait_unless_stopped(
+            lambda: self.epoch - self._evaluated() <= most, Wait.EVALUATORS
+        )
 
-    def _wait_unless_stopped(self, condition: Callable[[], bool]) -> bool:
+    def _wait_unless_stopped(
+        self, condition: Callable[[], bool], what: Wait = Wait.MODEL
+    ) -> bool:
         """Waits also where the run's frames are used up; False: it was stopped."""
 
         def over() -> bool:
@@ -194,7 +199,9 @@ class ValueRLLearner(Learner):
             hours = self.seconds / 3600
             return self.context.stop() or self.config.limit_reached(0, hours)
 
-        wait_until(lambda: condition() or over())
+        wait_until(
+            self.context.while_there_is(lambda: None if condition() or over() else what)
+        )
         return condition()
 
     def _load_model(self) -> bool:

@@ -10,7 +10,7 @@ import json
 import signal
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,9 +30,10 @@ from steve.settings.request import Request
 from steve.settings.schema import Config
 from steve.storage import checkpoint
 from steve.storage.checkpoint import CheckpointError
+from steve.storage.conditions import differences
 from steve.storage.digests import Digest, read_digests
 from steve.storage.folders import Folders
-from steve.storage.record import processor, read_json, read_run
+from steve.storage.record import read_json, read_run, reasons_of
 from steve.util import (
     OneLineParser,
     UserError,
@@ -49,6 +50,9 @@ QUIET = (
     "tensorboard=false",
     "loggers=[]",
 )
+
+
+COMPARED = ("frames", "state", "policy", "model", "rows")
 
 
 class _Enough(Exception):
@@ -73,15 +77,29 @@ class Comparison:
 def compare(
     earlier: Sequence[Digest], again: Sequence[Digest], wanted: int
 ) -> Comparison:
-    """Compares the first `wanted` epochs, as far as both lists go."""
-    # A line that is damaged is in no list.
-    by_epoch = {digest.epoch: digest for digest in again}
-    pairs = [(d, by_epoch[d.epoch]) for d in earlier[:wanted] if d.epoch in by_epoch]
-    for same, (one, other) in enumerate(pairs):
-        names = [n for n in Digest._fields if getattr(one, n) != getattr(other, n)]
+    """Compares the first `wanted` epochs, as far as both lists go.
+
+    Lines belong together by their updates: a run that was ended at a limit and then
+    continued has an epoch more, where that end was. A damaged line is in no list.
+    """
+    others = {line.updates: (first, line) for first, line in _with_first_frame(again)}
+    for same, (first, line) in enumerate(_with_first_frame(earlier[:wanted])):
+        if line.updates not in others:
+            if line.updates > max(others, default=-1):
+                return Comparison(same, wanted)  # the repetition is not there yet
+            continue
+        other_first, other = others[line.updates]
+        names = [n for n in COMPARED if getattr(line, n) != getattr(other, n)]
+        if first != other_first:  # of other rows
+            names = [name for name in names if name != "rows"]
         if names:
-            return Comparison(same, wanted, (one, names))
-    return Comparison(len(pairs), wanted)
+            return Comparison(same, wanted, (line, names))
+    return Comparison(len(earlier[:wanted]), wanted)
+
+
+def _with_first_frame(lines: Sequence[Digest]) -> Iterator[tuple[int, Digest]]:
+    """Each line with the first frame that its `rows` are of."""
+    return zip([0, *(line.frames for line in lines)], lines, strict=False)
 
 
 def parse_arguments(
@@ -120,8 +138,8 @@ def experiment_at(folder: Path) -> tuple[dict[str, Any], Folders]:
     if found[0] == collected:
         inner = (".", ".")
     folders = Folders.at(folder, *inner, folder.resolve().name)
-    for reason in record_of(folders).get("not_reproducible", []):
-        print(f"note: from frame {reason['from_frame']} on, {reason['why']}")
+    for reason in reasons_of(record_of(folders)):
+        print(f"note: {reason}")
     if not config.is_paced:
         raise UserError(f"{folder}: {config.sources_of_chance[0]}")
     if not read_digests(folders.digests):
@@ -162,6 +180,8 @@ def repeat(merged: dict[str, Any], folders: Folders, device: str, wanted: int) -
             look(None)
         except _Enough:
             pass
+        for line in other_conditions(folders, again):
+            print(f"note: {line}")
         print(report(found, len(earlier)))
         if found.difference:
             print(how_far(folders, again, found.difference[0].updates))
@@ -177,22 +197,29 @@ def report(found: Comparison, of: int) -> str:
     return f"differs from epoch {line.epoch} on: {', '.join(names)}"
 
 
+def other_conditions(folders: Folders, again: Folders) -> list[str]:
+    """What was different when the first epochs were made: machine, versions, program.
+
+    What one of the two records does not say is passed over.
+    """
+    then, now = (
+        next((start for start in starts if start.get("computing")), starts[0])
+        for starts in (record_of(each)["starts"] or [{}] for each in (folders, again))
+    )
+    return differences(then, now)
+
+
 def how_far(folders: Folders, again: Folders, updates: int) -> str:
-    """By how much two policies differ, and on which processors they were made."""
-    starts = record_of(folders)["starts"]
-    before = (starts[-1] if starts else {}).get("processor", "unknown")
-    lines = [f"processor then: {before}", f"processor now:  {processor()}"]
+    """By how much two policies differ."""
     try:
         one, other = (
             checkpoint.load(each.policies.path(updates)).tensors
             for each in (folders, again)
         )
     except CheckpointError:
-        return "\n".join(lines)
+        return "by how much is not known: the policy of that epoch is not kept"
     largest = max(float(np.abs(one[name] - other[name]).max()) for name in one)
-    return "\n".join(
-        [*lines, f"largest difference of a weight of the policy: {largest:.3g}"]
-    )
+    return f"largest difference of a weight of the policy: {largest:.3g}"
 
 
 def main(arguments: Sequence[str] | None = None, program: str = "verify.py") -> int:

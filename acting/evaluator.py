@@ -7,13 +7,14 @@ renderer.
 
 import math
 import time
+from collections.abc import Callable
 
 import numpy as np
 
 from ..running.child import Context
 from ..settings.roles import LAUNCHER, Kind
 from ..settings.seeds import Stream, generator, seed_globals, seed_of
-from ..storage.board import FINAL_EPISODES
+from ..storage.board import FINAL_EPISODES, Wait
 from ..storage.scores import Position, ScoreFile
 from ..util import wait_until
 from .policy import Policy, PolicyReader, random_actions
@@ -85,12 +86,12 @@ class Evaluator:
             if policy is None and is_last:
                 return
             if policy is None:
-                wait_until(lambda: self._stopping() or self._has_work())
+                self._wait(self._has_work, Wait.PACE)
                 continue
             position = self._scores.position()
             there = position.rows if position.epoch == policy.epoch else 0
-            episodes = self._own(there, self._settings.episodes_per_policy)
-            done = self._run_episodes(policy, episodes, Stream.EVALUATION)
+            episodes = self._own(self._settings.episodes_per_policy)
+            done = self._run_episodes(policy, episodes, Stream.EVALUATION, there)
             if not done and (is_last or self._stopping()):
                 return
             self._row["epoch"] = policy.epoch
@@ -98,13 +99,13 @@ class Evaluator:
     def _scored_before(self) -> int:
         """The last epoch whose own episodes are all in the file."""
         position = self._scores.position()
-        missing = self._own(position.rows, self._settings.episodes_per_policy)
-        return max(0, position.epoch - bool(missing))
+        last = max(self._own(self._settings.episodes_per_policy))
+        return max(0, position.epoch - (last >= position.rows))
 
-    def _own(self, done: int, episodes: int) -> list[int]:
-        """This evaluator's episodes of a policy, without the first `done`."""
+    def _own(self, episodes: int) -> list[int]:
+        """This evaluator's episodes of a policy."""
         count = self._settings.count
-        return [k for k in range(self._number, episodes * count, count) if k >= done]
+        return list(range(self._number, episodes * count, count))
 
     def _has_work(self) -> bool:
         return self._is_final() or self._next_policy() is not None
@@ -149,7 +150,7 @@ class Evaluator:
             policy = self._reader.refresh()
             episodes = self._missing(policy)
             if policy is None or not episodes:
-                wait_until(lambda: self._stopping() or self._is_final() or self._news())
+                self._wait(lambda: self._is_final() or self._news(), Wait.PACE)
                 continue
             if not self._run_episodes(policy, episodes, Stream.EVALUATION):
                 return
@@ -176,8 +177,8 @@ class Evaluator:
         if policy is not None:
             position = self._final.position()
             done = position.rows if position.epoch == policy.epoch else 0
-            own = self._own(done, episodes)
-            if not self._run_episodes(policy, own, Stream.FINAL_EPISODE):
+            own = self._own(episodes)
+            if not self._run_episodes(policy, own, Stream.FINAL_EPISODE, done):
                 return
         self._row["random_score"] = self._random_score()
 
@@ -223,9 +224,13 @@ class Evaluator:
     # -- episodes ----------------------------------------------------------------------
 
     def _run_episodes(
-        self, policy: Policy, episodes: list[int], stream: Stream
+        self, policy: Policy, episodes: list[int], stream: Stream, done: int = 0
     ) -> bool:
         """Runs episodes, as many side by side as there are environments.
+
+        The first `done` of a policy have their rows already. One of them is run again
+        next to others that have none: on the number of observations that a policy gets
+        together depend the last digits of its actions.
 
         Returns:
             False where the process was asked to stop, or where episodes are given up.
@@ -233,10 +238,14 @@ class Evaluator:
         size = len(self._envs)
         for first in range(0, len(episodes), size):
             part = episodes[first : first + size]
+            if part[-1] < done:
+                continue
             scores = self._scores_of(policy, part, stream)
             if scores is None:
                 return False
             for episode, score in zip(part, scores, strict=True):
+                if episode < done:
+                    continue
                 if not self._record(policy, episode, score, stream):
                     return False
         return True
@@ -266,12 +275,12 @@ class Evaluator:
 
         done = False
 
-        def over() -> bool:
+        def recorded() -> bool:
             nonlocal done
             done = written()
-            return done or self._stopping()
+            return done
 
-        wait_until(over)
+        self._wait(recorded, Wait.TURN)
         return done
 
     def _scores_of(
@@ -347,6 +356,14 @@ class Evaluator:
 
     def _is_final(self) -> bool:
         return int(self._context.board[LAUNCHER]["phase"]) == FINAL_EPISODES
+
+    def _wait(self, condition: Callable[[], bool], what: Wait) -> None:
+        """Waits for a condition, or until asked to stop."""
+        wait_until(
+            self._context.while_there_is(
+                lambda: None if condition() or self._stopping() else what
+            )
+        )
 
     def _beat(self) -> None:
         self._row["heartbeat"] = time.monotonic()

@@ -17,6 +17,7 @@ from ..running.child import Context
 from ..running.pace import frame_limit, policy_for
 from ..settings.roles import Kind
 from ..settings.seeds import Stream, generator, seed_globals, seed_of
+from ..storage.board import Wait
 from ..util import RunError, wait_until
 from .policy import Policy, PolicyReader, random_actions
 from .remote_env import RemoteEnv
@@ -111,15 +112,17 @@ class Interactor:
         """
         found: list[int] = []
 
-        def may_begin() -> bool:
+        def missing() -> Wait | None:
             self._beat()
             frames = self._frames_at(turn)
             size = self._agent.batch_size
             if frames is not None and frames + size <= self._frame_limit():
                 found.append(frames)
-            return bool(found) or self._context.stop()
+            if found or self._context.stop():
+                return None
+            return Wait.TURN if frames is None else Wait.PACE
 
-        wait_until(may_begin)
+        wait_until(self._context.while_there_is(missing))
         return found[0] if found and not self._context.stop() else None
 
     def _frames_at(self, turn: int) -> int | None:
@@ -168,7 +171,7 @@ class Interactor:
             self._wanted = policy_for(self._config, at)
         if self._wanted is None or frames < self._agent.full_random_n:
             return None
-        wait_until(lambda: self._has_policy() or self._stopping())
+        self._wait(self._has_policy, Wait.POLICY)
         return self._reader.policy
 
     def _has_policy(self) -> bool:
@@ -232,7 +235,7 @@ class Interactor:
                 taken.batch, self._frame_limit(), origin=origin, turn=expected
             )
         ):
-            wait_until(lambda: self._stopping() or has_turn())
+            self._wait(has_turn, Wait.TURN)
             if self._context.stop():
                 return False
         return True
@@ -337,6 +340,14 @@ class Interactor:
         return True
 
     # -- for others --------------------------------------------------------------------
+
+    def _wait(self, condition: Callable[[], bool], what: Wait) -> None:
+        """Waits for a condition, or until asked to stop."""
+        wait_until(
+            self._context.while_there_is(
+                lambda: None if condition() or self._stopping() else what
+            )
+        )
 
     def _beat(self) -> None:
         self._row["heartbeat"] = time.monotonic()

@@ -23,8 +23,8 @@ from steve.running.launch import measure_environment
 from steve.settings import loading
 from steve.settings.schema import Config
 from steve.storage.board import Board
+from steve.storage.conditions import processor
 from steve.storage.folders import Folders, Run
-from steve.storage.record import processor
 from steve.util import OneLineParser, exit_code
 
 

@@ -8,6 +8,9 @@ Both are measured over whole epochs of the value learner, so that what happens o
 epoch is in the figures; before, the first epoch passes. To come to the point sooner,
 learning begins after 1,000 frames and pretraining takes 10 updates, unless --set says
 otherwise.
+
+Of the run it says which share of the time each kind of process waits: for the pace, and
+for each thing that only a run waits for that can be repeated to the bit.
 """
 
 import importlib
@@ -15,20 +18,22 @@ import json
 import multiprocessing
 import os
 import signal
+import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import harness
 import numpy as np
 
 from steve.replay import ReplayBuffer
 from steve.running.pace import frame_limit
-from steve.settings.roles import VALUERL, learners
+from steve.settings.roles import VALUERL, learners, roles
 from steve.settings.schema import Config
-from steve.storage.board import Board
+from steve.storage.board import Board, Wait
 from steve.storage.folders import Folders, Run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -42,13 +47,18 @@ SOON = [
 
 
 def observe(
-    board: Board, replay: ReplayBuffer, epochs: int, during: Callable[[], None]
-) -> dict[str, float]:
-    """Updates and frames a minute over whole epochs.
+    board: Board,
+    replay: ReplayBuffer,
+    config: Config,
+    epochs: int,
+    during: Callable[[], None],
+) -> dict[str, Any]:
+    """Updates and frames a minute over whole epochs, and the waits' shares of the time.
 
     Args:
         board: of the running processes.
         replay: their buffer.
+        config: the run's.
         epochs: how many are measured, after the first one.
         during: called again and again meanwhile.
     """
@@ -58,13 +68,30 @@ def observe(
             during()
         return time.perf_counter(), int(board[VALUERL]["updates"]), replay.frames
 
-    start, end = wait_for(2), wait_for(2 + epochs)
-    minutes = (end[0] - start[0]) / 60
+    start, before = wait_for(2), waited(board, config)
+    end, after = wait_for(2 + epochs), waited(board, config)
+    seconds = end[0] - start[0]
+    waits = {name: (after[name] - before[name]) / seconds for name in after}
     return {
-        "updates/min": (end[1] - start[1]) / minutes,
-        "frames/min": (end[2] - start[2]) / minutes,
-        "minutes": minutes,
+        "updates/min": (end[1] - start[1]) / seconds * 60,
+        "frames/min": (end[2] - start[2]) / seconds * 60,
+        "minutes": seconds / 60,
+        "waits": {n: share for n, share in waits.items() if share},
     }
+
+
+def waited(board: Board, config: Config) -> dict[str, float]:
+    """The seconds that each kind of process has waited, by what it waited for.
+
+    It is the mean over the processes of that kind. A wait that lasts is counted up to
+    its last question, a twentieth of a second ago at most.
+    """
+    seconds: dict[str, list[float]] = {}
+    for role in roles(config):
+        for wait in Wait:
+            name = f"{role.kind}: {wait.name.lower()}"
+            seconds.setdefault(name, []).append(float(board[role.name][wait]))
+    return {name: statistics.mean(values) for name, values in seconds.items()}
 
 
 def learn(name: str, run: Run) -> None:
@@ -75,7 +102,7 @@ def learn(name: str, run: Run) -> None:
     importlib.import_module(f"steve.{name}_learner").build(context).run()
 
 
-def measure_parts(config: Config, epochs: int) -> dict[str, float]:
+def measure_parts(config: Config, epochs: int) -> dict[str, Any]:
     """The learners side by side; this process makes up the frames."""
     run, board = harness.open_run(config, "cpu", 0)
     spawn = multiprocessing.get_context("spawn")
@@ -97,7 +124,7 @@ def measure_parts(config: Config, epochs: int) -> dict[str, float]:
                 time.sleep(0.01)
 
         try:
-            return observe(board, replay, epochs, feed)
+            return observe(board, replay, config, epochs, feed)
         finally:
             for process in processes:
                 process.kill()
@@ -119,7 +146,8 @@ def measure_whole(path: str, keys: list[str], config: Config, epochs: int) -> di
         while not folders.board.exists():
             watch()
         with ReplayBuffer.open(folders.replay) as replay:
-            return observe(Board.open(folders.board), replay, epochs, watch)
+            board = Board.open(folders.board)
+            return observe(board, replay, config, epochs, watch)
     finally:
         launcher.send_signal(signal.SIGTERM)
         launcher.wait()

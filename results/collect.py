@@ -30,7 +30,18 @@ RESULTS = Path(__file__).resolve().parent
 
 
 # Of a start; one of version 1.0 does not name the processor.
-KEPT = ("time", "resumed", "processor", "python", "versions", "commit", "devices")
+KEPT = (
+    "time",
+    "resumed",
+    "processor",
+    "processor_kind",
+    "libc",
+    "python",
+    "versions",
+    "commit",
+    "devices",
+    "computing",
+)
 
 
 def collect(output_root: Path, results: Path) -> list[str]:

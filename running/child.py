@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 from ..settings.extensions import import_modules
 from ..settings.roles import process_seed
-from ..storage.board import Board
+from ..storage.board import Board, Wait
 from ..storage.checkpoint import CheckpointError
 from ..storage.disk import file_error_line, full_disk_line, is_full
 from ..storage.folders import Run
@@ -128,6 +128,28 @@ class Context:
         line = f"{self.name}: {why}"
         print(f"{line}; this run cannot be repeated to the bit", flush=True)
         self.store(lambda: record_chance(self.run.folders, frame, line))
+
+    def while_there_is(self, cause: Callable[[], Wait | None]) -> Callable[[], bool]:
+        """A condition for `wait_until`: nothing is left to wait for.
+
+        Args:
+            cause: what there is to wait for; None: nothing. The seconds of each are
+                summed up on the board.
+        """
+        row, since = self.board[self.name], 0.0
+        last: Wait | None = None
+
+        def over() -> bool:
+            nonlocal last, since
+            found = cause()
+            if last is not None or found is not None:
+                now = time.monotonic()
+                if last is not None:
+                    row[last] += now - since
+                last, since = found, now
+            return found is None
+
+        return over
 
     def _pause(self, seconds: float) -> None:
         """Waits and shows life meanwhile; no longer than until asked to end."""

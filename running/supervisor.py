@@ -6,7 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing import resource_tracker
 from multiprocessing.connection import wait
@@ -18,7 +18,8 @@ from ..settings.roles import LAUNCHER, VALUERL, WORLDMODEL, Kind
 from ..storage.board import FINAL_EPISODES, Board
 from ..storage.disk import full_disk_line
 from ..storage.folders import Run
-from ..util import environment, on_stop_signals
+from ..storage.record import read_run, reasons_of
+from ..util import UserError, environment, file_stamp, on_stop_signals
 from .child import FULL_DISK, HOPELESS, MISTAKE, STOPPED, child_main, full_disk_advice
 from .display import Display
 from .progress import Progress
@@ -161,6 +162,8 @@ class Supervisor:
         self._at_once = False  # a second signal came
         self._looked_at = self._awake_since = self._clock()
         self._waiting: set[str] = set()  # children that wait for space on the disk
+        self._record = file_stamp(run.folders.run)
+        self._reasons = len(reasons_of(read_run(run.folders)))
 
     @property
     def stop_requested_at(self) -> float | None:
@@ -225,6 +228,7 @@ class Supervisor:
             return Outcome(0)
         self._kill_hung()
         self._note_full_disk()
+        self._note_reasons()
         for child in self._children:
             if not child.alive and not child.done:
                 failure = self._handle_exit(child)
@@ -299,6 +303,18 @@ class Supervisor:
         for name in sorted(self._waiting - waiting):
             self._display.note(f"{name} has space again and continues")
         self._waiting = waiting
+
+    def _note_reasons(self) -> None:
+        """Reports why the run cannot be repeated, as children say it in run.json."""
+        stamp = file_stamp(self._run.folders.run)
+        if stamp == self._record:
+            return
+        self._record = stamp
+        with suppress(UserError):  # a file that its user damages meanwhile
+            reasons = reasons_of(read_run(self._run.folders))
+            for reason in reasons[self._reasons :]:
+                self._display.note(reason)
+            self._reasons = len(reasons)
 
     def _handle_exit(self, child: Child) -> Outcome | None:
         """Decides about a child that ended: done, restarted, or the end of the run."""
@@ -390,6 +406,7 @@ class Supervisor:
             if not (child.done or child in alive or child.process is None)
             and not self._ended_as_asked(child)
         ]
+        self._note_reasons()
         self._events.close()
         self._display.show(self.progress, last=True)
         self._display.close()

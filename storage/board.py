@@ -16,6 +16,7 @@ import mmap
 import os
 import secrets
 import weakref
+from enum import StrEnum
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,21 @@ from ..util import RunError, atomic_write, named
 
 # Phases of a run, in the launcher's row.
 RUNNING, FINAL_EPISODES = 0, 1
+
+
+class Wait(StrEnum):
+    """What a process waits for: the field that sums up the seconds.
+
+    PACE is there in any paced run: frames, room for them, or a policy to evaluate. The
+    others are the price of a run that can be repeated.
+    """
+
+    PACE = "waited_pace"
+    TURN = "waited_turn"  # rows of others that come first
+    POLICY = "waited_policy"  # that of a vector step
+    MODEL = "waited_model"  # the world model of an epoch
+    EVALUATORS = "waited_evaluators"  # that are many policies behind
+
 
 MAX_BYTES = 64 << 20  # of an earlier board
 ROW = np.dtype(
@@ -41,7 +57,8 @@ ROW = np.dtype(
         ("epoch", "i8"),  # learners: own epoch; evaluators: the last that is scored
         ("models", "i8"),  # value learner: published world models taken up
         ("hours", "f8"),  # value learner: hours of learning
-        ("reserved", "f8", 9),  # 1.0: speed and metrics, now read from the logs
+        *((wait, "f8") for wait in Wait),  # seconds of this launch
+        ("reserved", "f8", 4),  # 1.0: speed and metrics, now read from the logs
         ("episodes", "i8"),  # evaluators: recorded for the policy of `epoch`
         ("gave_up", "i8"),  # evaluators: 1 once the final episodes are given up
         ("dropped", "i8"),  # actors: transitions lost to a failing environment

@@ -23,6 +23,7 @@ from .record import (
     is_finished,
     read_json,
     read_run,
+    reasons_of,
     record_chance,
     record_start,
     write_json,
@@ -108,9 +109,12 @@ def opened(
             interface=measured.interface,
         )
         try:
+            known = len(reasons_of(read_run(folders)))
             with removed_if_it_fails(folders):
                 notes += open_output(run, merged)
-                record_start(run, resumes)
+                with ReplayBuffer.open(folders.replay) as replay:
+                    record_start(run, resumes, replay.frames)
+                notes += reasons_of(read_run(folders))[known:]
                 if resumes:
                     notes.append(what_is_resumed(run))
         finally:
@@ -217,7 +221,7 @@ def open_output(run: Run, merged: dict[str, Any]) -> list[str]:
         notes += _mended_tables(run)
         notes += _mended_replay(run)
         notes += _checked_states(run)
-        notes += _adopted_files(run)
+        _adopt_files(run)
         _record_changes(run, before)
     except OSError as error:
         raise unwritable(error, folders) from None
@@ -370,21 +374,20 @@ def _how_far(metadata: Mapping[str, checkpoint.Scalar]) -> str:
     return f"after {updates:,} updates, in epoch {epoch:,}"
 
 
-def _adopted_files(run: Run) -> list[str]:
+def _adopt_files(run: Run) -> None:
     """Publishes under numbers what a run of version 1.0 has under one name only.
 
     Also after a rewind, which takes over nothing but the learners' states, and where
     the world model that the value learner had is damaged.
     """
     folders, config = run.folders, run.config
-    notes: list[str] = []
     if folders.policy.exists() and not folders.policies.numbers():
         with suppress(CheckpointError):  # a damaged policy is published again
             metadata = checkpoint.load(folders.policy).metadata
             folders.policies.add(int(metadata.get("updates", 0)), folders.policy)
     state = folders.state(VALUERL)
     if not (config.has_model and state.exists() and folders.state(WORLDMODEL).exists()):
-        return notes
+        return
     source = folders.state(WORLDMODEL)
     if not _is_good(source):
         source = checkpoint.previous_path(source)
@@ -392,15 +395,15 @@ def _adopted_files(run: Run) -> list[str]:
     found = int(model.get("updates", 0))
     wanted = int(checkpoint.load_newest(state)[0].metadata.get("model_updates", found))
     if wanted < 0 or not model["epoch"] or _is_good(folders.models.path(wanted)):
-        return notes
+        return
     folders.models.add(wanted, source)
     if found != wanted:
-        notes.append(
+        record_chance(
+            folders,
+            0,
             f"the world model of {wanted} updates is missing; that of {found} is used "
-            "instead, so the run cannot be repeated to the bit"
+            "instead",
         )
-        record_chance(folders, 0, notes[-1])
-    return notes
 
 
 def _is_good(path: Path) -> bool:

@@ -6,10 +6,9 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,9 @@ import portalocker
 from ..settings.roles import learners, process_names, process_seed
 from ..settings.schema import Config, limit_reached
 from ..util import UserError, atomic_write, regular_opener
+from .conditions import are_conditions, changes, conditions, differences
 from .folders import Folders, Run
 
-PACKAGES = ("tensorflow", "gymnasium", "mujoco", "numpy", "safetensors", "portalocker")
 MAX_JSON_BYTES = 64 << 20
 
 
@@ -32,10 +31,37 @@ def is_finished(folders: Folders, frames: int | None, hours: float | None) -> bo
     )
 
 
-def record_start(run: Run, resumed: bool) -> None:
-    """Adds a start to run.json."""
+def record_start(run: Run, resumed: bool, frames: int = 0) -> None:
+    """Adds a start to run.json, and why it cannot be repeated.
+
+    Args:
+        run: what is started.
+        resumed: whether it continues an earlier launch.
+        frames: that are there.
+    """
     with _locked(run.folders) as content:
+        earlier = content["starts"][-1:] if frames else []
         _record_start(content, run, resumed)
+        for start in earlier:
+            for why in differences(start, content["starts"][-1]):
+                _add_chance(content, frames, why)
+
+
+def record_computing(
+    folders: Folders, name: str, computing: Mapping[str, Any]
+) -> list[str]:
+    """Says in run.json how a learner computes in this launch.
+
+    Returns:
+        what was different in the last launch before it that says it of this learner.
+    """
+    with _locked(folders) as content:
+        if not content["starts"]:
+            return []
+        *earlier, last = (start.get("computing", {}) for start in content["starts"])
+        content["starts"][-1]["computing"] = {**last, name: dict(computing)}
+        before = next((each[name] for each in reversed(earlier) if name in each), {})
+        return changes(before, computing)
 
 
 def _record_start(content: dict[str, Any], run: Run, resumed: bool) -> None:
@@ -90,6 +116,15 @@ def _add_chance(content: dict[str, Any], frame: int, why: str) -> None:
         reasons.append({"from_frame": frame, "why": why})
 
 
+def reasons_of(content: Mapping[str, Any]) -> list[str]:
+    """Why a run cannot be repeated, by its run.json: a line for the user each."""
+    return [
+        f"from frame {each['from_frame']:,} on this run cannot be repeated to the "
+        f"bit: {each['why']}"
+        for each in content.get("not_reproducible", [])
+    ]
+
+
 @contextmanager
 def _locked(folders: Folders) -> Iterator[dict[str, Any]]:
     """The content of run.json, to be changed; all processes of a run may do that."""
@@ -113,9 +148,7 @@ def start_record(
         "ended": None,
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "host": platform.node(),
-        "processor": processor(),
-        "python": platform.python_version(),
-        "versions": {name: _version(name) for name in PACKAGES},
+        **conditions(),
         "commit": program_commit(),
         "devices": devices,
         "precision": config.precision,
@@ -145,11 +178,13 @@ def _is_record(content: dict[str, Any]) -> bool:
     try:
         reached = content["finished"]
         numbers = (reached["frames"], reached["hours"]) if reached else ()
-        whys = [each["why"] for each in content.get("not_reproducible", [])]
+        reasons = content.get("not_reproducible", [])
         return (
             isinstance(content["starts"], list)
+            and all(map(are_conditions, content["starts"]))
             and all(isinstance(number, int | float) for number in numbers)
-            and all(isinstance(why, str) for why in whys)
+            and all(isinstance(each["why"], str) for each in reasons)
+            and all(isinstance(each["from_frame"], int) for each in reasons)
         )
     except (KeyError, TypeError):
         return False
@@ -178,22 +213,6 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 def now() -> str:
     """The time in UTC, to the second, ISO 8601."""
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def processor() -> str:
-    """The processor's name: on another kind, results differ in their last digits."""
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def program_commit() -> str | None:

@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from steve.replay import Batch, ReplayBuffer
 from steve.settings.schema import Config
 from steve.storage import checkpoint
-from steve.storage.board import Board
+from steve.storage.board import Board, Wait
 from steve.storage.folders import Folders, Run
 from steve.storage.published import Published
 from steve.sweeps import record, runs
@@ -75,6 +75,11 @@ def open_run(
         run.folders.replay, run.obs_dim, run.action_dim, run.config.replay_capacity
     )
     return run, board, replay
+
+
+def waits_of(board: Board, name: str) -> set[Wait]:
+    """What a process has waited for."""
+    return {wait for wait in Wait if board[name][wait] > 0}
 
 
 def append_frames(replay: ReplayBuffer, count: int) -> None:

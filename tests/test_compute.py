@@ -22,6 +22,9 @@ from steve.worldmodel_learner import WorldmodelLearner
 class Threads:
     """Stands in for tf.config.threading, whose settings are final after one use."""
 
+    def get_intra_op_parallelism_threads(self):
+        return self.intra
+
     def __init__(self):
         self.inter = self.intra = None
 
@@ -49,6 +52,29 @@ def test_members_are_computed_side_by_side_and_further_cores_go_into_products(
 ):
     compute.prepare_tensorflow("learner", True, given, members)
     assert (threads.inter, threads.intra) == (side_by_side, in_a_product)
+
+
+@pytest.mark.parametrize(("cores", "in_a_product"), [(1, 1), (4, 1), (6, 2)])
+def test_of_the_threads_only_those_of_a_product_decide_bits(
+    threads, cores, in_a_product
+):
+    """Members are computed side by side, but none of them in another way by that."""
+    compute.prepare_tensorflow("learner", True, cores, 4)
+    assert compute.computing(xla=False) == {
+        "device": "cpu",
+        "xla": False,
+        "intra_op_threads": in_a_product,
+    }
+
+
+@pytest.mark.parametrize(
+    ("details", "name"), [({"device_name": "H100"}, "H100"), ({}, "GPU")]
+)
+def test_a_gpu_is_named_in_place_of_threads(monkeypatch, details, name):
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: ["GPU:0"])
+    experimental = tf.config.experimental
+    monkeypatch.setattr(experimental, "get_device_details", lambda gpu: details)
+    assert compute.computing(xla=True) == {"device": name, "xla": True}
 
 
 @pytest.mark.parametrize(("precision", "is_tf32"), [("float32", False), ("tf32", True)])
@@ -295,16 +321,17 @@ def random_batches(count, seed):
     return tf.concat([obs, next_obs, action, reward, 0 * reward], -1)
 
 
-def part_of(batches, first):
-    """The batches of a call: BLOCK from `first` on, behind the end the last again."""
-    return tf.gather(batches, np.minimum(np.arange(BLOCK) + first, len(batches) - 1))
+def part_of(batches, first, block):
+    """The batches of a call: `block` from `first` on, behind the end the last again."""
+    return tf.gather(batches, np.minimum(np.arange(block) + first, len(batches) - 1))
 
 
 def results(learner, count):
     """Variables and metrics after UPDATES updates, `count` in each call."""
     batches = random_batches(UPDATES, seed=1)
     for first in range(0, UPDATES, count):
-        learner._updater.run(part_of(batches, first), count)
+        part = part_of(batches, first, learner.updates_per_call)
+        learner._updater.run(part, count)
     means = learner._updater.metric_means()
     return {k: v.numpy() for k, v in learner.variables().items()}, means
 
@@ -324,10 +351,14 @@ KINDS = [
 def test_how_many_updates_a_call_has_changes_no_bit(
     tmp_path, kind, expansion, is_compiled
 ):
-    learner = build(tmp_path, kind, expansion, is_compiled)
+    # The program for one update has no loop, that for several has one.
+    keys = {"is_compiled": is_compiled, "updates_per_call": 1}
+    learner = build(tmp_path / "one", kind, expansion, **keys)
+    assert learner.updates_per_call == 1
     initial = {name: v.numpy() for name, v in learner.variables().items()}
     single = results(learner, 1)
-    for count in (2, BLOCK):
+    learner = build(tmp_path / "several", kind, expansion, is_compiled)
+    for count in (1, 2, BLOCK):
         for name, variable in learner.variables().items():
             variable.assign(initial[name])
         learner._updater.reset_metrics()

@@ -21,12 +21,42 @@ from support_learner import (
     values_of,
 )
 
+from steve import learner as learner_module
 from steve.settings.roles import VALUERL
 from steve.storage import checkpoint
 from steve.storage.checkpoint import CheckpointError
+from steve.storage.record import read_run, reasons_of, record_start
 from steve.util import RunError
 
 pytestmark = pytest.mark.usefixtures("nobody_sleeps")
+
+# How it computes
+
+
+@pytest.mark.parametrize("learned", [0, 4])
+def test_a_resume_that_computes_otherwise_is_no_longer_the_same_run(
+    tmp_path, monkeypatch, capsys, learned
+):
+    pace = {"frames_per_update": 1.0}
+    run, board, replay = open_fake(tmp_path, 20, policy_config=pace)
+    for launch, threads in enumerate((2, 2, 3)):
+        now = {"device": "cpu", "xla": False, "intra_op_threads": threads}
+        monkeypatch.setattr(learner_module, "computing", lambda xla, now=now: now)
+        record_start(run, resumed=launch > 0)
+        assert reasons_of(read_run(run.folders)) == []
+        train(build(run, board), learned)
+        computing = read_run(run.folders)["starts"][-1]["computing"]
+        assert computing == {VALUERL: now}
+    reasons = reasons_of(read_run(run.folders))
+    if learned:
+        assert reasons == [
+            f"from frame {replay.frames} on this run cannot be repeated to the bit: "
+            "valuerl: intra_op_threads was 2 and is 3, from update 4 on"
+        ]
+    else:
+        assert reasons == []
+    assert capsys.readouterr().out.count("intra_op_threads") == bool(learned)
+
 
 # States
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from support import append_frames, publish_policy
+from support import append_frames, publish_policy, waits_of
 from support_learner import (
     BEFORE,
     PACE,
@@ -29,6 +29,7 @@ from steve.replay import Batch, ReplayBuffer
 from steve.running import pace, progress
 from steve.settings.roles import VALUERL, WORLDMODEL
 from steve.storage import checkpoint
+from steve.storage.board import Wait
 from steve.storage.checkpoint import CheckpointError
 from steve.storage.digests import append_digest, read_digests
 from steve.storage.record import read_run
@@ -279,6 +280,7 @@ def test_a_world_model_that_is_not_there_yet_is_waited_for(tmp_path):
 
     drive(learner, waiting(learner, publish_next))
     assert waited_at == [3, 6, 9, 12]
+    assert waits_of(board, VALUERL) == {Wait.MODEL}
     assert learner.models_used == [(1 + updates // 3) / 8 for updates in range(12)]
 
 
@@ -328,6 +330,7 @@ def test_policies_stay_until_they_are_evaluated_and_the_learner_waits(tmp_path):
 
     drive(learner, waiting(learner, evaluate_some))
     assert stood == [MOST_UNEVALUATED + 1] * 3
+    assert waits_of(board, VALUERL) == {Wait.EVALUATORS}
 
 
 def test_digests_of_epochs_after_the_state_are_cut_on_a_resume(tmp_path):

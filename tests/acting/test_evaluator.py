@@ -5,7 +5,7 @@ from contextlib import suppress
 import numpy as np
 import pytest
 import support_env
-from support import TELLING, publish_policy, told
+from support import TELLING, publish_policy, told, waits_of
 from support_actors import IDLE, Script, new_run
 from support_evaluators import (
     ACTIONS,
@@ -24,11 +24,12 @@ from support_scores import line_of, policy_of
 
 from steve.acting import safe_env
 from steve.acting.evaluator import Evaluator
+from steve.acting.policy import Policy
 from steve.envwrap import make_env
 from steve.settings.roles import LAUNCHER
 from steve.settings.seeds import Stream, seed_of
 from steve.storage import checkpoint
-from steve.storage.board import FINAL_EPISODES
+from steve.storage.board import FINAL_EPISODES, Wait
 from steve.storage.published import Published
 from steve.storage.record import read_run
 from steve.storage.scores import CSV_HEADER, ScoreFile
@@ -252,6 +253,7 @@ def test_an_evaluator_waits_for_its_turn_within_a_policy(tmp_path):
 
     run_evaluator(run, board, 1, Script(on_idle=record_the_others))
     assert files == [[], [7.0, 2.0], [7.0, 2.0, 8.0, 2.0]]
+    assert waits_of(board, "evaluator1") == {Wait.TURN, Wait.PACE}
     assert len(support_env.steps) == 2 * LENGTH, "each episode was run once"
 
 
@@ -382,6 +384,31 @@ def test_an_evaluator_that_is_killed_over_a_row_repeats_none_and_misses_none(
     assert len(rows_of(run.folders.scores)) == row - (not after)
     run_side_by_side(run, board)
     assert run.folders.scores.read_bytes() == b"".join(whole[0])
+
+
+@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("rows", range(12))
+def test_after_a_kill_the_same_episodes_run_side_by_side(
+    tmp_path, monkeypatch, rows, size
+):
+    """The last digits of an action depend on how many observations there are."""
+    greedy = Policy.greedy
+    monkeypatch.setattr(
+        Policy, "greedy", lambda policy, obs: greedy(policy, obs) + len(obs) / 1000
+    )
+    keys = {"episodes_per_policy": 4, "final_episodes": 4, "batch_size": size}
+    lines = []
+    for name in ("whole", "killed"):
+        run, board = evaluating(tmp_path / name, luck=True, **keys)
+        publish_all(run)
+        if lines:
+            run.folders.scores.write_bytes(b"".join(lines[0][: 1 + rows]))
+            final = b"".join(lines[1][: 1 + rows % 4])
+            run.folders.final_scores.write_bytes(final)
+        run_side_by_side(run, board)
+        files = run.folders.scores, run.folders.final_scores
+        lines += [file.read_bytes().splitlines(keepends=True) for file in files]
+    assert lines[:2] == lines[2:]
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 import support_env
-from support import PATIENCE, TELLING, make_config, publish_policy, told
+from support import PATIENCE, TELLING, make_config, publish_policy, told, waits_of
 from support_actors import Script, context_of, new_run
 
 from steve.acting.interactor import Interactor, interact, step_all
@@ -17,6 +17,7 @@ from steve.replay import ReplayBuffer
 from steve.running.child import STOPPED, child_main
 from steve.running.pace import policy_for
 from steve.settings.roles import VALUERL, WORLDMODEL
+from steve.storage.board import Wait
 from steve.storage.record import read_run
 from steve.util import RunError
 
@@ -431,6 +432,7 @@ def test_a_step_waits_for_its_turn_and_for_nothing_else(tmp_path):
     interact(context_of(run, board, "interactor1", stop))
     assert replay.origins(0, 8).turn.tolist() == [0] * 4 + [1] * 4
     assert replay.origins(0, 8).env.tolist() == [0] * 4 + [4, 5, 6, 7]
+    assert waits_of(board, "interactor1") == {Wait.TURN}
 
 
 def test_a_paced_step_acts_with_the_policy_that_its_frames_name(tmp_path):
@@ -484,6 +486,7 @@ def test_a_step_waits_for_its_policy(tmp_path):
     interact(context_of(run, board, "interactor0", Script(on_idle=publish)))
     assert seen[0] < seen[1]
     assert policy_for(run.config, seen[0]) == 10
+    assert Wait.POLICY in waits_of(board, "interactor0")
 
 
 GREEDY = np.float32(np.tanh(np.float32(math.atanh(0.5))))

@@ -25,7 +25,7 @@ from steve.running.child import (
     Context,
     child_main,
 )
-from steve.storage.board import Board
+from steve.storage.board import Board, Wait
 
 SPAWN = multiprocessing.get_context("spawn")
 NAME = "interactor0"
@@ -159,12 +159,43 @@ def test_a_child_without_its_launchers_board_ends_with_one_line(run):
     assert output.count("\n") == 1
 
 
-# A full disk
-
-
 def context_of(run, stop=lambda: False):
     board = Board.open(run.folders.board)
     return Context(run, NAME, 0, board, stop), board[NAME]
+
+
+# Waiting
+
+
+def test_the_seconds_of_each_wait_are_summed_up_on_the_board(run, monkeypatch):
+    context, row = context_of(run)
+    now = [100.0]
+    monkeypatch.setattr(child_module.time, "monotonic", lambda: now[0])
+    causes = iter([Wait.TURN, Wait.PACE, Wait.PACE, None])
+
+    def ask():
+        now[0] += 1.0  # the question itself is part of the wait
+        return next(causes)
+
+    over = context.while_there_is(ask)
+    for seconds in (2.0, 4.0, 8.0):
+        assert not over()
+        now[0] += seconds
+    assert over()
+    assert {wait: row[wait] for wait in Wait if row[wait]} == {
+        Wait.TURN: 2 + 1,
+        Wait.PACE: 4 + 1 + 8 + 1,
+    }
+
+
+def test_what_needs_no_wait_sums_up_nothing(run):
+    context, row = context_of(run)
+    for _ in range(3):
+        assert context.while_there_is(lambda: None)()
+    assert not any(row[wait] for wait in Wait)
+
+
+# A full disk
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from steve.running.child import FULL_DISK, HOPELESS, MISTAKE, STOPPED
 from steve.running.supervisor import STOP_PATIENCE, TICK, Supervisor
 from steve.settings.roles import LAUNCHER, VALUERL, WORLDMODEL
 from steve.storage.board import FINAL_EPISODES
+from steve.storage.record import record_chance
 
 pytestmark = pytest.mark.usefixtures("no_stray_signal")
 
@@ -370,6 +371,25 @@ def test_a_full_disk_has_its_line_also_where_the_child_could_not_write_it(preten
     assert "bytes are free); the run stops. Free some space and --resume" in (
         outcome.error
     )
+
+
+def test_why_a_run_cannot_be_repeated_is_shown_once(pretend):
+    reasons = {5: "interactor0: an environment failed", 10: "valuerl: rows are lost"}
+
+    def on_show():
+        if world.now in reasons:
+            record_chance(world.run.folders, int(world.now), reasons[world.now])
+        if world.now == 20:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    supervisor, world = pretend({"interactor0": None})
+    world.display.on_show = on_show
+    supervisor.run()
+    *shown, _ = world.display.notes
+    assert shown == [
+        f"from frame {frame} on this run cannot be repeated to the bit: {why}"
+        for frame, why in reasons.items()
+    ]
 
 
 @pytest.mark.parametrize("limit", ["total_frames", "total_hours"])

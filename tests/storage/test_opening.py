@@ -22,12 +22,12 @@ from support_storage import (
 from steve.replay import HEADER_BYTES, ReplayBuffer
 from steve.settings.interface import EnvSpec, Interface
 from steve.settings.request import Request
-from steve.storage import checkpoint, opening
+from steve.storage import checkpoint, conditions, opening
 from steve.storage.checkpoint import CheckpointError
 from steve.storage.folders import Run
 from steve.storage.locks import claimed
 from steve.storage.opening import check_mode, has_output
-from steve.storage.record import read_json, read_run, write_json
+from steve.storage.record import read_json, read_run, reasons_of, write_json
 from steve.storage.scores import CSV_HEADER
 from steve.util import UserError
 
@@ -334,17 +334,17 @@ def test_a_model_that_is_there_under_its_number_is_left_alone(config, folders):
     assert folders.models.path(500).read_bytes() == before
 
 
-@pytest.mark.parametrize(("updates", "notes"), [(500, 0), (700, 1)])
-def test_a_missing_model_is_replaced_by_the_newest_state(
-    config, folders, updates, notes
-):
+@pytest.mark.parametrize("updates", [500, 700])
+def test_a_missing_model_is_replaced_by_the_newest_state(config, folders, updates):
     open_now(folders, config)
     value_state_with_model(folders, 500)
     save_state(folders, "worldmodel", updates, 4, 350, numbered=False)
-    assert len(open_now(folders, config)) == notes
+    assert open_now(folders, config) == []
     found = checkpoint.load(folders.models.path(500))
     assert found.metadata["updates"] == updates
-    assert ("not_reproducible" in read_run(folders)) == bool(notes)
+    reasons = reasons_of(read_run(folders))
+    assert len(reasons) == (updates != 500)
+    assert all("that of 700 is used instead" in reason for reason in reasons)
 
 
 def test_a_damaged_state_is_not_what_is_published(config, folders):
@@ -506,6 +506,27 @@ def test_actions_that_do_not_span_the_environments_box_are_noted(
         pass
     assert sum("env.rescale_actions" in line for line in notes) == said
     assert sum("InvertedPendulum-v5" in line for line in notes) == said
+
+
+def test_a_resume_on_another_processor_is_one_line(tmp_path, monkeypatch):
+    notes = []
+    overrides = (f"output_root={tmp_path}", "agent_config.count=1")
+
+    def open_with(start):
+        request = Request(QUICKSTART, "cpu", start, overrides=overrides)
+        sizes = EnvSpec(3, 1, None)
+        with opening.opened(request, lambda config: sizes, {}, notes.append) as run:
+            return run.folders
+
+    with ReplayBuffer.open(open_with("fresh").replay, writable=True) as replay:
+        replay.append(transitions(7))
+    open_with("resume")
+    assert not [line for line in notes if "repeated" in line]
+    monkeypatch.setattr(conditions, "processor", lambda: "another one")
+    open_with("resume")
+    (line,) = [line for line in notes if "repeated" in line]
+    assert line.startswith("from frame 7 on this run cannot be repeated to the bit")
+    assert line.endswith("and is another one")
 
 
 # Damaged tables

@@ -12,13 +12,15 @@ from support import PATIENCE, make_config
 from support_storage import SIZES, one_line
 
 from steve.settings.roles import process_names, process_seed
-from steve.storage import record as record_module
+from steve.storage import conditions as conditions_module
+from steve.storage.conditions import processor
 from steve.storage.folders import Run
 from steve.storage.record import (
     is_finished,
-    processor,
     read_run,
+    reasons_of,
     record_chance,
+    record_computing,
     record_finish,
     record_start,
     start_record,
@@ -94,7 +96,7 @@ def test_a_start_is_recorded_with_all_that_it_takes_to_repeat_it(
 
 
 def test_a_package_that_is_not_installed_has_no_version(config, monkeypatch):
-    monkeypatch.setattr(record_module, "PACKAGES", ("numpy", "no-such-package"))
+    monkeypatch.setattr(conditions_module, "PACKAGES", ("numpy", "no-such-package"))
     versions = start_record(config, 0, {}, False)["versions"]
     assert versions == {"numpy": np.__version__, "no-such-package": None}
 
@@ -107,17 +109,12 @@ def test_json_is_published_whole_and_ends_with_a_line_break(tmp_path):
     assert os.listdir(tmp_path) == ["run.json"]
 
 
-def test_the_processor_is_named():
-    assert processor().strip() == processor() != ""
-    assert "\n" not in processor()
-
-
 # What makes a run impossible to repeat
 
 
-def start(folders, config):
+def start(folders, config, frames=0):
     folders.log.mkdir(parents=True, exist_ok=True)
-    record_start(Run(config, folders, *SIZES, 0, cpu_learners=True), False)
+    record_start(Run(config, folders, *SIZES, 0, cpu_learners=True), False, frames)
 
 
 def test_of_a_paced_run_nothing_says_that_it_cannot_be_repeated(config, folders):
@@ -167,6 +164,51 @@ def test_the_end_is_recorded_next_to_what_is_there(config, folders):
     assert read_run(folders)["finished"] is None
 
 
+@pytest.fixture
+def machine(monkeypatch):
+    """What the machine says of itself; a test changes it between two starts."""
+    found = conditions_module.conditions()
+    monkeypatch.setattr("steve.storage.record.conditions", lambda: dict(found))
+    return found
+
+
+def test_a_resume_under_other_conditions_is_no_longer_the_same_run(
+    config, folders, machine
+):
+    start(folders, config)
+    machine["processor"] = "another one"
+    start(folders, config)
+    assert "not_reproducible" not in read_run(folders), "nothing was learned before"
+    machine |= {"processor": "a third", "versions": {"numpy": "9.0"}}
+    start(folders, config, 1200)
+    start(folders, config, 1300)  # as the one before
+    assert reasons_of(read_run(folders)) == [
+        "from frame 1,200 on this run cannot be repeated to the bit: "
+        "the processor was another one and is a third",
+        "from frame 1,200 on this run cannot be repeated to the bit: "
+        f"numpy was {np.__version__} and is 9.0",
+    ]
+
+
+def test_how_a_learner_computes_is_compared_with_the_last_launch_that_says_it(
+    config, folders
+):
+    one, other = ({"xla": xla, "threads": 2} for xla in (True, False))
+    start(folders, config)
+    assert record_computing(folders, "valuerl", one) == []
+    assert record_computing(folders, "worldmodel", other) == []
+    assert record_computing(folders, "valuerl", one) == []  # after a restart
+    start(folders, config)  # and was over before any learner was built
+    start(folders, config)
+    assert record_computing(folders, "valuerl", other) == ["xla was true and is false"]
+    assert record_computing(folders, "worldmodel", other) == []
+    assert [each.get("computing") for each in read_run(folders)["starts"]] == [
+        {"valuerl": one, "worldmodel": other},
+        None,
+        {"valuerl": other, "worldmodel": other},
+    ]
+
+
 def note_reasons(folders, writer):
     for number in range(25):
         record_chance(folders, number, f"{writer}: {number}")
@@ -197,6 +239,8 @@ def test_no_reason_of_several_processes_is_lost(config, folders):
         {"starts": [], "finished": {"frames": "1"}},
         {"starts": [], "finished": {"frames": "1", "hours": 0}},
         {"starts": [], "finished": None, "not_reproducible": ["x"]},
+        {"starts": [], "finished": None, "not_reproducible": [{"why": "x"}]},
+        {"starts": [{"versions": 3}], "finished": None},
     ],
 )
 def test_a_record_of_another_kind_is_one_line_that_says_what_to_do(folders, content):
