@@ -431,16 +431,10 @@ def _run_pool(runs: Sequence[tuple[Sweep, int]], slots: list[dict[str, str]]) ->
 # ---- looking after what was submitted -----------------------------------------------
 
 
-def _load(output_root: Path) -> list[Sweep]:
-    """All sweeps of an output root.
-
-    Raises:
-        UserError: there is none.
-    """
-    sweeps = record.load_all(output_root)
-    if not sweeps:
+def _require_sweep(output_root: Path) -> None:
+    """Raises a UserError where an output root has none."""
+    if not record.folders(output_root):
         raise UserError(f"{output_root} holds no sweep; name the runs' output_root")
-    return sweeps
 
 
 def _queue(sweeps: Sequence[Sweep]) -> Queue:
@@ -449,10 +443,10 @@ def _queue(sweeps: Sequence[Sweep]) -> Queue:
 
 
 def show_status(output_root: Path) -> int:
-    sweeps = _load(output_root)
-    queue = status.queued(sweeps, lambda line: print(line, file=sys.stderr))
-    pool_is_alive = record.holder(output_root) is not None
-    found = status.states(record.latest(sweeps), queue, pool_is_alive)
+    _require_sweep(output_root)
+    found = status.of_sweeps(output_root, lambda line: print(line, file=sys.stderr))
+    if not found:  # what is wrong has been said
+        return 2
     print("\n".join(table(found, terminal_width())))
     return 0
 
@@ -463,9 +457,11 @@ def _status_command(output_root: Path) -> str:
 
 def cancel(output_root: Path) -> int:
     """Ends what is queued or running; a local pool's runs and its rest."""
-    sweeps = _load(output_root)
-    scripts = {str(sweep.script.resolve()) for sweep in sweeps}
-    tasks = [t for (script, _), t in _queue(sweeps).items() if script in scripts]
+    _require_sweep(output_root)
+    places = [folder / record.SCRIPT for folder in record.folders(output_root)]
+    scripts = {str(path.resolve()) for path in places if path.exists()}
+    queue = slurm.queue() if scripts else {}
+    tasks = [task for (script, _), task in queue.items() if script in scripts]
     if tasks:
         slurm.cancel(tasks)
         print(f"cancelled {len(tasks)} jobs; those that run save first")
@@ -483,9 +479,9 @@ def cancel(output_root: Path) -> int:
 
 def retry(output_root: Path) -> int:
     """Starts failed runs again, by the engine and the script that they had."""
-    _load(output_root)  # where there is none, nothing is made
+    _require_sweep(output_root)  # where there is none, nothing is made
     with record.claimed(output_root):
-        sweeps = _load(output_root)
+        sweeps = record.load_all(output_root)
         runs = record.latest(sweeps)
         found = status.states(runs, _queue(sweeps), pool_is_alive=False)
         failed: dict[Path, list[int]] = {}

@@ -216,6 +216,7 @@ def test_a_script_can_be_edited_before_it_is_submitted(
 def make_slurm_sweep(root: Path) -> Sweep:
     """Three runs: one failed, one waits (once squeue says so), one never started."""
     made = make_sweep(root, "failed", "waits", "new", engine=SLURM)
+    made.script.touch()
     made.log(0).write_text(FAILED_LOG)
     return made
 
@@ -252,6 +253,40 @@ def test_status_without_an_answer_of_squeue_goes_by_the_files(
     assert "Unable to contact slurm controller: what is queued is not known" in shown
     assert "1 failed, 2 stopped" in shown
     assert said(capsys, "cancel", tmp_path)[0] == 2
+
+
+def test_a_damaged_record_is_passed_over_or_refused_in_one_line(
+    tmp_path, capsys, stand_in
+):
+    """What starts runs refuses: it cannot know which of them are queued."""
+    made = make_slurm_sweep(tmp_path)
+    damaged = make_sweep(tmp_path, "lost", engine=SLURM)
+    damaged.script.touch()
+    path = damaged.folder / "sweep.json"
+    path.write_text("{")
+    stand_in("squeue", f"echo '0|PENDING|8_0|Priority|/|{damaged.script}'")
+    stand_in("sbatch", "echo 9")
+    cancelled = stand_in("scancel")
+
+    code, shown = said(capsys, "status", tmp_path)
+    assert code == 0
+    assert shown.count(f"{path} cannot be read") == 1
+    assert "\n3 runs: 1 failed, 2 stopped\n" in shown
+    again = (QUICKSTART, "--set", f"output_root={tmp_path}")
+    for call in (("retry", tmp_path), again):
+        code, shown = said(capsys, *call)
+        assert (code, shown.count("\n")) == (2, 1)
+        assert f"{path} cannot be read" in shown
+        assert "rename its folder, 2, once no job of it is queued" in shown
+    assert said(capsys, "cancel", tmp_path)[0] == 0
+    assert cancelled.read_text() == "8_0\n"
+
+    damaged.folder.rename(tmp_path / "sweeps" / "2.damaged")
+    assert said(capsys, "retry", tmp_path)[0] == 0
+    made.folder.rename(tmp_path / "sweeps" / "1.damaged")
+    (tmp_path / "sweeps" / "2.damaged").rename(damaged.folder)
+    code, shown = said(capsys, "status", tmp_path)
+    assert (code, shown.count("\n")) == (2, 1)
 
 
 # A local pool
