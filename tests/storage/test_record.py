@@ -4,6 +4,8 @@ import json
 import multiprocessing
 import os
 import re
+import shutil
+import subprocess
 import sys
 
 import numpy as np
@@ -17,6 +19,7 @@ from steve.storage.folders import Run
 from steve.storage.record import (
     is_finished,
     processor,
+    program_commit,
     read_run,
     record_chance,
     record_finish,
@@ -91,6 +94,32 @@ def test_a_start_is_recorded_with_all_that_it_takes_to_repeat_it(
         commit = start["commit"]
         assert commit is None or re.fullmatch(r"[0-9a-f]{40}\+?", commit)
     assert read_run(folders) == record
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
+@pytest.mark.parametrize("foreign", ["0", "1"])
+def test_the_commit_is_known_of_another_owners_checkout_as_well(
+    tmp_path, monkeypatch, foreign
+):
+    """Git refuses such a checkout, unless told that it is safe."""
+    author = ("-c", "user.name=a", "-c", "user.email=a@b")
+
+    def git(*words: str) -> str:
+        command = ["git", *author, "-c", "safe.directory=*", *words]
+        return subprocess.check_output(command, cwd=tmp_path, text=True).strip()
+
+    file = tmp_path / "storage" / "record.py"
+    file.parent.mkdir()
+    file.touch()
+    monkeypatch.setattr(record_module, "__file__", str(file))
+    assert program_commit() is None
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-q", "-m", "first")
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", foreign)
+    assert program_commit() == git("rev-parse", "HEAD")
+    file.write_text("changed")
+    assert program_commit() == git("rev-parse", "HEAD") + "+"
 
 
 def test_a_package_that_is_not_installed_has_no_version(config, monkeypatch):
