@@ -28,7 +28,7 @@ class PlannedRun:
     """One run of main.py.
 
     Attributes:
-        arguments: of main.py.
+        arguments: of main.py, or of its sweep's program.
         environment: the name of its environment's folder.
         experiment: its own name.
         log_path, save_model_path: of its configuration.
@@ -70,6 +70,7 @@ class Sweep:
         gpus_per_run: GPUs that each run gets.
         max_parallel: runs at a time; None: as many as there are GPUs for.
         runs: by their index, which also names their logs.
+        program: the script that takes their arguments; it ends as main.py.
     """
 
     folder: Path
@@ -78,6 +79,7 @@ class Sweep:
     gpus_per_run: int
     max_parallel: int | None
     runs: tuple[PlannedRun, ...]
+    program: str = "main.py"
 
     @property
     def output_root(self) -> Path:
