@@ -11,6 +11,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
@@ -47,6 +48,7 @@ from steve.util import (
 
 COMMANDS = ("status", "cancel", "retry")
 MAX_SEED = 2**31 - 1
+SEARCH = "-search"  # behind the experiment's name: the study of a search
 
 
 # ---- the command line ---------------------------------------------------------------
@@ -70,6 +72,7 @@ def parse_arguments(
         return parsed
     parsed = _submit_parser(program).parse_args(arguments)
     parsed.command = "submit"
+    parsed.words = tuple(arguments)
     return parsed
 
 
@@ -124,7 +127,7 @@ def _submit_parser(program: str) -> argparse.ArgumentParser:
         "--optuna",
         type=whole_number(1, 100_000),
         metavar="N",
-        help="search the values of --search by N runs in all, with --engine local",
+        help="search the values of --search by N runs in all",
     )
     option(
         "--search",
@@ -140,6 +143,8 @@ def _submit_parser(program: str) -> argparse.ArgumentParser:
         help="what --optuna raises: the mean score over all frames (default), or the "
         "final one",
     )
+    # What an element of a search's array does; written by this program.
+    option("--trial", type=whole_number(0, 100_000), help=argparse.SUPPRESS)
     option(
         "--dry-run",
         action="store_true",
@@ -205,19 +210,27 @@ def submit(arguments: argparse.Namespace) -> int:
             sweep = _sweep(arguments, output_root, left)
             record.save(sweep)
             return _run_pool([(sweep, index) for index in range(len(left))], slots)
-        resources = _resources(arguments, left)
-        for sweep in _arrays(arguments, output_root, left):
-            script = slurm.job_script(sweep, resources)
-            record.save(sweep)
-            slurm.write_script(sweep, script)
-            if arguments.no_submit:
-                print(f"written; to submit it: {slurm.command(sweep)}")
-                continue
-            job = slurm.submit(sweep)
-            print(f"submitted {len(sweep.runs)} runs as job {job}: {sweep.script}")
-        if not arguments.no_submit:
-            print(f"to follow them: {_status_command(output_root)}")
+        _submit_arrays(arguments, _arrays(arguments, output_root, left))
         return 0
+
+
+def _submit_arrays(arguments: argparse.Namespace, sweeps: Sequence[Sweep]) -> None:
+    """Records sweeps, writes their scripts and hands them to Slurm."""
+    resources = _resources(arguments, [run for sweep in sweeps for run in sweep.runs])
+    for sweep in sweeps:
+        script = slurm.job_script(sweep, resources)
+        record.save(sweep)
+        slurm.write_script(sweep, script)
+        if arguments.no_submit:
+            print(f"written; to submit it: {slurm.command(sweep)}")
+            continue
+        job = slurm.submit(sweep)
+        print(f"submitted {len(sweep.runs)} runs as job {job}: {sweep.script}")
+    if not arguments.no_submit:
+        print(f"to follow them: {_status_command(sweeps[0].output_root)}")
+
+
+# ---- a search -----------------------------------------------------------------------
 
 
 def find_best(arguments: argparse.Namespace) -> int:
@@ -226,51 +239,152 @@ def find_best(arguments: argparse.Namespace) -> int:
     spaces = [search.space(text) for text in arguments.search]
     if not spaces:
         raise UserError("--optuna: name what is searched by --search KEY=LOW:HIGH")
-    ends = zip_longest(*(space.ends for space in spaces), fillvalue=None)
-    for values in ends:  # each must be one that a run can have
-        chosen = [v or s.ends[0] for v, s in zip(values, spaces, strict=True)]
-        output_root, (first, *others) = expand(_trial(arguments, chosen, "-search"))
-    if others:
-        raise UserError("--optuna: give one configuration and one value for each key")
-    slots = _slots(arguments.gpus_per_run, arguments.max_parallel)
+    output_root, ends = _ends(arguments, spaces)
+    path = output_root / record.FOLDER / f"{ends[0].experiment}.optuna"
     asked = json.dumps([arguments.paths, arguments.set, arguments.metric])
-    metric = search.METRICS[arguments.metric]
+    if arguments.trial is not None:
+        return _become(arguments, output_root, search.Study(path, spaces, asked))
+    on_slurm = arguments.engine == SLURM
+    if on_slurm and not arguments.no_submit:
+        slurm.require()
+    slots = [] if on_slurm else _slots(arguments.gpus_per_run, arguments.max_parallel)
     with record.claimed(output_root):
-        path = output_root / record.FOLDER / f"{first.experiment}.optuna"
         study = search.Study(path, spaces, asked)
-        while trials := study.next(arguments.optuna, len(slots)):
-            runs = [_trial_run(arguments, trial) for trial in trials]
-            sweep = _sweep(arguments, output_root, runs)
-            record.save(sweep)
-            indices = range(len(runs))
-            Pool([(sweep, i) for i in indices], slots, _say).run()
-            found = status.states([(sweep, i) for i in indices], {}, False)
-            for trial, state, index in zip(trials, found, indices, strict=True):
-                if state.state in (FAILED, FINISHED):
-                    ended = state.state == FINISHED
-                    value = metric(sweep.folders(index).scores) if ended else None
-                    study.tell(trial, value)
-                    _say(f"{state.run.name}: {_worth(arguments.metric, trial, value)}")
-            if any(state.state not in (FAILED, FINISHED) for state in found):
-                print("stopped; the same call continues the search")
-                return 0
-        best = study.best()
-    if best is None:
+        if on_slurm:
+            _submit_trials(arguments, output_root, study, ends)
+        elif not _run_trials(arguments, output_root, study, slots):
+            print("stopped; the same call continues the search")
+            return 0
+    best, left = study.best(), study.open_numbers(arguments.optuna)
+    if best is not None:
+        so_far = " so far" if left else ""
+        print(f"the best{so_far}: {_worth(arguments.metric, *best)}")
+    if left:
+        print("the same call says more once trials have ended")
+    elif best is None:
         print("no trial has finished")
         return 1
-    print(f"the best: {_worth(arguments.metric, *best)}")
     return 0
+
+
+def _ends(
+    arguments: argparse.Namespace, spaces: Sequence[search.Space]
+) -> tuple[Path, list[PlannedRun]]:
+    """The output root, and a run for each end of the spaces; all others lie between.
+
+    Raises:
+        UserError: a run cannot have such values, or they decide on its folder.
+    """
+    ends = []
+    for values in zip_longest(*(space.ends for space in spaces), fillvalue=None):
+        chosen = [v or s.ends[0] for v, s in zip(values, spaces, strict=True)]
+        output_root, (first, *others) = expand(_request(arguments, chosen, SEARCH))
+        if others:
+            raise UserError(
+                "--optuna: give one configuration and one value for each key"
+            )
+        ends.append(first)
+    places = {(run.environment, run.log_path, run.save_model_path) for run in ends}
+    if len(places) > 1 and arguments.engine == SLURM:
+        raise UserError("--search with Slurm: the values must not name folders")
+    return output_root, ends
+
+
+def _run_trials(
+    arguments: argparse.Namespace,
+    output_root: Path,
+    study: search.Study,
+    slots: list[dict[str, str]],
+) -> bool:
+    """Runs trials in a local pool; whether all have ended."""
+    metric = search.METRICS[arguments.metric]
+    while numbers := study.open_numbers(arguments.optuna)[: len(slots)]:
+        begun = map(study.begin, numbers)
+        trials = [trial for trial in begun if trial is not None]
+        runs = [_trial_run(arguments, trial) for trial in trials]
+        sweep = _sweep(arguments, output_root, runs)
+        record.save(sweep)
+        indices = range(len(runs))
+        Pool([(sweep, i) for i in indices], slots, _say).run()
+        found = status.states([(sweep, i) for i in indices], {}, False)
+        for trial, state, index in zip(trials, found, indices, strict=True):
+            if state.state in (FAILED, FINISHED):
+                ended = state.state == FINISHED
+                value = metric(sweep.folders(index).scores) if ended else None
+                study.tell(trial, value)
+                _say(f"{state.run.name}: {_worth(arguments.metric, trial, value)}")
+        if any(state.state not in (FAILED, FINISHED) for state in found):
+            return False
+    return True
+
+
+def _submit_trials(
+    arguments: argparse.Namespace,
+    output_root: Path,
+    study: search.Study,
+    ends: Sequence[PlannedRun],
+) -> None:
+    """Submits an element for each trial that has neither ended nor is under way.
+
+    Its values are chosen when it starts, by what the trials before were worth.
+    """
+    _collect(arguments, output_root, study)
+    name = ends[0].experiment.removesuffix(SEARCH)
+    runs = [
+        replace(
+            ends[0],
+            arguments=("--trial", str(number), *arguments.words),
+            experiment=f"{name}{_label(number)}",
+            processes=max(run.processes for run in ends),
+        )
+        for number in study.open_numbers(arguments.optuna)
+    ]
+    if left := _left_to_do(output_root, runs):
+        arrays = _arrays(arguments, output_root, left)
+        program = Path(__file__).name
+        _submit_arrays(arguments, [replace(each, program=program) for each in arrays])
+
+
+def _become(
+    arguments: argparse.Namespace, output_root: Path, study: search.Study
+) -> int:
+    """Begins or continues a trial: this process becomes main.py."""
+    _collect(arguments, output_root, study)
+    trial = study.begin(arguments.trial)
+    if trial is None:
+        print(f"trial {arguments.trial} has ended already")
+        return 0
+    _say(f"trial {trial.number}: {' '.join(trial.settings)}")
+    run = _trial_run(arguments, trial)
+    os.execv(sys.executable, [sys.executable, str(slurm.MAIN), *run.arguments])
+
+
+def _collect(
+    arguments: argparse.Namespace, output_root: Path, study: search.Study
+) -> None:
+    """Tells the study what the trials are worth whose runs have finished."""
+    for trial in study.begun():
+        with suppress(UserError):  # its output is damaged: its launch says that
+            run = _trial_run(arguments, trial)
+            if status.already(run, output_root, (), {}) == FINISHED:
+                metric = search.METRICS[arguments.metric]
+                study.tell(trial, metric(run.folders(output_root).scores))
 
 
 def _trial_run(arguments: argparse.Namespace, trial: search.Trial) -> PlannedRun:
     """The run of a trial."""
-    request = _trial(arguments, trial.settings, f"-trial{trial.number}")
+    request = _request(arguments, trial.settings, _label(trial.number))
     (run,) = expand(request)[1]
     return run
 
 
-def _trial(
-    arguments: argparse.Namespace, settings: Sequence[str], label: str = ""
+def _label(number: int) -> str:
+    """What a trial adds to the name of its run."""
+    return f"-trial{number}"
+
+
+def _request(
+    arguments: argparse.Namespace, settings: Sequence[str], label: str
 ) -> Request:
     return Request(
         paths=arguments.paths,
@@ -301,13 +415,16 @@ def _check(arguments: argparse.Namespace) -> None:
     if arguments.optuna is None and arguments.search:
         raise UserError("--search is for --optuna N")
     if arguments.optuna is not None:
-        for option in ("seeds", "endless", "dry_run", "no_submit"):
+        for option in ("seeds", "endless", "dry_run"):
             if getattr(arguments, option):
                 raise UserError(
                     f"--optuna and --{option.replace('_', '-')} contradict each other"
                 )
-        if arguments.engine == SLURM:
-            raise UserError("--optuna needs --engine local")
+        if arguments.engine == SLURM and arguments.max_parallel is None:
+            raise UserError(
+                "--optuna with Slurm: give --max-parallel N; a trial learns from "
+                "those that have ended when it starts"
+            )
     if arguments.engine == SLURM:
         return
     for option in ("partition", "time", "cpus", "mem", "no_submit"):
@@ -431,16 +548,10 @@ def _run_pool(runs: Sequence[tuple[Sweep, int]], slots: list[dict[str, str]]) ->
 # ---- looking after what was submitted -----------------------------------------------
 
 
-def _load(output_root: Path) -> list[Sweep]:
-    """All sweeps of an output root.
-
-    Raises:
-        UserError: there is none.
-    """
-    sweeps = record.load_all(output_root)
-    if not sweeps:
+def _require_sweep(output_root: Path) -> None:
+    """Raises a UserError where an output root has none."""
+    if not record.folders(output_root):
         raise UserError(f"{output_root} holds no sweep; name the runs' output_root")
-    return sweeps
 
 
 def _queue(sweeps: Sequence[Sweep]) -> Queue:
@@ -449,10 +560,10 @@ def _queue(sweeps: Sequence[Sweep]) -> Queue:
 
 
 def show_status(output_root: Path) -> int:
-    sweeps = _load(output_root)
-    queue = status.queued(sweeps, lambda line: print(line, file=sys.stderr))
-    pool_is_alive = record.holder(output_root) is not None
-    found = status.states(record.latest(sweeps), queue, pool_is_alive)
+    _require_sweep(output_root)
+    found = status.of_sweeps(output_root, lambda line: print(line, file=sys.stderr))
+    if not found:  # what is wrong has been said
+        return 2
     print("\n".join(table(found, terminal_width())))
     return 0
 
@@ -463,9 +574,11 @@ def _status_command(output_root: Path) -> str:
 
 def cancel(output_root: Path) -> int:
     """Ends what is queued or running; a local pool's runs and its rest."""
-    sweeps = _load(output_root)
-    scripts = {str(sweep.script.resolve()) for sweep in sweeps}
-    tasks = [t for (script, _), t in _queue(sweeps).items() if script in scripts]
+    _require_sweep(output_root)
+    places = [folder / record.SCRIPT for folder in record.folders(output_root)]
+    scripts = {str(path.resolve()) for path in places if path.exists()}
+    queue = slurm.queue() if scripts else {}
+    tasks = [task for (script, _), task in queue.items() if script in scripts]
     if tasks:
         slurm.cancel(tasks)
         print(f"cancelled {len(tasks)} jobs; those that run save first")
@@ -483,9 +596,9 @@ def cancel(output_root: Path) -> int:
 
 def retry(output_root: Path) -> int:
     """Starts failed runs again, by the engine and the script that they had."""
-    _load(output_root)  # where there is none, nothing is made
+    _require_sweep(output_root)  # where there is none, nothing is made
     with record.claimed(output_root):
-        sweeps = _load(output_root)
+        sweeps = record.load_all(output_root)
         runs = record.latest(sweeps)
         found = status.states(runs, _queue(sweeps), pool_is_alive=False)
         failed: dict[Path, list[int]] = {}

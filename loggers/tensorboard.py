@@ -5,10 +5,12 @@ launch before. Event files are for viewing only. If writing one fails, the failu
 reported once, and the run continues.
 """
 
+import re
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, BinaryIO
 
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
@@ -24,6 +26,7 @@ from . import Experiment, Hyperparameter, experiment_of
 from .feed import Feed
 
 PREFIX, ENDING = "events.out.tfevents", ".steve"  # of the file names
+TIME = re.compile(rf"{PREFIX}\.(\d+\.\d+)\.")
 # As TensorBoard's table of hyperparameters expects it.
 HPARAMS_TAG, HPARAMS_PLUGIN = "_hparams_/session_start_info", "hparams"
 
@@ -73,8 +76,7 @@ class TensorBoard:
         folder = self._experiment.folder
         former = list(folder.glob(f"{PREFIX}.*{ENDING}"))
         hide_events(folder / "log" / "events")  # of earlier versions
-        name = f"{PREFIX}.{time.time():.6f}.{socket.gethostname()}{ENDING}"
-        self._file = open(folder / name, "xb", buffering=0)  # noqa: SIM115
+        self._file = open(folder / _next_name(former), "xb", buffering=0)  # noqa: SIM115
         self._append(Event(file_version="brain.Event:2"))
         # A reader that has read the file before drops all that it has from there.
         self._append(Event(step=0, session_log=SessionLog(status=SessionLog.START)))
@@ -87,6 +89,17 @@ class TensorBoard:
         event.wall_time = time.time()
         assert self._file is not None  # `log` has opened it
         RecordWriter(self._file).write(event.SerializeToString())
+
+
+def _next_name(former: Sequence[Path]) -> str:
+    """The name of a launch's file, behind those of the launches before.
+
+    A reader of the folder passes over files that come before the one that it has read,
+    as with a clock that went back.
+    """
+    found = (TIME.match(path.name) for path in former)
+    moments = [time.time(), *(float(each[1]) + 1 for each in found if each)]
+    return f"{PREFIX}.{max(moments):017.6f}.{socket.gethostname()}{ENDING}"
 
 
 def _table(experiment: Experiment) -> Summary:

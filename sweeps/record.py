@@ -1,23 +1,22 @@
 """The record of a sweep: what it runs, and where."""
 
-import json
 import os
 import platform
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import portalocker
+from pydantic import TypeAdapter, ValidationError
 
 from ..storage import locks, record
 from ..storage.folders import Folders
 from ..util import UserError
 
 FOLDER = "sweeps"  # of the output root
-RECORD, LOCK = "sweep.json", ".lock"
+RECORD, SCRIPT, LOCK = "sweep.json", "job.sh", ".lock"
 SLURM, LOCAL = "slurm", "local"
 # Exit codes, as a shell gives them, of runs that did not fail: SIGTERM (15) that comes
 # before main.py can answer it ends it as a signal does.
@@ -29,7 +28,7 @@ class PlannedRun:
     """One run of main.py.
 
     Attributes:
-        arguments: of main.py.
+        arguments: of main.py, or of its sweep's program.
         environment: the name of its environment's folder.
         experiment: its own name.
         log_path, save_model_path: of its configuration.
@@ -71,6 +70,7 @@ class Sweep:
         gpus_per_run: GPUs that each run gets.
         max_parallel: runs at a time; None: as many as there are GPUs for.
         runs: by their index, which also names their logs.
+        program: the script that takes their arguments; it ends as main.py.
     """
 
     folder: Path
@@ -79,6 +79,7 @@ class Sweep:
     gpus_per_run: int
     max_parallel: int | None
     runs: tuple[PlannedRun, ...]
+    program: str = "main.py"
 
     @property
     def output_root(self) -> Path:
@@ -86,7 +87,7 @@ class Sweep:
 
     @property
     def script(self) -> Path:
-        return self.folder / "job.sh"
+        return self.folder / SCRIPT
 
     def log(self, index: int) -> Path:
         """What main.py printed in all attempts at a run."""
@@ -143,7 +144,14 @@ def holder(output_root: Path) -> tuple[int, str] | None:
     if not locks.is_locked(path):
         return None
     number, _, host = path.read_text().partition(" ")
-    return (int(number), host) if number else None
+    return (int(number), host) if number.isdecimal() else None
+
+
+def folders(output_root: Path) -> list[Path]:
+    """Where the records of an output root are, the oldest first."""
+    sweeps = output_root.absolute() / FOLDER
+    numbered = [sweeps / number for number in sorted(_numbers(sweeps), key=int)]
+    return [folder for folder in numbered if (folder / RECORD).exists()]
 
 
 def load_all(output_root: Path) -> list[Sweep]:
@@ -152,9 +160,23 @@ def load_all(output_root: Path) -> list[Sweep]:
     Raises:
         UserError: a record cannot be read.
     """
-    sweeps = output_root.absolute() / FOLDER
-    folders = [sweeps / number for number in sorted(_numbers(sweeps), key=int)]
-    return [_load(folder) for folder in folders if (folder / RECORD).exists()]
+    return [_load(folder) for folder in folders(output_root)]
+
+
+def load_readable(output_root: Path, say: Callable[[str], None]) -> list[Sweep]:
+    """The sweeps of an output root whose records can be read, the oldest first.
+
+    Args:
+        output_root: of the runs.
+        say: takes a line for each of the other records.
+    """
+    found = []
+    for folder in folders(output_root):
+        try:
+            found.append(_load(folder))
+        except UserError as error:
+            say(str(error))
+    return found
 
 
 def _numbers(sweeps: Path) -> list[str]:
@@ -166,14 +188,13 @@ def _numbers(sweeps: Path) -> list[str]:
 def _load(folder: Path) -> Sweep:
     path = folder / RECORD
     try:
-        content: dict[str, Any] = json.loads(path.read_text())
-        runs = [
-            PlannedRun(**{**run, "arguments": tuple(run["arguments"])})
-            for run in content.pop("runs")
-        ]
-        return Sweep(folder=folder, runs=tuple(runs), **content)
-    except (OSError, ValueError, TypeError, KeyError):
-        raise UserError(f"{path} cannot be read, or is no record of a sweep") from None
+        content = {**record.read_json(path), "folder": folder}
+        return TypeAdapter(Sweep).validate_python(content)
+    except (UserError, ValidationError):
+        raise UserError(
+            f"{path} cannot be read, or is no record of a sweep; rename its folder, "
+            f"{folder.name}, once no job of it is queued, to go on without it"
+        ) from None
 
 
 def latest(sweeps: Sequence[Sweep]) -> list[tuple[Sweep, int]]:

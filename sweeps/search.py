@@ -1,23 +1,28 @@
 """A search for good values of keys by Optuna; its study is a journal on the disk.
 
-A trial is one run. What a call that was ended has begun, the next one continues.
+A trial is one run. Trials have numbers, and what is begun under a number stays its
+trial, whoever asks for it again: a call or a job that was killed loses none.
 """
 
 import json
 import math
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import portalocker
 
 from ..storage.scores import LAST_SCORES
 from ..storage.tables import read_table
-from ..util import UserError
+from ..util import UserError, named
 
 EXTRA = "optuna is not installed; run: pip install 'steve-rl[optuna]'"
 ASKED = "asked"  # what a study is of, among its attributes
+NUMBER = "number"  # of a trial that has all its values, among its attributes
 
 
 @dataclass(frozen=True)
@@ -132,7 +137,7 @@ class Trial(NamedTuple):
 
 
 class Study:
-    """The trials of a search, on the disk.
+    """The trials of a search, on the disk; several processes may use it.
 
     Args:
         path: of its journal; it is made where there is none.
@@ -140,7 +145,7 @@ class Study:
         asked: what else makes it this search and no other.
 
     Raises:
-        UserError: Optuna is missing, or another search is there.
+        UserError: Optuna is missing, the journal is damaged, or is of another search.
     """
 
     def __init__(self, path: Path, spaces: Sequence[Space], asked: str) -> None:
@@ -149,59 +154,113 @@ class Study:
         except ImportError:
             raise UserError(EXTRA) from None
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self._optuna, self._spaces = optuna, spaces
-        backend = optuna.storages.journal.JournalFileBackend(str(path))
-        self._study = optuna.create_study(
-            study_name=path.stem,
-            storage=optuna.storages.JournalStorage(backend),
+        self._optuna, self._spaces, self._path = optuna, spaces, path
+        asked = json.dumps([asked, [repr(space) for space in spaces]])
+        with self._alone():
+            try:
+                self._study = self._opened()
+            except (ValueError, LookupError, TypeError):
+                raise UserError(
+                    f"{path} is damaged, and the search cannot continue; begin one in "
+                    "another folder by --set output_root=FOLDER"
+                ) from None
+            if self._study.user_attrs.get(ASKED, asked) != asked:
+                raise UserError(
+                    f"{path} is of another search; ask for the same, or give another "
+                    "folder by --set output_root=FOLDER"
+                )
+            self._study.set_user_attr(ASKED, asked)
+
+    def _opened(self) -> Any:
+        journal = self._optuna.storages.journal
+        storage = journal.JournalFileBackend(str(self._path))
+        return self._optuna.create_study(
+            study_name=self._path.stem,
+            storage=self._optuna.storages.JournalStorage(storage),
             direction="maximize",
             load_if_exists=True,
         )
-        asked = json.dumps([asked, [repr(space) for space in spaces]])
-        if self._study.user_attrs.setdefault(ASKED, asked) != asked:
-            raise UserError(
-                f"{path} is of another search; ask for the same, or give another "
-                "folder by --set output_root=FOLDER"
-            )
-        self._study.set_user_attr(ASKED, asked)
 
-    def next(self, total: int, most: int) -> list[Trial]:
-        """The next trials: first those that were begun and have not ended.
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """No other process begins or ends a trial meanwhile."""
+        with named(self._path), open(self._path, "ab") as file:
+            portalocker.lock(file, portalocker.LockFlags.EXCLUSIVE)
+            _cut_torn_line(self._path)
+            yield
+
+    def _trials(self) -> dict[int, Any]:
+        """Optuna's trials by their numbers."""
+        found = self._study.get_trials(deepcopy=False)
+        return {t.user_attrs[NUMBER]: t for t in found if NUMBER in t.user_attrs}
+
+    def open_numbers(self, total: int) -> list[int]:
+        """The numbers below `total` whose trials have not ended."""
+        trials = self._trials()
+        return [
+            number
+            for number in range(total)
+            if number not in trials or not trials[number].state.is_finished()
+        ]
+
+    def begun(self) -> list[Trial]:
+        """The trials that have been begun and have not ended."""
+        trials = self._trials().items()
+        return [self._trial(n, t) for n, t in trials if not t.state.is_finished()]
+
+    def begin(self, number: int) -> Trial | None:
+        """The trial of a number, with new values where there is none; None: it ended.
 
         Args:
-            total: of the search, ended ones included.
-            most: at a time.
+            number: of the trial, at least 0.
         """
-        running = (self._optuna.trial.TrialState.RUNNING,)
-        found = [
-            Trial(trial.number, self._settings(trial.params))
-            for trial in self._study.get_trials(states=running)[:most]
-        ]
-        begun = len(self._study.get_trials(deepcopy=False))
-        for count in range(begun, min(total, begun + most - len(found))):
-            # What is tried depends on the trials before, not on calls of the command.
-            self._study.sampler = self._optuna.samplers.TPESampler(seed=count)
-            trial = self._study.ask(
-                {s.key: s.distribution(self._optuna) for s in self._spaces}
-            )
-            found.append(Trial(trial.number, self._settings(trial.params)))
-        return found
+        with self._alone():
+            self._drop_halves()
+            if number not in self._trials():
+                # What is tried depends on the trials before, not on who asks.
+                self._study.sampler = self._optuna.samplers.TPESampler(seed=number)
+                asked = self._study.ask(
+                    {s.key: s.distribution(self._optuna) for s in self._spaces}
+                )
+                asked.set_user_attr(NUMBER, number)
+            trial = self._trials()[number]
+        return None if trial.state.is_finished() else self._trial(number, trial)
 
-    def _settings(self, values: dict[str, Any]) -> list[str]:
-        return [each.setting(values[each.key]) for each in self._spaces]
+    def _drop_halves(self) -> None:
+        """Ends what a process began that was killed before the trial had a number."""
+        states = self._optuna.trial.TrialState
+        for trial in self._study.get_trials(deepcopy=False, states=(states.RUNNING,)):
+            if NUMBER not in trial.user_attrs:
+                self._study.tell(trial.number, state=states.FAIL)
+
+    def _trial(self, number: int, trial: Any) -> Trial:
+        return Trial(number, [s.setting(trial.params[s.key]) for s in self._spaces])
 
     def tell(self, trial: Trial, value: float | None) -> None:
-        """Says what a trial is worth; None: it failed."""
-        if value is None:
-            failed = self._optuna.trial.TrialState.FAIL
-            self._study.tell(trial.number, state=failed)
-        else:
-            self._study.tell(trial.number, value)
+        """Says what a trial is worth, the first time; None: it failed."""
+        with self._alone():
+            begun = self._trials()[trial.number]
+            if begun.state.is_finished():
+                return
+            if value is None:
+                failed = self._optuna.trial.TrialState.FAIL
+                self._study.tell(begun.number, state=failed)
+            else:
+                self._study.tell(begun.number, value)
 
     def best(self) -> tuple[Trial, float] | None:
         """The best trial and its value; None before the first that did not fail."""
-        complete = (self._optuna.trial.TrialState.COMPLETE,)
-        if not self._study.get_trials(states=complete):
+        complete = self._optuna.trial.TrialState.COMPLETE
+        found = [(n, t) for n, t in self._trials().items() if t.state == complete]
+        if not found:
             return None
-        best = self._study.best_trial
-        return Trial(best.number, self._settings(best.params)), best.value
+        number, best = max(found, key=lambda each: each[1].value)
+        return self._trial(number, best), best.value
+
+
+def _cut_torn_line(path: Path) -> None:
+    """Cuts what a process that was killed had not wholly appended."""
+    content = path.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    if whole < len(content):
+        os.truncate(path, whole)

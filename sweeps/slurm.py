@@ -43,7 +43,7 @@ trap 'kill -TERM "$run"' TERM             # scancel or preemption: save
 cd {working_folder} || exit
 job=${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID
 echo "== started $(date -u +%FT%TZ) on $(hostname) by job $job"
-{python} {main} "$@" &
+{python} {program} "$@" &
 run=$!
 while kill -0 "$run" 2> /dev/null; do wait "$run"; done
 wait "$run"
@@ -117,7 +117,7 @@ def job_script(sweep: Sweep, resources: Resources) -> str:
         cases="\n".join(cases),
         working_folder=shlex.quote(sweep.working_folder),
         python=shlex.quote(sys.executable),
-        main=shlex.quote(str(MAIN)),
+        program=shlex.quote(str(MAIN.with_name(sweep.program))),
     )
 
 

@@ -177,13 +177,13 @@ def below(folders: Sequence[Path], say: Callable[[str], None]) -> list[State]:
     Raises:
         UserError: no such folder, or there is no run in it.
     """
-    of_sweeps: dict[Path, dict[str, State]] = {}
+    known: dict[Path, dict[str, State]] = {}
 
     def swept(output_root: Path) -> dict[str, State]:
         root = output_root.resolve()
-        if root not in of_sweeps:
-            of_sweeps[root] = {s.run.name: s for s in _of_sweeps(output_root, say)}
-        return of_sweeps[root]
+        if root not in known:
+            known[root] = {s.run.name: s for s in of_sweeps(output_root, say)}
+        return known[root]
 
     found: dict[tuple[str, Path], State] = {}
     for folder in folders:
@@ -201,13 +201,14 @@ def below(folders: Sequence[Path], say: Callable[[str], None]) -> list[State]:
     return [found[key] for key in sorted(found)]
 
 
-def _of_sweeps(output_root: Path, say: Callable[[str], None]) -> list[State]:
-    """The states of all runs that sweeps of an output root have."""
-    try:
-        sweeps = sweeps_record.load_all(output_root)
-    except UserError as error:
-        say(str(error))
-        return []
+def of_sweeps(output_root: Path, say: Callable[[str], None]) -> list[State]:
+    """The states of all runs that sweeps of an output root have, as far as known.
+
+    Args:
+        output_root: of the runs.
+        say: takes a line for each thing that is not known.
+    """
+    sweeps = sweeps_record.load_readable(output_root, say)
     pool_is_alive = sweeps_record.holder(output_root) is not None
     return states(sweeps_record.latest(sweeps), queued(sweeps, say), pool_is_alive)
 

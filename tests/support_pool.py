@@ -23,8 +23,8 @@ def end(*_):
 signal.signal(signal.SIGTERM, end)
 mine = folder / f"gpu{os.environ.get('CUDA_VISIBLE_DEVICES')}"
 mine.touch(exist_ok=False)
-(folder / f"{name}.started").touch()
 print("this is", name, flush=True)
+(folder / f"{name}.started").touch()
 task = (folder / name).read_text()
 if task == "wait":
     signal.pause()

@@ -1,11 +1,14 @@
 """sweep.py as a user calls it: its arguments, a grid on this machine, and after it."""
 
+import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -13,7 +16,10 @@ import support_env
 from support import PROJECT, QUICKSTART, make_sweep
 from test_main import DDPG, TINY, environment
 
-from steve import sweep
+from steve import main, sweep
+from steve.settings import loading
+from steve.storage.folders import Folders
+from steve.storage.record import write_json
 from steve.sweeps import record
 from steve.sweeps.record import SLURM, Sweep
 
@@ -216,6 +222,7 @@ def test_a_script_can_be_edited_before_it_is_submitted(
 def make_slurm_sweep(root: Path) -> Sweep:
     """Three runs: one failed, one waits (once squeue says so), one never started."""
     made = make_sweep(root, "failed", "waits", "new", engine=SLURM)
+    made.script.touch()
     made.log(0).write_text(FAILED_LOG)
     return made
 
@@ -254,6 +261,40 @@ def test_status_without_an_answer_of_squeue_goes_by_the_files(
     assert said(capsys, "cancel", tmp_path)[0] == 2
 
 
+def test_a_damaged_record_is_passed_over_or_refused_in_one_line(
+    tmp_path, capsys, stand_in
+):
+    """What starts runs refuses: it cannot know which of them are queued."""
+    made = make_slurm_sweep(tmp_path)
+    damaged = make_sweep(tmp_path, "lost", engine=SLURM)
+    damaged.script.touch()
+    path = damaged.folder / "sweep.json"
+    path.write_text("{")
+    stand_in("squeue", f"echo '0|PENDING|8_0|Priority|/|{damaged.script}'")
+    stand_in("sbatch", "echo 9")
+    cancelled = stand_in("scancel")
+
+    code, shown = said(capsys, "status", tmp_path)
+    assert code == 0
+    assert shown.count(f"{path} cannot be read") == 1
+    assert "\n3 runs: 1 failed, 2 stopped\n" in shown
+    again = (QUICKSTART, "--set", f"output_root={tmp_path}")
+    for call in (("retry", tmp_path), again):
+        code, shown = said(capsys, *call)
+        assert (code, shown.count("\n")) == (2, 1)
+        assert f"{path} cannot be read" in shown
+        assert "rename its folder, 2, once no job of it is queued" in shown
+    assert said(capsys, "cancel", tmp_path)[0] == 0
+    assert cancelled.read_text() == "8_0\n"
+
+    damaged.folder.rename(tmp_path / "sweeps" / "2.damaged")
+    assert said(capsys, "retry", tmp_path)[0] == 0
+    made.folder.rename(tmp_path / "sweeps" / "1.damaged")
+    (tmp_path / "sweeps" / "2.damaged").rename(damaged.folder)
+    code, shown = said(capsys, "status", tmp_path)
+    assert (code, shown.count("\n")) == (2, 1)
+
+
 # A local pool
 
 
@@ -278,7 +319,21 @@ def test_cancel_ends_the_pool_that_is_at_work(tmp_path, capsys):
 
 
 SEARCH = ("--engine", "local", "--gpus-per-run", "0", "--optuna", "3")
+ON_SLURM = ("--gpus-per-run", "0", "--optuna", "3", "--max-parallel", "2")
 VALUES = ("--search", "policy_config.learning_rate=1e-4:1e-2:log")
+
+
+def finish(arguments: Sequence[str]) -> None:
+    """Does as if main.py had reached its limit; the score is the learning rate."""
+    parsed = main.parse_arguments(arguments)
+    loaded = loading.load(parsed.config, overrides=parsed.set)
+    folders = Folders.of(loaded.config, parsed.name)
+    folders.log.mkdir(parents=True)
+    write_json(folders.hyperparameters, loaded.merged)
+    rate = loaded.config.policy_config.learning_rate
+    folders.scores.write_text(f"hours,epochs,frames,score\n0,1,9,{rate}\n")
+    reached = {"frames": loaded.config.total_frames, "hours": 0.1}
+    write_json(folders.run, {"starts": [{}], "finished": reached})
 
 
 class EndedPool:
@@ -291,21 +346,17 @@ class EndedPool:
 
     def run(self):
         for sweep_, index in self._runs:
-            run, folders = sweep_.runs[index], sweep_.folders(index)
+            run = sweep_.runs[index]
             if run.experiment.endswith(self.fails or "none"):
                 text = "== started x on y\nno\n== ended x with exit code 1\n"
                 sweep_.log(index).write_text(text)
                 continue
-            folders.log.mkdir(parents=True)
-            rate = run.arguments[-1].partition("=")[2]
-            folders.scores.write_text(f"hours,epochs,frames,score\n0,1,9,{rate}\n")
-            reached = {"frames": run.frames, "hours": 0.1}
-            content = {"starts": [{}], "finished": reached}
-            folders.run.write_text(json.dumps(content))
+            finish(run.arguments)
 
 
 def test_a_search_runs_its_trials_and_names_the_best(tmp_path, capsys, monkeypatch):
     pytest.importorskip("optuna")
+    monkeypatch.chdir(PROJECT)
     monkeypatch.setattr(sweep, "Pool", EndedPool)
     monkeypatch.setattr(EndedPool, "fails", "-trial1")
     call = (QUICKSTART, *SEARCH, *VALUES, "--set", f"output_root={tmp_path}")
@@ -322,12 +373,115 @@ def test_a_search_runs_its_trials_and_names_the_best(tmp_path, capsys, monkeypat
     assert "3 runs: 2 finished, 1 failed" in said(capsys, "status", tmp_path)[1]
 
 
+class Element:
+    """An element of a search's array, up to where it becomes main.py.
+
+    Calls of `run` act as Slurm does: again for the same element after a kill.
+    """
+
+    def __init__(self, monkeypatch, capsys):
+        self._capsys = capsys
+        self._finishes = True
+        self.rates: list[str] = []  # of the runs that were started
+        monkeypatch.setattr(sweep.os, "execv", self._become_main)
+
+    def _become_main(self, python, words):
+        assert words[:2] == [python, str(PROJECT / "main.py")]
+        parsed = main.parse_arguments(words[2:])
+        assert parsed.resume_or_start
+        self.rates.append(parsed.set[-1].partition("=")[2])
+        if self._finishes:
+            finish(words[2:])
+        raise SystemExit(0)  # nothing comes back from exec
+
+    def run(self, made, index, finishes=True):
+        """What it says; the rate of its run is added to `rates`."""
+        self._finishes = finishes
+        with contextlib.suppress(SystemExit):
+            sweep.main(made.runs[index].arguments)
+        shown = self._capsys.readouterr()
+        return shown.out + shown.err
+
+
+def test_elements_of_an_array_share_a_search(tmp_path, capsys, stand_in, monkeypatch):
+    """Each starts one trial, and one that was killed continues its own."""
+    pytest.importorskip("optuna")
+    monkeypatch.chdir(PROJECT)
+    calls = stand_in("sbatch", "echo 7")
+    root = tmp_path / "output"
+    call = (QUICKSTART, *ON_SLURM, *VALUES, "--set", f"output_root={root}")
+    code, shown = said(capsys, *call)
+    assert code == 0
+    assert "submitted 3 runs as job 7" in shown
+    (made,) = record.load_all(root)
+    script = made.script.read_text()
+    assert "--array=0-2%2" in script
+    assert f"{sys.executable} {PROJECT / 'sweep.py'} " in script
+    assert said(capsys, "status", root)[1].endswith("3 runs: 3 stopped\n")
+
+    element = Element(monkeypatch, capsys)
+    shown = element.run(made, 1, finishes=False)  # killed
+    first = element.rates[-1]
+    assert shown == f"trial 1: policy_config.learning_rate={first}\n"
+    damaged = root / made.runs[1].name / "log" / "hps.json"
+    damaged.parent.mkdir(parents=True)
+    damaged.write_text("{")
+    element.run(made, 0)  # in spite of what another one finds
+    shutil.rmtree(damaged.parents[1])
+    element.run(made, 1, finishes=False)  # queued again
+    assert element.rates[-1] == first
+    stand_in("squeue", f"echo '1|RUNNING|7_1|None|/|{made.script}'")
+    code, shown = said(capsys, *call)  # after a scancel, say, of element 2
+    assert code == 0
+    assert "1 of 2 runs: running already\nsubmitted 1 runs as job 7" in shown
+    assert f"the best so far: trial 0, policy_config.learning_rate={first}" not in shown
+    assert "the best so far: trial 0, policy_config.learning_rate=" in shown
+    again = record.load_all(root)[1]
+    assert [run.experiment for run in again.runs] == ["quickstart-trial2"]
+
+    stand_in("squeue")
+    element.run(made, 1)
+    element.run(again, 0)
+    assert element.run(made, 0) == "trial 0 has ended already\n"
+    assert len(element.rates) == 5
+    assert len(set(element.rates)) == 3
+    code, shown = said(capsys, *call)
+    best = max(map(float, element.rates))
+    assert (code, shown.count("\n")) == (0, 1)
+    assert float(shown.partition("learning_rate=")[2].partition(":")[0]) == best
+    assert len(calls.read_text().splitlines()) == 2
+    assert said(capsys, "status", root)[1].endswith("3 runs: 3 finished\n")
+
+
+def test_a_search_that_slurm_had_begun_continues_on_this_machine(
+    tmp_path, capsys, stand_in, monkeypatch
+):
+    pytest.importorskip("optuna")
+    stand_in("sbatch", "echo 7")
+    monkeypatch.chdir(PROJECT)
+    root = tmp_path / "output"
+    rest = (*VALUES, "--set", f"output_root={root}")
+    said(capsys, QUICKSTART, *ON_SLURM, *rest)
+    (made,) = record.load_all(root)
+    element = Element(monkeypatch, capsys)
+    element.run(made, 0)
+    element.run(made, 2, finishes=False)
+    monkeypatch.setattr(sweep, "Pool", EndedPool)
+    code, shown = said(capsys, QUICKSTART, *SEARCH, *rest)
+    assert code == 0
+    assert f"-trial2: trial 2, policy_config.learning_rate={element.rates[1]}" in shown
+    assert shown.splitlines()[-1].startswith("the best: trial ")
+    assert said(capsys, "status", root)[1].endswith("3 runs: 3 finished\n")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ([*SEARCH], "name what is searched by --search"),
         ([*SEARCH, *VALUES, "--seeds", "0-2"], "--optuna and --seeds contradict"),
-        (["--optuna", "3", *VALUES], "--optuna needs --engine local"),
+        (["--optuna", "3", *VALUES], "--optuna with Slurm: give --max-parallel"),
+        ([*ON_SLURM, "--search", "env.name=Hopper-v5,Swimmer-v5"], "not name folders"),
+        ([*ON_SLURM, *VALUES, "--dry-run"], "--optuna and --dry-run contradict"),
         ([*SEARCH[:4], *VALUES], "--search is for --optuna N"),
         ([*SEARCH, "--search", "policy_config.hidden_dim=0:8"], "hidden_dim must be"),
         ([*SEARCH, "--search", "policy_config.hidden_dim=8:0"], "LOW below HIGH"),

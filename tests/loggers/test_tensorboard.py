@@ -2,6 +2,7 @@
 
 import os
 import re
+from types import SimpleNamespace
 
 import pytest
 from support import PROJECT, make_config, make_run, read_events
@@ -91,6 +92,22 @@ def test_a_resume_writes_the_whole_run_into_one_new_file(tmp_path):
     assert read_events(run.folder)["valuerl/loss"] == [(500, 1.0), (1000, 2.0)]
     run.reader.Reload()  # which knows the first file too
     assert [(e.step, e.value) for e in run.reader.Scalars("evaluation/score")] == points
+
+
+@pytest.mark.parametrize("times", [(2e9, 1e9), (2e9, 1e9, 1e9), (7.5, 2e9), (2e9, 7.5)])
+def test_a_reader_goes_on_whatever_the_clock_does(tmp_path, monkeypatch, times):
+    """TensorBoard reads the files of a folder in the order of their names."""
+    run = Logged(tmp_path)
+    for number, now in enumerate(times, start=1):
+        clock = SimpleNamespace(time=lambda now=now: now)
+        monkeypatch.setattr("steve.loggers.tensorboard.time", clock)
+        run.log(500 * number, float(number))
+        run.launch().close()
+        run.reader.Reload()
+        points = [(500 * n, float(n)) for n in range(1, number + 1)]
+        found = run.reader.Scalars("valuerl/loss")
+        assert [(e.step, e.value) for e in found] == points
+        assert len(run.files()) == 1
 
 
 def test_a_file_that_cannot_be_removed_doubles_no_point(tmp_path, monkeypatch):

@@ -46,6 +46,7 @@ from steve.storage.record import read_json
 from steve.util import RunError, UserError
 
 RESUME_PATIENCE = 60.0  # seconds in which a resumed run must learn again
+LEARNING_PATIENCE = 300.0  # seconds; the short form counts updates, not time
 ORPHAN_PATIENCE = 5.0  # seconds after which no process of a killed run is left
 NOTICE_PATIENCE = 5.0  # seconds in which the launcher notices that a child ended
 STOP_PATIENCE = 15.0  # seconds in which a run that is asked to end has ended
@@ -230,13 +231,18 @@ class Harness:
                 found["measuring process"].append(pid)
         return found
 
-    def kill(self) -> None:
-        """Kills a random victim, or all."""
+    def kill_any(self) -> None:
+        """Kills a random victim or all, or has a victim hang."""
         victims = self.victims()
         kind = self.rng.choice([*sorted(victims), "group"])
         if kind in self.kinds and self.rng.random() < 0.1:
             self.hang(kind, self.rng.choice(victims[kind]))
-            return
+        else:
+            self.kill(kind)
+
+    def kill(self, kind: str) -> None:
+        """Kills a victim of a kind, or the whole "group"."""
+        victims = self.victims()
         notes = self.notices()
         self.note_state()
         if kind == "group":
@@ -294,18 +300,34 @@ class Harness:
         done = 0
         while done < kills and self.launcher.poll() is None:
             time.sleep(self.rng.uniform(0, 1.5))
-            self.kill()
+            self.kill_any()
             done += 1
+        self.end()
+        return done
+
+    def end(self) -> None:
+        """Ends a launch that still lives, and checks what it left."""
         self.stop()
         self.check_orphans()
         self.check_at_rest()
-        return done
 
     def wait_until_it_learns(self) -> None:
         if self.until(self.is_ready, RESUME_PATIENCE):
             self.resumes.append(time.monotonic() - self.started)
         else:
             self.violation(f"it does not learn: {self.output()[-500:]}")
+
+    def learn_to(self, updates: int) -> None:
+        """Waits until each learner has made so many, pretraining not counted."""
+
+        def is_there() -> bool:
+            board = self.board()
+            return board is not None and all(
+                board[name]["updates"] >= updates for name in (VALUERL, WORLDMODEL)
+            )
+
+        if not self.until(is_there, LEARNING_PATIENCE):
+            self.violation(f"not at {updates} updates: {self.output()[-500:]}")
 
     def stop(self) -> None:
         """Asks a launcher that still lives to end."""
@@ -518,25 +540,43 @@ def scores_of(path: Path) -> list[str]:
     return [line.partition(",")[2] for line in lines]
 
 
+@contextlib.contextmanager
+def new_harness(seed: int) -> Iterator[Harness]:
+    """A harness in a folder of its own; no process outlives it."""
+    harness = Harness(Path(tempfile.mkdtemp(prefix="crash-")), seed)
+    try:
+        yield harness
+    finally:
+        if harness.launcher and harness.launcher.poll() is None:
+            os.killpg(harness.launcher.pid, signal.SIGKILL)
+
+
 def run_kills(kills: int, seconds: float, seed: int) -> Harness:
     """Kills until so many kills are done or the time is up, then resumes once more."""
-    harness = Harness(Path(tempfile.mkdtemp(prefix="crash-")), seed)
     until, done = time.monotonic() + seconds, 0
-    try:
+    with new_harness(seed) as harness:
         while done < kills and time.monotonic() < until:
             done += harness.one_life(min(kills - done, harness.rng.randint(1, 8)))
         harness.one_life(0)
         harness.compare_with_an_uninterrupted_run()
-    finally:
-        if harness.launcher.poll() is None:
-            os.killpg(harness.launcher.pid, signal.SIGKILL)
     return harness
 
 
 def test_a_run_that_is_killed_again_and_again_loses_nothing():
-    harness = run_kills(kills=2, seconds=5, seed=0)
+    """Each kill comes after so many updates: on any machine there is much to lose."""
+    with new_harness(seed=0) as harness:
+        harness.launch()
+        harness.learn_to(150)
+        harness.kill("interactor")
+        harness.learn_to(250)
+        harness.kill("group")
+        harness.end()
+        harness.launch()
+        harness.learn_to(350)
+        harness.end()
+        harness.compare_with_an_uninterrupted_run()
     assert harness.violations == []
-    assert harness.killed
+    assert harness.counts["epochs equal to the bit"] >= 3
     shutil.rmtree(harness.folder)
 
 

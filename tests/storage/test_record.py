@@ -4,6 +4,8 @@ import json
 import multiprocessing
 import os
 import re
+import shutil
+import subprocess
 import sys
 
 import numpy as np
@@ -13,10 +15,12 @@ from support_storage import SIZES, one_line
 
 from steve.settings.roles import process_names, process_seed
 from steve.storage import conditions as conditions_module
+from steve.storage import record as record_module
 from steve.storage.conditions import processor
 from steve.storage.folders import Run
 from steve.storage.record import (
     is_finished,
+    program_commit,
     read_run,
     reasons_of,
     record_chance,
@@ -93,6 +97,32 @@ def test_a_start_is_recorded_with_all_that_it_takes_to_repeat_it(
         commit = start["commit"]
         assert commit is None or re.fullmatch(r"[0-9a-f]{40}\+?", commit)
     assert read_run(folders) == record
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
+@pytest.mark.parametrize("foreign", ["0", "1"])
+def test_the_commit_is_known_of_another_owners_checkout_as_well(
+    tmp_path, monkeypatch, foreign
+):
+    """Git refuses such a checkout, unless told that it is safe."""
+    author = ("-c", "user.name=a", "-c", "user.email=a@b")
+
+    def git(*words: str) -> str:
+        command = ["git", *author, "-c", "safe.directory=*", *words]
+        return subprocess.check_output(command, cwd=tmp_path, text=True).strip()
+
+    file = tmp_path / "storage" / "record.py"
+    file.parent.mkdir()
+    file.touch()
+    monkeypatch.setattr(record_module, "__file__", str(file))
+    assert program_commit() is None
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-q", "-m", "first")
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", foreign)
+    assert program_commit() == git("rev-parse", "HEAD")
+    file.write_text("changed")
+    assert program_commit() == git("rev-parse", "HEAD") + "+"
 
 
 def test_a_package_that_is_not_installed_has_no_version(config, monkeypatch):

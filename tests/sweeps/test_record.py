@@ -1,5 +1,7 @@
 """The record of a sweep: written, read, and claimed by one call at a time."""
 
+import json
+import os
 import subprocess
 import sys
 
@@ -22,10 +24,37 @@ def test_a_record_is_read_as_it_was_written_and_the_last_sweep_of_a_run_counts(
     assert latest == [(first, 0), (second, 0), (second, 1)]
 
 
-def test_a_damaged_record_is_one_line(tmp_path):
-    sweep = make_sweep(tmp_path, "a")
-    (sweep.folder / "sweep.json").write_text('{"runs": 3}')
-    with pytest.raises(UserError, match="is no record of a sweep"):
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: "{",
+        lambda content: "[" * 100_000,
+        lambda content: json.dumps([content]),
+        lambda content: json.dumps({"runs": 3}),
+        lambda content: json.dumps({**content, "max_parallel": "many"}),
+        lambda content: json.dumps({**content, "runs": [{"experiment": "a"}]}),
+        lambda content: json.dumps(content).replace('"frames": 10000', '"frames": []'),
+    ],
+)
+def test_a_damaged_record_is_one_line_and_the_others_are_read(tmp_path, damage):
+    sweep, other = make_sweep(tmp_path, "a"), make_sweep(tmp_path, "b")
+    path = sweep.folder / "sweep.json"
+    content = json.loads(path.read_text())
+    path.write_text(damage(content))
+    said = []
+    assert record.load_readable(tmp_path, said.append) == [other]
+    assert len(said) == 1
+    assert f"{path} cannot be read, or is no record of a sweep; rename" in said[0]
+    with pytest.raises(UserError, match="is no record of a sweep") as caught:
+        record.load_all(tmp_path)
+    assert str(caught.value) == said[0]
+
+
+def test_a_record_that_is_no_file_is_not_waited_for(tmp_path):
+    path = make_sweep(tmp_path, "a").folder / "sweep.json"
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(UserError, match="cannot be read"):
         record.load_all(tmp_path)
 
 

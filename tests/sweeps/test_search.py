@@ -70,7 +70,7 @@ def test_trials_are_values_of_the_spaces_and_the_same_in_each_search(tmp_path):
     folders = [tmp_path / name for name in "ab"]
     for folder in folders:
         folder.mkdir()
-    one, other = (opened(folder).next(total=3, most=5) for folder in folders)
+    one, other = ([opened(f).begin(n) for n in range(3)] for f in folders)
     assert one == other
     assert [trial.number for trial in one] == [0, 1, 2]
     assert len({tuple(trial.settings) for trial in one}) == 3
@@ -83,17 +83,73 @@ def test_trials_are_values_of_the_spaces_and_the_same_in_each_search(tmp_path):
 
 def test_a_search_continues_with_what_has_not_ended(tmp_path):
     study = opened(tmp_path)
-    first, second = study.next(total=3, most=2)
+    first, second = study.begin(0), study.begin(1)
     study.tell(first, 1.0)
     again = opened(tmp_path)  # after a kill
-    assert again.next(total=3, most=1) == [second]
-    found = again.next(total=3, most=5)
-    assert found[0] == second
-    assert len(found) == 2
+    assert again.open_numbers(3) == [1, 2]
+    assert again.begun() == [second]
+    assert again.begin(0) is None
+    assert again.begin(1) == second
+    third = again.begin(2)
     again.tell(second, None)
-    again.tell(found[1], 5.0)
-    assert opened(tmp_path).next(total=3, most=5) == []
-    assert opened(tmp_path).best() == (found[1], 5.0)
+    again.tell(third, 5.0)
+    assert again.open_numbers(3) == []
+    assert opened(tmp_path).open_numbers(4) == [3]
+    assert opened(tmp_path).best() == (third, 5.0)
+
+
+def test_processes_share_a_study_in_any_order(tmp_path):
+    """Each number is one trial, and what it is worth is what was said first."""
+    one, other = opened(tmp_path), opened(tmp_path)
+    fifth = other.begin(5)
+    assert one.begin(5) == fifth
+    third = one.begin(3)
+    assert other.begun() == [fifth, third]
+    one.tell(fifth, 1.0)
+    other.tell(fifth, 2.0)
+    other.tell(fifth, None)
+    assert one.best() == other.best() == (fifth, 1.0)
+
+
+@pytest.mark.parametrize("call", ["set_trial_param", "set_trial_user_attr"])
+def test_a_trial_that_was_killed_while_it_was_chosen_takes_no_place(
+    tmp_path, monkeypatch, call
+):
+    study = opened(tmp_path)
+    expected = study.begin(0)
+
+    def die(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(study._study._storage, call, die)
+        with pytest.raises(KeyboardInterrupt):
+            study.begin(1)
+    again = opened(tmp_path)
+    assert again.begun() == [expected]
+    trial = again.begin(1)
+    assert again.begun() == [expected, trial]
+    assert len(trial.settings) == 3
+
+
+def test_a_line_that_a_killed_process_did_not_end_is_cut(tmp_path):
+    study = opened(tmp_path)
+    study.tell(study.begin(0), 1.0)
+    with open(tmp_path / "x.optuna", "a") as journal:
+        journal.write('{"op_code":4,')
+    other = opened(tmp_path)
+    trial = other.begin(1)
+    assert study.begin(1) == trial
+    assert study.best()[1] == 1.0
+
+
+@pytest.mark.parametrize("text", ["no journal\n", "[]\n", '{"op_code": 4}\n'])
+def test_a_damaged_journal_is_one_line_and_is_kept(tmp_path, text):
+    path = tmp_path / "x.optuna"
+    path.write_text(text)
+    with pytest.raises(UserError, match="is damaged, and the search cannot continue"):
+        opened(tmp_path)
+    assert path.read_text().startswith(text)
 
 
 def test_a_study_of_another_search_is_left_alone(tmp_path):

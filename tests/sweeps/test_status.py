@@ -270,12 +270,13 @@ def test_damaged_records_do_not_take_the_table_with_them(tmp_path):
     odd = made_by_hand(tmp_path, "odd", starts=[7])
     keys = {"total_frames": "x", "total_hours": [], "save_model_path": "../.."}
     record.write_json(odd.hyperparameters, keys)
-    sweeps = tmp_path / "sweeps" / "1"
-    sweeps.mkdir(parents=True)
-    (sweeps / "sweep.json").write_text("{")
+    make_sweep(tmp_path, "first")
+    (make_sweep(tmp_path, "lost").folder / "sweep.json").write_text("{")
+    make_sweep(tmp_path, "last")
     said: list[str] = []
     found = {s.run.experiment: s.state for s in below([tmp_path], said.append)}
-    assert found == {"good": STOPPED, "bad": FAILED, "odd": STOPPED}
+    ends = {"good": STOPPED, "bad": FAILED, "odd": STOPPED}
+    assert found == {**ends, "first": STOPPED, "last": STOPPED}
     assert len(said) == 1
     assert "is no record of a sweep" in said[0]
 
