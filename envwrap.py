@@ -273,10 +273,8 @@ def _made(
             f"env.name {name}: the environment called sys.exit when it was made (exit "
             f"code {error.code}); correct the environment"
         ) from error
-    except gymnasium.error.DependencyNotInstalled as error:
-        raise UserError(
-            f"env.name {name}: a package is missing ({error_text(error)})"
-        ) from error
+    except (gymnasium.error.DependencyNotInstalled, ImportError) as error:
+        raise UserError(f"env.name {name}: {_import_fault(error)}") from error
     except (gymnasium.error.UnregisteredEnv, gymnasium.error.DeprecatedEnv) as error:
         if name.startswith("dm_control/") and env_config.module != "shimmy":
             raise UserError(
@@ -284,26 +282,34 @@ def _made(
                 "dm_control's tasks (pip install -e .[dm_control])"
             ) from error
         raise UserError(
-            f"env.name {name}: no such environment; nearest known: {_nearest(name)}; a "
-            "package that registers it on import is named in env.module"
-        ) from error
-    except ImportError as error:
-        raise UserError(
-            f"env.name {name}: a package is missing ({error_text(error)}); install it"
+            f"env.name {name}: no such environment; {_nearest(name)}a package that "
+            "registers it on import is named in env.module"
         ) from error
     except Exception as error:
+        kwargs = env_config.make_kwargs
         raise UserError(
-            f"env.name {name} with env.make_kwargs {env_config.make_kwargs}: cannot be "
-            f"made ({error_text(error)}); correct env.make_kwargs"
+            f"env.name {name}{f' with env.make_kwargs {kwargs}' if kwargs else ''}: "
+            f"cannot be made ({error_text(error)})"
+            + ("; correct env.make_kwargs" if kwargs else "")
         ) from error
+
+
+def _import_fault(error: Exception) -> str:
+    """What to do about a package that an environment could not import."""
+    cause = error if isinstance(error, ImportError) else error.__cause__
+    if cause is None or isinstance(cause, ModuleNotFoundError):
+        # gymnasium's own words name the extra to install.
+        hint = "; install it" if error is cause else ""
+        return f"a package is missing ({error_text(error)}){hint}"
+    return f"a package that it needs cannot be imported ({error_text(cause)})"
 
 
 def _nearest(name: str) -> str:
     known = [*mujoco.MUJOCO, *OTHERS, *gymnasium.registry]
     lower = {identifier.lower(): identifier for identifier in known}
     # Upper and lower case are often all that is wrong.
-    close = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.0)
-    return lower[close[0]]
+    close = difflib.get_close_matches(name.lower(), lower, n=1)
+    return f"nearest known: {lower[close[0]]}; " if close else ""
 
 
 def _check_spaces(env: gymnasium.Env, env_config: "Environment") -> None:

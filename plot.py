@@ -102,10 +102,10 @@ def duration(hours: float) -> str:
 
 def printed_aggregate(over: OverEnvironments) -> str:
     """Statistics over environments, and who is better than whom, for the terminal."""
-    rows = [("algorithm", "runs", "IQM", "95% interval", "mean")]
+    rows = [("algorithm", "runs", "IQM", "95% interval", "mean", "optimality gap")]
     for row in over.scores.itertuples():
         interval = f"{row.low:.3f} .. {row.high:.3f}"
-        cells = (f"{row.iqm:.3f}", interval, f"{row.mean:.3f}")
+        cells = (f"{row.iqm:.3f}", interval, f"{row.mean:.3f}", f"{row.gap:.3f}")
         rows.append((row.algorithm, str(row.runs), *cells))
     better = [("P(better)", "than", "is", "95% interval")]
     for row in over.improvement.itertuples():
@@ -273,7 +273,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise UserError("no run has an evaluation yet")
     settings = {"group_by": arguments.group, "smooth": arguments.smooth}
     references = dict(arguments.normalize or [])
-    over = over_environments(runs, references, arguments.group) if references else None
+    over = over_environments(runs, references, **settings) if references else None
     figures, curves = all_figures(runs, arguments.x, **settings)
     tables = {"table": score_table(runs, arguments.at, **settings)}
     if arguments.reach is not None:

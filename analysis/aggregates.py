@@ -2,7 +2,8 @@
 
 "Deep Reinforcement Learning at the Edge of the Statistical Precipice", NeurIPS 2021:
 the interquartile mean of all runs' normalised scores, percentile-bootstrap intervals
-stratified by environment, the probability of improvement and performance profiles.
+stratified by environment, the optimality gap, the probability of improvement and
+performance profiles. The numbers are those of its library rliable.
 
 Scores of an algorithm are a list with an array for each environment, [runs]; the
 numbers of runs may differ.
@@ -34,6 +35,11 @@ def iqm(scores: Scores) -> float:
 def mean(scores: Scores) -> float:
     """The mean over environments of the mean over runs."""
     return float(np.mean([each.mean() for each in scores]))
+
+
+def optimality_gap(scores: Scores, goal: float = 1.0) -> float:
+    """By how much runs miss the goal, those above it by 0; mean over environments."""
+    return mean([np.maximum(goal - each, 0.0) for each in scores])
 
 
 def profile(scores: Scores, at: np.ndarray) -> np.ndarray:
@@ -77,7 +83,8 @@ class OverEnvironments(NamedTuple):
     """What is known over several environments.
 
     Attributes:
-        scores: algorithm, runs, iqm, low, high (of the IQM) and mean.
+        scores: algorithm, runs, iqm, low, high (of the IQM), mean and gap (the
+            optimality gap).
         improvement: algorithm, than, probability, low and high.
         profiles: algorithm, score, share, low and high.
     """
@@ -139,8 +146,9 @@ def _scores(complete: Mapping[str, Scores]) -> pd.DataFrame:
     for name, scores in complete.items():
         low, high = interval(iqm, scores)
         runs = sum(map(len, scores))
-        rows.append((name, runs, iqm(scores), low, high, mean(scores)))
-    columns = ["algorithm", "runs", "iqm", "low", "high", "mean"]
+        means = mean(scores), optimality_gap(scores)
+        rows.append((name, runs, iqm(scores), low, high, *means))
+    columns = ["algorithm", "runs", "iqm", "low", "high", "mean", "gap"]
     return pd.DataFrame(rows, columns=columns)
 
 

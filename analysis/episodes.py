@@ -281,7 +281,9 @@ def run_episode(
 
 def _where(error: BaseException) -> str:
     """An exception on one line, with the place that raised it."""
+    if isinstance(error, EpisodeError):
+        return str(error)
     text = f"{type(error).__name__}: {one_line(error)}"
     frames = traceback.extract_tb(error.__traceback__)
     place = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})"
-    return text + (place if frames and not isinstance(error, EpisodeError) else "")
+    return text + (place if frames else "")

@@ -3,7 +3,7 @@
 import ctypes.util
 import importlib
 import os
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +37,10 @@ CAPTION_HEIGHT = 30
 CAPTION_SIZE = 16
 MARGIN = 8
 NARROWEST = 320  # pixels: the caption must fit
+FFMPEG_HINT = (
+    "correct or unset IMAGEIO_FFMPEG_EXE and FFMPEG_BINARY, or pip install "
+    "imageio-ffmpeg; --video none leaves the video out"
+)
 
 
 class EpisodeError(Exception):
@@ -72,34 +76,54 @@ def choose_gl(
     Returns:
         None, or what is missing; it concerns those environments that MuJoCo draws.
     """
-    variable = GL_VARIABLE
-    chosen = environ.get(variable, "").strip().lower()
+    choice, missing = _gl_choice(environ, find)
+    if choice is not None:
+        environ[GL_VARIABLE] = choice
+    return missing
+
+
+def _gl_choice(
+    environ: Mapping[str, str], find: Callable[[str], str | None]
+) -> tuple[str | None, str | None]:
+    """What MUJOCO_GL has to be, None: as it is; and what is missing."""
+    chosen = environ.get(GL_VARIABLE, "").strip().lower()
     platform = environ.get(PLATFORM_VARIABLE, "").strip().lower()
-    if not chosen and platform in GL_BACKENDS:
-        # MuJoCo refuses another one than PyOpenGL's.
-        variable, chosen = PLATFORM_VARIABLE, platform
+    has_display = bool(environ.get("DISPLAY") or environ.get("WAYLAND_DISPLAY"))
     if chosen and chosen not in GL_NAMES:
-        environ[GL_VARIABLE] = NO_GL
-        return (
+        return NO_GL, (
             f"{GL_VARIABLE}={chosen} is none of {', '.join(GL_NAMES)}: "
             "correct it or leave it unset"
         )
     if chosen and chosen not in GL_BACKENDS:
-        return None  # glfw, say: the user knows
-    for backend in [chosen] if chosen else GL_BACKENDS:
-        if find(GL_BACKENDS[backend][0]):
-            environ[GL_VARIABLE] = backend
-            return None
-    if not chosen and environ.get("DISPLAY"):
-        return None
-    environ[GL_VARIABLE] = NO_GL
-    if chosen:
-        library, package = GL_BACKENDS[chosen]
-        return (
-            f"{variable}={chosen} needs the library {library} (Debian: {package}, "
-            "libgl1-mesa-dri)"
+        if chosen == NO_GL or has_display:
+            return None, None
+        return None, f"{GL_VARIABLE}={chosen} needs a display: leave it unset"
+    # MuJoCo refuses another backend than PyOpenGL's.
+    if chosen and platform and platform != chosen:
+        return NO_GL, (
+            f"{GL_VARIABLE}={chosen} and {PLATFORM_VARIABLE}={platform} contradict "
+            "each other: leave one of them unset"
         )
-    return f"no EGL or OSMesa library was found (Debian: {GL_PACKAGES})"
+    if platform and platform not in GL_BACKENDS:
+        if has_display:
+            return None, None
+        return NO_GL, (
+            f"{PLATFORM_VARIABLE}={platform} is none of {', '.join(GL_BACKENDS)}: "
+            "correct it or leave it unset"
+        )
+    wanted = chosen or platform
+    for backend in [wanted] if wanted else GL_BACKENDS:
+        if find(GL_BACKENDS[backend][0]):
+            return backend, None
+    if wanted:
+        library, package = GL_BACKENDS[wanted]
+        return NO_GL, (
+            f"{GL_VARIABLE if chosen else PLATFORM_VARIABLE}={wanted} needs the "
+            f"library {library} (Debian: {package}, libgl1-mesa-dri)"
+        )
+    if has_display:
+        return None, None
+    return NO_GL, f"no EGL or OSMesa library was found (Debian: {GL_PACKAGES})"
 
 
 def _open(
@@ -129,27 +153,28 @@ def _open(
         if not isinstance(error, UserError) or _can_be_made(env_config):
             raise _undrawable(env_config, error, missing) from error
         raise
-    try:
-        picture = as_rgb(picture)
-    except UserError as error:
-        raise UserError(f"{env_config.name} {error}") from None
-    return env, Recorder(video, env.metadata.get("render_fps"), picture)
+    rgb = as_rgb(picture, env_config.name)
+    recorder = Recorder(video, env_config.name, env.metadata.get("render_fps"), rgb)
+    ends.callback(recorder.drop)
+    return env, recorder
 
 
-def as_rgb(picture: object) -> np.ndarray:
+def as_rgb(picture: object, name: str) -> np.ndarray:
     """What an environment drew, as [height, width, 3] uint8.
 
     Args:
         picture: [height, width], or with 1, 3 or 4 channels; uint8, or floats in
             [0, 1]. A fourth channel is left out.
+        name: of the environment.
 
     Raises:
         UserError: it is none of these.
     """
     if not isinstance(picture, np.ndarray) or not picture.size:
+        given = "" if picture is None else f", but {type(picture).__name__}"
         raise UserError(
-            "gives no pictures (render_mode rgb_array); --video none leaves the video "
-            "out"
+            f"{name} gives no pictures{given} (render_mode rgb_array); --video none "
+            "leaves the video out"
         )
     whole = picture[..., None] if picture.ndim == 2 else picture
     is_float = np.issubdtype(whole.dtype, np.floating)
@@ -159,9 +184,9 @@ def as_rgb(picture: object) -> np.ndarray:
         or (is_float and not (whole.min() >= 0 and whole.max() <= 1))
     ):
         raise UserError(
-            f"gives pictures of {picture.dtype} {list(picture.shape)}; they must be "
-            "uint8 [height, width, 3 or 4], or floats in [0, 1]; --video none leaves "
-            "the video out"
+            f"{name} gives pictures of {picture.dtype} {list(picture.shape)}; they "
+            "must be uint8 [height, width, 3 or 4], or floats in [0, 1]; --video none "
+            "leaves the video out"
         )
     if is_float:
         whole = np.rint(255 * whole).astype(np.uint8)
@@ -201,16 +226,23 @@ class Recorder:
 
     Args:
         video: what is wanted.
+        name: of the environment.
         steps_per_second: how fast the environment runs in its own time.
-        picture: one, for the size of all.
+        picture: one; others are scaled to its size.
+
+    Raises:
+        UserError: ffmpeg cannot be started.
     """
 
     def __init__(
-        self, video: Video, steps_per_second: float | None, picture: np.ndarray
+        self,
+        video: Video,
+        name: str,
+        steps_per_second: float | None,
+        picture: np.ndarray,
     ) -> None:
-        from moviepy.video.io.ffmpeg_writer import FFMPEG_VideoWriter
-
         self._video = video
+        self._name = name
         self._is_gif = video.path.suffix == ".gif"
         speed = float(steps_per_second or DEFAULT_SPEED)
         self.stride = picture_stride(speed, FASTEST_GIF if self._is_gif else FASTEST)
@@ -219,9 +251,17 @@ class Recorder:
         # A gif is made of a film: how long it gets is known only at the end.
         self._film = video.path.with_suffix(".mp4")
         height, width = captioned(picture, "").shape[:2]
-        self._writer = FFMPEG_VideoWriter(
-            str(self._film), (width, height), self.fps, ffmpeg_params=list(QUALITY)
-        )
+        try:
+            from moviepy.video.io.ffmpeg_writer import FFMPEG_VideoWriter
+
+            self._writer = FFMPEG_VideoWriter(
+                str(self._film), (width, height), self.fps, ffmpeg_params=list(QUALITY)
+            )
+        except (OSError, RuntimeError) as error:  # moviepy looks for it on import
+            raise UserError(
+                f"videos need ffmpeg, which does not start: {one_line(error)}; "
+                f"{FFMPEG_HINT}"
+            ) from error
 
     def watch(self, number: int) -> Callable[["gymnasium.Env", int, float, bool], None]:
         """What `run_episode` calls during the episode of this number, from 1."""
@@ -229,22 +269,37 @@ class Recorder:
         def look(env: "gymnasium.Env", step: int, score: float, over: bool) -> None:
             if step % self.stride and not over:
                 return
-            picture = as_rgb(env.render())
-            if picture.shape != self._shape:
-                raise UserError(
-                    f"the pictures change their size from {self._shape} to "
-                    f"{picture.shape}; --video none leaves the video out"
-                )
+            picture = fitted(as_rgb(env.render(), self._name), self._shape)
             text = (
                 f"episode {number}/{self._video.episodes}      step {step}      "
                 f"score {score:.1f}"
             )
             frame = captioned(picture, text)
             repeats = max(1, round(LAST_PICTURE * self.fps)) if over else 1
-            for _ in range(repeats):
-                self._writer.write_frame(frame)
+            try:
+                for _ in range(repeats):
+                    self._writer.proc.stdin.write(frame.tobytes())
+            except BrokenPipeError:
+                self._complete_film()
+                raise
 
         return look
+
+    def _complete_film(self) -> None:
+        """Waits for ffmpeg to end.
+
+        Raises:
+            EpisodeError: it failed.
+        """
+        ffmpeg = self._writer.proc
+        said = ffmpeg.communicate()[1].decode(errors="replace").split("\n")
+        self._writer.close()
+        if ffmpeg.returncode or not self._film.exists():
+            last = next((line.strip() for line in reversed(said) if line.strip()), "")
+            raise EpisodeError(
+                f"ffmpeg ({ffmpeg.args[0]}) failed"
+                + (f": {last}" if last else f"; {FFMPEG_HINT}")
+            )
 
     def close(self) -> None:
         """Completes the file.
@@ -252,10 +307,7 @@ class Recorder:
         Raises:
             EpisodeError: ffmpeg failed.
         """
-        ffmpeg = self._writer.proc
-        self._writer.close()
-        if ffmpeg.returncode:
-            raise EpisodeError(f"{self._film}: ffmpeg failed, is the disk full?")
+        self._complete_film()
         if self._is_gif:
             from moviepy import VideoFileClip
 
@@ -263,10 +315,26 @@ class Recorder:
                 clip.write_gif(str(self._video.path), fps=self.fps, logger=None)
             self._film.unlink()
 
+    def drop(self) -> None:
+        """Ends ffmpeg where the file was not completed."""
+        if self._writer.proc:
+            self._writer.proc.kill()
+            self._writer.close()
+
 
 def picture_stride(steps_per_second: float, fastest: float) -> int:
     """Every how many steps a picture is made, so that there are at most `fastest`."""
     return max(1, int(np.ceil(steps_per_second / fastest - 1e-9)))
+
+
+def fitted(picture: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """A picture scaled to [height, width, 3] on a white ground, in its proportions."""
+    from PIL import Image, ImageOps
+
+    if picture.shape == shape:
+        return picture
+    image = Image.fromarray(np.ascontiguousarray(picture))
+    return np.asarray(ImageOps.pad(image, (shape[1], shape[0]), color="white"))
 
 
 def captioned(picture: np.ndarray, text: str) -> np.ndarray:

@@ -274,6 +274,39 @@ def test_a_mistake_is_one_line_that_says_what_to_do(name, keys, said):
     assert said in error_of(name, **keys)
 
 
+def test_the_nearest_known_id_is_named_only_where_it_is_near():
+    said = error_of("MyRobotWalksUpstairs-v0")
+    assert "nearest" not in said
+    assert "env.module" in said
+
+
+def raising(error):
+    def make(**kwargs):
+        raise error
+
+    return make
+
+
+def test_arguments_are_to_be_corrected_only_where_there_are_some():
+    with pytest.raises(UserError) as caught:
+        envwrap._made(Environment(name="Own-v0"), raising(ValueError("no licence")))
+    assert (
+        str(caught.value) == "env.name Own-v0: cannot be made (ValueError: no licence)"
+    )
+
+
+def test_a_package_that_is_there_but_broken_is_not_called_missing():
+    broken = gymnasium.error.DependencyNotInstalled("MuJoCo is not installed")
+    broken.__cause__ = ImportError("PYOPENGL_PLATFORM is glx")
+    for error in (broken, broken.__cause__):
+        with pytest.raises(UserError, match="PYOPENGL_PLATFORM is glx") as caught:
+            envwrap._made(Environment(name="Own-v0"), raising(error))
+        assert "install" not in str(caught.value)
+    missing = ModuleNotFoundError("No module named 'robots'")
+    with pytest.raises(UserError, match=r"is missing .*robots.*; install it"):
+        envwrap._made(Environment(name="Own-v0"), raising(missing))
+
+
 @pytest.mark.parametrize(
     ("space", "said"),
     [

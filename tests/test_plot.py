@@ -208,6 +208,7 @@ def test_statistics_over_environments_and_the_published_runs(results, capsys):
         folder = Path("mine", f"steve{seed}")
         write_experiment(folder, rows, STEVE, seed=seed, environment="Hopper-v1")
     options = ["--reference", "--normalize", "Hopper-v1=18,882", "--out", "fig.svg"]
+    options += ["--smooth", "1"]
     assert plot.main(["mine", "results", *options]) == 0
     printed = capsys.readouterr().out
     assert "DDPG (results)" in printed
@@ -215,6 +216,8 @@ def test_statistics_over_environments_and_the_published_runs(results, capsys):
     assert Path("fig_aggregate.svg").is_file()
     table = pd.read_csv("fig_aggregate.csv").set_index("algorithm")
     assert table.loc["STEVE", "runs"] == 2
+    # The mean of 100, 200, .. is that of the whole run.
+    assert table.loc["STEVE", "mean"] == pytest.approx((525 - 18) / (882 - 18), abs=0.1)
     # The runs of each line, by their folders.
     assert (
         "Chain-v0, STEVE: results/Chain-v0/steve0, results/Chain-v0/steve1" in printed

@@ -75,9 +75,10 @@ class Drawn(gymnasium.Env):
         if self.fault == "abort":
             os.write(2, b"the display is on fire\\n")
             os.abort()
-        if self.fault == "no picture":
+        if self.fault == "no picture" or (self.fault == "lost" and self.steps > 4):
             return None
-        return np.full((31, 401, 3), 20 * self.steps, np.uint8)
+        size = 2 if self.fault == "grows" and self.steps > 4 else 1
+        return np.full((size * 31, size * 401, 3), 20 * self.steps, np.uint8)
 
 
 gymnasium.register("Drawn-v0", Drawn, max_episode_steps=None)
@@ -366,10 +367,11 @@ def test_wrong_options_are_one_line(capsys, wrong):
     ("fault", "code", "said"),
     [
         ("undrawable", 2, "--video none leaves the video out"),
-        ("no picture", 2, "gives no pictures"),
+        ("no picture", 2, "Drawn-v0 gives no pictures"),
+        ("lost", 2, "Drawn-v0 gives no pictures"),
         ("abort", 1, "ended (SIGABRT): the display is on fire"),
         ("raise", 1, "ValueError: two lines (drawn_env.py, line"),
-        ("nan", 1, "step 1 of the episode"),
+        ("nan", 1, "Drawn-v0: step 1 of the episode"),
     ],
 )
 def test_what_happens_to_the_environment_is_one_line(
@@ -382,6 +384,18 @@ def test_what_happens_to_the_environment_is_one_line(
     assert said in error_line(capfd)
     left = {path.name for path in lab.experiment.iterdir()}
     assert left == {"checkpoints", "log"}
+
+
+def test_pictures_that_change_their_size_are_scaled(make_lab):
+    lab = make_lab(fault="grows")
+    for learner in ("valuerl", "worldmodel"):
+        (lab.checkpoints / f"{learner}.safetensors").unlink()
+    out = lab.root / "shown"
+    assert lab.call("--episodes", "1", "--out", str(out)) == 0
+    frames = frames_of(out / "episodes.mp4")
+    shown = [0, 2, 4, 6, 8] + [LENGTH] * 25
+    brightness = frames[:, 35:60, :400].mean(axis=(1, 2, 3))
+    np.testing.assert_allclose(brightness, 20 * np.array(shown), atol=4)
 
 
 def test_an_episode_is_kept_up_to_a_step_that_is_not_finite(make_lab, capsys):
@@ -416,6 +430,20 @@ def test_mujoco_without_a_gl_library_names_the_debian_packages(
     line = error_line(capfd)
     for package in ("libegl1", "libosmesa6", "libgl1-mesa-dri"):
         assert package in line
+
+
+def test_a_missing_ffmpeg_is_one_line_and_without_a_video_nobody_needs_it(
+    make_lab, capfd, monkeypatch
+):
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", "/nowhere/ffmpeg")
+    lab = make_lab()
+    for learner in ("valuerl", "worldmodel"):
+        (lab.checkpoints / f"{learner}.safetensors").unlink()
+    assert lab.call("--episodes", "1") == 2
+    line = error_line(capfd)
+    assert "videos need ffmpeg" in line
+    assert "IMAGEIO_FFMPEG_EXE" in line
+    assert lab.call("--episodes", "1", "--video", "none") == 0
 
 
 def test_neither_the_import_nor_the_help_brings_tensorflow():

@@ -1,7 +1,11 @@
-"""Statistics over environments, by hand."""
+"""Statistics over environments: by hand, and next to the library rliable."""
+
+import json
+from functools import partial
 
 import numpy as np
 import pytest
+from support import PROJECT
 from support_results import DDPG, STEVE, write_experiment
 
 from steve.analysis import aggregates
@@ -22,6 +26,12 @@ ONE = [np.array([0.0, 1.0]), np.array([2.0, 30.0])]
 def test_the_interquartile_mean_is_of_all_runs_together():
     assert iqm(ONE) == 1.5  # of 0, 1, 2, 30: the middle half is 1 and 2
     assert aggregates.mean(ONE) == 8.25  # of 0.5 and 16
+
+
+def test_a_run_above_the_goal_does_not_make_up_for_another():
+    # of 1, 0 and of 0, 0
+    assert aggregates.optimality_gap(ONE) == 0.25
+    assert aggregates.optimality_gap(ONE, goal=3.0) == 1.5  # of 3, 2 and of 1, 0
 
 
 def test_a_profile_is_the_mean_share_above_each_score():
@@ -52,6 +62,59 @@ def test_the_interval_of_many_runs_is_that_of_the_normal_distribution():
     deviation = np.sqrt(sum(each.var() / len(each) for each in scores)) / 2
     half = 1.96 * deviation
     np.testing.assert_allclose([high - low], [2 * half], rtol=0.1)
+
+
+@pytest.fixture(scope="module")
+def rliable():
+    """Scores of A and B, and what rliable computes from them (README.md there)."""
+    return json.loads((PROJECT / "tests/data/aggregates/rliable.json").read_text())
+
+
+def scores_of(rliable, name):
+    return list(np.transpose(rliable["scores"][name]))  # [runs] of each environment
+
+
+@pytest.mark.parametrize("name", ["A", "B"])
+def test_point_estimates_are_those_of_rliable(rliable, name):
+    scores = scores_of(rliable, name)
+    np.testing.assert_allclose(iqm(scores), rliable["iqm"][name])
+    np.testing.assert_allclose(aggregates.mean(scores), rliable["mean"][name])
+    gap = aggregates.optimality_gap(scores)
+    np.testing.assert_allclose(gap, rliable["gap"][name])
+    shares = profile(scores, np.array(rliable["at"]))
+    np.testing.assert_allclose(shares, rliable["profile"][name])
+
+
+def test_the_probability_of_improvement_is_that_of_rliable(rliable):
+    pair = scores_of(rliable, "A"), scores_of(rliable, "B")
+    ours = probability_of_improvement(*pair)
+    np.testing.assert_allclose(ours, rliable["improvement"])
+
+
+def assert_one_of(ours, theirs):
+    """Both ends of an interval lie among those that rliable has with other seeds.
+
+    Args:
+        ours: [2, ...].
+        theirs: [seeds, 2, ...], with as many resamples.
+    """
+    theirs = np.array(theirs)
+    off = np.abs(np.array(ours).reshape(theirs[0].shape) - theirs.mean(0))
+    assert (off <= 4 * theirs.std(0) + 1e-9).all()
+
+
+@pytest.mark.parametrize("name", ["A", "B"])
+def test_intervals_are_those_of_rliable(rliable, name):
+    scores = scores_of(rliable, name)
+    assert_one_of(interval(iqm, scores), rliable["iqm_intervals"][name])
+    shares = partial(profile, at=np.array(rliable["at"]))
+    assert_one_of(interval(shares, scores), rliable["profile_intervals"][name])
+
+
+def test_the_interval_of_the_probability_of_improvement_is_that_of_rliable(rliable):
+    pair = scores_of(rliable, "A"), scores_of(rliable, "B")
+    ours = interval(probability_of_improvement, *pair)
+    assert_one_of(ours, rliable["improvement_intervals"])
 
 
 @pytest.fixture
