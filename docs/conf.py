@@ -31,7 +31,7 @@ exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = f"{project} {release}"
 html_static_path = ["static"]
-html_css_files = ["tables.css"]
+html_css_files = ["site.css"]
 highlight_language = "none"  # of blocks that name none: they are commands
 default_role = "literal"  # docstrings have single backticks
 smartquotes = False  # text holds commands and JSON
@@ -47,6 +47,7 @@ myst_heading_anchors = 3  # the anchors that GitHub gives, too
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented_params"
 napoleon_numpy_docstring = False
 
 
