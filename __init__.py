@@ -110,7 +110,7 @@ def train(
         show: takes the lines of progress.
 
     Returns:
-        the run: `.folder`, `.finished`, `.scores`, `.log("valuerl")`, `.policy()`.
+        the run, with `.folder`, `.finished`, `.scores`, `.log("valuerl")`, `.policy()`.
 
     Raises:
         UserError: a mistake, or (as RunError) a run that failed; one line.

@@ -98,6 +98,7 @@ ORIGIN_WORDS = 6  # the vector step is two words
 CHUNK_BYTES = 16 << 20  # disk space reserved, and rows verified or copied, at once
 MAX_DRAWS = 1000
 NO_ROWS = np.empty((0, 0), np.uint32)
+IMPORTED = (1 << 32) - 1  # in place of the number of an environment
 
 
 class Draw(NamedTuple):
@@ -116,7 +117,8 @@ class Origin(NamedTuple):
     """Where B transitions come from, whole numbers [B] each.
 
     Attributes:
-        env: the environment's number among those of all interactors.
+        env: the environment's number among those of all interactors; IMPORTED of rows
+            that are a dataset's.
         episode: of that environment, from 0 on.
         step: of that episode, from 0 on.
         cut: 1 where the episode was cut after it (truncation), else 0.
@@ -445,6 +447,16 @@ class ReplayBuffer:
     def has_origins(self) -> bool:
         """Whether the rows say where they come from; not in files of format 1."""
         return self._layout.has_origins
+
+    @property
+    def imported(self) -> int:
+        """How many of the first frames are a dataset's; 0 where none is left."""
+        oldest, frames = self._window()
+        if not self.has_origins:
+            return 0
+        envs = self.origins(oldest, frames - oldest).env
+        count = int(np.count_nonzero(envs == IMPORTED))
+        return oldest + count if count else 0
 
     @property
     def oldest(self) -> int:

@@ -20,7 +20,7 @@ def acting_returns(replay: ReplayBuffer) -> pd.DataFrame:
     """The returns of all whole episodes in a replay buffer.
 
     An episode of which a step is missing (overwritten, or lost with its environment)
-    and one that goes on are left out.
+    and one that goes on are left out, and so are those of an initial dataset.
 
     Returns:
         A row for each episode, in the order of their ends: frames, the environment
@@ -34,7 +34,8 @@ def acting_returns(replay: ReplayBuffer) -> pd.DataFrame:
         raise UserError(
             "the replay buffer is of format 1, whose rows do not name their episodes"
         )
-    first, count = replay.oldest, replay.size
+    first = max(replay.oldest, replay.imported)
+    count = replay.frames - first
     origin, rows = replay.origins(first, count), replay.read(first, count)
     # Each episode's rows next to each other, in the order in which they were stored.
     order = np.lexsort((np.arange(count), origin.episode, origin.env))

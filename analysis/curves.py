@@ -176,7 +176,7 @@ def load_curves(
         points: G, of each curve.
 
     Returns:
-        A row for each environment, group and point that has a value: environment,
+        A row for each environment, group and point that has a value, with environment,
         algorithm (the group), the x axis under its own name, seeds (runs with a value
         there), mean, low, high (the 95% interval), iqm.
 

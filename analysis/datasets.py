@@ -11,9 +11,8 @@ import numpy as np
 from ..batch import Batch
 from ..replay import ReplayBuffer
 from ..settings.interface import Interface
+from ..storage.datasets import EXTRA
 from ..util import UserError, one_line
-
-EXTRA = "minari is not installed; run: pip install 'steve-rl[minari]'"
 
 
 class Episode(NamedTuple):

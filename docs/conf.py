@@ -16,6 +16,7 @@ PAGES = {  # by the file that they show, without its suffix
     "CHANGELOG": "changelog",
     "results/README": "results",
     "config/cpu/README": "cpu",
+    "config/fullsize/README": "fullsize",
 }
 
 sys.path.insert(0, str(ROOT / "docs"))
@@ -25,18 +26,28 @@ project = "STEVE in TensorFlow 2"
 author = "The STEVE reference implementation's authors"
 version = release = steve.__version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = f"{project} {release}"
+html_static_path = ["static"]
+html_css_files = ["site.css"]
+highlight_language = "none"  # of blocks that name none: they are commands
 default_role = "literal"  # docstrings have single backticks
 smartquotes = False  # text holds commands and JSON
+
+# Pages that begin with a kernelspec are notebooks; each runs when the site is built.
+nb_execution_in_temp = True
+nb_execution_timeout = 1200  # of a cell, in seconds
+nb_execution_show_tb = True  # of a cell that fails; it and what a cell warns of are
+nb_output_stderr = "error"  # warnings of the build, which end it under -W
 
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3  # the anchors that GitHub gives, too
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented_params"
 napoleon_numpy_docstring = False
 
 

@@ -152,6 +152,23 @@ class Interface:
             action.reshape(*action.shape[:-1], *self.shape), low, high, self.rescale
         )
 
+    def from_env(self, action: np.ndarray) -> np.ndarray:
+        """[B, *shape] in the environment's own units -> [B, A], the agent's.
+
+        The opposite of `to_env` within the box.
+
+        Raises:
+            ValueError: it does not have this environment's sizes.
+        """
+        action = np.asarray(action, np.float64)
+        if action.shape[1:] != self.shape:
+            raise ValueError(f"actions of shape {action.shape[1:]}, not {self.shape}")
+        flat = action.reshape(len(action), -1)
+        if not self.rescale:
+            return flat
+        low, high = np.array(self.low), np.array(self.high)
+        return 2.0 * (flat - low) / (high - low) - 1.0
+
 
 @dataclass(frozen=True)
 class EnvSpec:

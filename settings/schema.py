@@ -139,6 +139,11 @@ EntryPoint = Annotated[
     str, AfterValidator(_entry_point), Allowed('"package.module:Class"')
 ]
 Settings = Annotated[dict[str, JsonValue], Allowed("an object of keyword arguments")]
+DatasetName = Annotated[
+    str,
+    Field(pattern=r"^([A-Za-z0-9_-]+/)*[A-Za-z0-9_-]+-v[0-9]+$"),
+    Allowed('the name of a Minari dataset such as "hopper/steve-v0"'),
+]
 Name = Annotated[
     str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_-]{0,99}$"), Allowed("a name")
 ]
@@ -602,6 +607,10 @@ class Config(Section):
     final_episodes: Annotated[Annotated[int, Range(0, 10**6)], ON_RESUME] = 5
     """Episodes that each evaluator runs with the last policy, at the end of a run with
     a limit. 2018: no such key. Acts in: acting/evaluator.py."""
+    initial_dataset: DatasetName | None = None
+    """Minari dataset whose steps are the first frames of the run and of its replay
+    buffer. null: the replay buffer begins empty. 2018: no such key. Acts in:
+    storage/datasets.py."""
     keep_all_replay_buffers: Annotated[bool, ON_RESUME] = False
     """Copies the replay buffer to each numbered checkpoint. 2018: not in its
     config/core. Acts in: valuerl_learner.py."""

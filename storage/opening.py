@@ -1,5 +1,7 @@
 """How a launch opens an experiment's folder: checks what is there and mends it."""
 
+import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -11,9 +13,10 @@ from ..settings.loading import changed_keys
 from ..settings.request import Request, Start
 from ..settings.roles import VALUERL, WORLDMODEL, learners
 from ..settings.schema import AgentConfig, Config
-from ..util import UserError, atomic_write, unused
+from ..util import UserError, atomic_write, fsync_folder, unused
 from . import checkpoint
 from .checkpoint import CheckpointError
+from .datasets import check_dataset, import_dataset
 from .digests import TEXTS, Digest
 from .disk import network_filesystem
 from .fitting import check_fits
@@ -75,6 +78,10 @@ def opened(
     check_mode(folders, merged, request.start)
     measured = measure(config)
     notes = check_fits(config, measured, folders, on_gpus=bool(gpus))
+    is_new = request.start is Start.OVERWRITE or not _has_replay(folders)
+    if config.initial_dataset and is_new:
+        assert measured.interface is not None  # the environment was asked
+        check_dataset(config, measured.interface)
     with claimed(folders):
         resumes = check_mode(folders, merged, request.start)
         if (
@@ -295,9 +302,8 @@ def _mended_replay(run: Run) -> list[str]:
         UserError: it cannot be opened and has no good row, or is another environment's.
     """
     folder, sizes = run.folders.replay, (run.obs_dim, run.action_dim)
-    if not (folder / DATA_NAME).exists():
-        ReplayBuffer.create(folder, *sizes, run.config.replay_capacity).close()
-        return []
+    if not _has_replay(run.folders):
+        return _new_replay(run)
     notes = []
     try:
         replay, lost = _recovered(folder)
@@ -323,6 +329,36 @@ def _mended_replay(run: Run) -> list[str]:
                 f"{replay.oldest} to {replay.frames - 1} remain"
             )
     return notes
+
+
+def _has_replay(folders: Folders) -> bool:
+    return (folders.replay / DATA_NAME).exists()
+
+
+def _new_replay(run: Run) -> list[str]:
+    """Creates the replay buffer, with the initial dataset in it; lines as above.
+
+    It appears under its name when the whole dataset is in it.
+
+    Raises:
+        UserError: the dataset cannot be used.
+    """
+    folder, sizes = run.folders.replay, (run.obs_dim, run.action_dim)
+    name, capacity = run.config.initial_dataset, run.config.replay_capacity
+    if name is None:
+        ReplayBuffer.create(folder, *sizes, capacity).close()
+        return []
+    assert run.interface is not None  # the environment was asked
+    workplace = folder / "importing"
+    if workplace.exists():
+        shutil.rmtree(workplace)  # of an import that was killed
+    with ReplayBuffer.create(workplace, *sizes, capacity) as replay:
+        note = import_dataset(name, run.interface, replay)
+        replay.sync()
+    os.replace(workplace / DATA_NAME, folder / DATA_NAME)
+    shutil.rmtree(workplace)
+    fsync_folder(folder)
+    return [note]
 
 
 def _recovered(folder: Path) -> tuple[ReplayBuffer, int]:

@@ -129,7 +129,7 @@ def _copy_replay(
         is_whole = replay.oldest <= max(0, frames - replay.capacity)
         if is_whole and frames <= replay.frames:
             end = replay.step_boundary(min(frames + ahead, replay.frames))
-            replay.copy_to(staging.replay, end)
+            replay.copy_to(staging.replay, max(end, replay.imported))
             return
         lost = frames - replay.frames
     if (copy / DATA_NAME).exists():

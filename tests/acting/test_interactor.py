@@ -13,7 +13,7 @@ from support_actors import Script, context_of, new_run
 from steve.acting.interactor import Interactor, interact, step_all
 from steve.acting.safe_env import SafeEnv
 from steve.batch import Batch
-from steve.replay import ReplayBuffer
+from steve.replay import IMPORTED, Origin, ReplayBuffer
 from steve.running.child import STOPPED, child_main
 from steve.running.pace import policy_for
 from steve.settings.roles import VALUERL, WORLDMODEL
@@ -244,6 +244,26 @@ def test_a_restarted_interactor_continues_its_episodes_to_the_bit(tmp_path, coun
     assert "not_reproducible" not in read_run(run.folders)
     if count == 1:
         np.testing.assert_array_equal(words_of(parts), words_of(whole))
+
+
+def test_the_frames_of_a_dataset_belong_to_no_environment(tmp_path):
+    """The first vector step begins episodes; a new process continues them."""
+    run, board, replay = interacting(
+        tmp_path, env=REPEATABLE, agent_config={"batch_size": 2, "count": 1}
+    )
+    obs, steps, zeros = np.ones((3, 3)), np.arange(3), np.zeros(3, int)
+    rows = Batch(obs, np.zeros((3, 1)), np.zeros(3), obs, np.zeros(3))
+    origin = Origin(np.full(3, IMPORTED), zeros, steps, zeros, zeros)
+    assert replay.append(rows, origin=origin)
+    for _ in range(4):
+        stop = Script(lambda before=replay.frames: replay.frames > before)
+        interact(context_of(run, board, "interactor0", stop))
+    assert replay.imported == 3
+    stored = replay.origins(3, 8)
+    assert stored.env.tolist() == [0, 1] * 4
+    assert stored.step.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert len(set(stored.episode)) == 1
+    assert "not_reproducible" not in read_run(run.folders)
 
 
 def test_seeds_reach_resets_and_actions(tmp_path):

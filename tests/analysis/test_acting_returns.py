@@ -11,7 +11,7 @@ from steve.analysis.acting_returns import (
     acting_returns,
     read_acting_returns,
 )
-from steve.replay import ReplayBuffer
+from steve.replay import IMPORTED, Origin, ReplayBuffer
 from steve.util import UserError
 
 
@@ -55,6 +55,16 @@ def test_an_episode_with_a_lost_step_is_left_out(tmp_path):
         origin = type(replay.origins(0, 1))(same, same, same + 2, same + 1, same)
         assert replay.append(rows([2], 3), origin=origin)
         assert found(replay) == []
+
+
+def test_the_episodes_of_a_dataset_are_not_the_agents(tmp_path):
+    with buffer(tmp_path) as replay:
+        zeros, cut = np.zeros(2, int), np.array([0, 1])
+        origin = Origin(np.full(2, IMPORTED), zeros, np.arange(2), cut, zeros)
+        assert replay.append(rows([0, 1], 3), origin=origin)
+        assert found(replay) == []
+        append_episodes(replay, envs=1, steps=3, length=3)
+        assert [frames for frames, _ in found(replay)] == [5]
 
 
 def test_an_empty_buffer_has_none(tmp_path):

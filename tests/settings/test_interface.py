@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 
 from steve.settings.interface import Interface, Leaf
@@ -29,3 +30,12 @@ def test_a_box_that_actions_do_not_span_is_noted_with_reach_and_key(low, high):
 )
 def test_the_papers_boxes_and_unbounded_ones_are_not(low, high):
     assert interface(low, high).reach_note() is None
+
+
+@pytest.mark.parametrize("rescale", [False, True])
+def test_actions_come_back_from_the_environments_units(rescale):
+    there = interface(0, 10, rescale)
+    actions = np.array([[0.0], [0.25], [1.0]], np.float32)
+    assert there.from_env(there.to_env(actions)).tolist() == actions.tolist()
+    with pytest.raises(ValueError, match=r"shape \(2,\)"):
+        there.from_env(np.zeros((3, 2)))
