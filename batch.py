@@ -3,7 +3,7 @@
 if not __package__:
     raise ModuleNotFoundError("batch is steve.batch", name="batch")
 
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 Array = TypeVar("Array")
 
@@ -31,8 +31,8 @@ def row_width(obs_dim: int, action_dim: int) -> int:
     return 2 * obs_dim + action_dim + 2
 
 
-def fields(rows: Array, obs_dim: int, action_dim: int) -> Batch[Array]:
-    """Takes the fields out of rows; views, where rows are a NumPy array.
+def fields(rows: Any, obs_dim: int, action_dim: int) -> Batch[Any]:
+    """Takes the fields out of rows, an array or a tensor; of an array, views.
 
     Args:
         rows: [..., O + O + A + 2], in the order of the replay buffer's file: s, s', a,

@@ -7,6 +7,7 @@ B batch, I inputs, F outputs. A single net is an ensemble with E = 1.
 if not __package__:
     raise ModuleNotFoundError("nn is steve.nn", name="nn")
 
+import copy
 import math
 from collections.abc import Sequence
 from itertools import pairwise
@@ -124,6 +125,9 @@ class FeedForward:
         layers: number of weight matrices, >= 1.
         ensemble_size: E.
         generator: draws the initial weights.
+
+    Attributes:
+        product_type: in which products are computed, from float32 to float32.
     """
 
     def __init__(
@@ -136,6 +140,7 @@ class FeedForward:
         generator: tf.random.Generator,
     ) -> None:
         self.ensemble_size = ensemble_size
+        self.product_type = tf.float32
         widths = [in_dim, *[hidden_dim] * (layers - 1), out_dim]
         self.weights: list[tf.Variable] = []  # each [E, in, out]
         self.biases: list[tf.Variable] = []  # each [E, out]
@@ -166,6 +171,12 @@ class FeedForward:
             named[f"w{i}"], named[f"b{i}"] = w, b
         return named
 
+    def with_products(self, product_type: tf.DType) -> "FeedForward":
+        """The same net, with the same variables; products in another type."""
+        net = copy.copy(self)
+        net.product_type = product_type
+        return net
+
     def __call__(self, x: tf.Tensor, members: tf.Tensor | None = None) -> tf.Tensor:
         """Applies members to rows.
 
@@ -178,10 +189,11 @@ class FeedForward:
         """
         if self._is_batched(x.shape[1]):
             weights, biases = self._chosen(members)
-            return _apply_batched(weights, [b[:, None] for b in biases], x)
+            biases = [b[:, None] for b in biases]
+            return _apply_batched(weights, biases, x, self.product_type)
         nets = self._unstack(members)
         rows = tf.unstack(x) if x.shape[0] != 1 else [x[0]] * len(nets)
-        return tf.stack([_apply(n, r) for n, r in zip(nets, rows, strict=True)])
+        return tf.stack(self._apply_each(nets, rows))
 
     def apply_assigned(self, x: tf.Tensor, assignment: Assignment) -> tf.Tensor:
         """Applies to each row the one member that the row was given to.
@@ -200,13 +212,21 @@ class FeedForward:
             outputs = tf.unstack(self(tf.stack(rows), assignment.members))
         else:
             nets = self._unstack(assignment.members)
-            outputs = [_apply(net, r) for net, r in zip(nets, rows, strict=True)]
+            outputs = self._apply_each(nets, rows)
         out_dim = self.biases[-1].shape[-1]
         results = [
             tf.reshape(output, [share.shape[0], *middle, out_dim])
             for output, share in zip(outputs, shares, strict=True)
         ]
         return _join(results, assignment)
+
+    def _apply_each(
+        self, nets: list[list[tuple[tf.Tensor, tf.Tensor]]], rows: list[tf.Tensor]
+    ) -> list[tf.Tensor]:
+        """K nets, each on its rows: K times [R, I] -> [R, F]."""
+        return [
+            _apply(net, r, self.product_type) for net, r in zip(nets, rows, strict=True)
+        ]
 
     def _is_batched(self, rows: int | None) -> bool:
         """Whether the members' products are one batched product.
@@ -250,21 +270,34 @@ def is_small_product(rows: int, weights: int) -> bool:
     return 2 * rows * weights <= SMALL_PRODUCT
 
 
-def _apply(net: list[tuple[tf.Tensor, tf.Tensor]], x: tf.Tensor) -> tf.Tensor:
+def _product(x: tf.Tensor, w: tf.Tensor, product_type: tf.DType) -> tf.Tensor:
+    """x w, [..., R, I] and [..., I, F], both rounded to a type; float32."""
+    if product_type == tf.float32:
+        return tf.matmul(x, w)
+    x, w = tf.cast(x, product_type), tf.cast(w, product_type)
+    return tf.cast(tf.matmul(x, w), tf.float32)
+
+
+def _apply(
+    net: list[tuple[tf.Tensor, tf.Tensor]], x: tf.Tensor, product_type: tf.DType
+) -> tf.Tensor:
     """One net: [R, I] -> [R, F]."""
     *hidden, (last_w, last_b) = net
     for w, b in hidden:
-        x = tf.nn.relu(tf.nn.bias_add(tf.matmul(x, w), b))
-    return tf.nn.bias_add(tf.matmul(x, last_w), last_b)
+        x = tf.nn.relu(tf.nn.bias_add(_product(x, w, product_type), b))
+    return tf.nn.bias_add(_product(x, last_w, product_type), last_b)
 
 
 def _apply_batched(
-    weights: Sequence[tf.Tensor], biases: Sequence[tf.Tensor], x: tf.Tensor
+    weights: Sequence[tf.Tensor],
+    biases: Sequence[tf.Tensor],
+    x: tf.Tensor,
+    product_type: tf.DType,
 ) -> tf.Tensor:
     """K nets: weights [K, I, F], biases [K, 1, F]; [K or 1, R, I] -> [K, R, F]."""
     for w, b in zip(weights[:-1], biases[:-1], strict=True):
-        x = tf.nn.relu(tf.matmul(x, w) + b)
-    return tf.matmul(x, weights[-1]) + biases[-1]
+        x = tf.nn.relu(_product(x, w, product_type) + b)
+    return _product(x, weights[-1], product_type) + biases[-1]
 
 
 def _cut(x: tf.Tensor, assignment: Assignment) -> list[tf.Tensor]:

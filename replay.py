@@ -693,7 +693,7 @@ class ReplayBuffer:
             ValueError, RunError: as `sample`.
         """
         rows, whole = self._draw(batch_size, newest, draws)
-        for k in np.flatnonzero(~whole.all(axis=1)):
+        for k in np.flatnonzero(~whole.all(axis=1)).tolist():
             self._draw_again(rows[k], whole[k], newest, draws[k])
         return rows[..., : -self._layout.extra_words].view("<f4")
 

@@ -10,7 +10,7 @@ Dimension letters: B batch, H horizon (H + 1 candidate targets), M transition mo
 N reward models, L Q-functions, S = M N L member triples, O observation, A action.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
@@ -291,6 +291,12 @@ class ValueRL:
         self._expansion = config.value_expansion
         self._task = task
         self.world_model = world_model
+        imagined = tf.float32  # products of rollouts
+        if self._expansion is not None:
+            imagined = tf.as_dtype(self._expansion.imagination_precision)
+        if imagined != tf.float32:
+            model: Any = world_model
+            self.world_model = model.with_products(imagined)
         self._q_size = config.bayesian or SINGLE_NET
 
         def build_net(in_dim: int, out_dim: int, ensemble_size: int) -> nn.FeedForward:
@@ -305,8 +311,9 @@ class ValueRL:
 
         q_in, q_members = task.obs_dim + task.action_dim, self._q_size.ensemble_size
         self.policy = build_net(task.obs_dim, task.action_dim, 1)
+        self._imagined_policy = self.policy.with_products(imagined)
         self.q = build_net(q_in, 1, q_members)
-        self.target_q = build_net(q_in, 1, q_members)
+        self.target_q = build_net(q_in, 1, q_members).with_products(imagined)
 
     @property
     def _model(self) -> WorldModelProtocol:
@@ -368,20 +375,19 @@ class ValueRL:
 
     def action(self, obs: tf.Tensor) -> tf.Tensor:
         """The greedy action tanh pi(s): [..., O] -> [..., A]."""
-        flat = tf.reshape(obs, [-1, obs.shape[-1]])
-        action = tf.tanh(self.pre_tanh_action(flat))
-        return tf.reshape(action, [*obs.shape[:-1], -1])
+        return _action(self.policy, obs)
 
     def imagine(self, batch: Batch[tf.Tensor], sampled: SampledMembers) -> Rollout:
         """Rolls the model out from s_0 = s' with the current policy (SPEC section 5).
 
         What depends on s_0 alone is computed once, not once per transition member.
         """
-        obs, action = batch.next_obs[None], self.action(batch.next_obs)[None]
+        obs = batch.next_obs[None]
+        action = _action(self._imagined_policy, obs)
         states, actions = [obs], [action]
         for _ in range(self.horizon):
             obs = self._model.next_obs(obs, action, sampled.model)  # [M, B, O]
-            action = self.action(obs)
+            action = _action(self._imagined_policy, obs)
             states.append(obs)
             actions.append(action)
 
@@ -563,6 +569,12 @@ class ValueRL:
         policy_optimizer.apply(policy_gradients)
         q_optimizer.apply(q_gradients)
         return metrics
+
+
+def _action(policy: nn.FeedForward, obs: tf.Tensor) -> tf.Tensor:
+    """The greedy action tanh pi(s): [..., O] -> [..., A]."""
+    flat = tf.reshape(obs, [1, -1, obs.shape[-1]])
+    return tf.reshape(tf.tanh(policy(flat)), [*obs.shape[:-1], -1])
 
 
 def _side_by_side(steps: list[tf.Tensor], models: int) -> tf.Tensor:

@@ -17,6 +17,7 @@ from .settings.seeds import Stream
 from .storage import checkpoint
 from .storage.board import Wait
 from .storage.checkpoint import CheckpointError, Scalar
+from .storage.conditions import processor_kind
 from .storage.digests import (
     NONE,
     Digest,
@@ -24,12 +25,14 @@ from .storage.digests import (
     read_digests,
     trim_digests,
 )
-from .util import wait_until
+from .util import UserError, wait_until
 from .valuerl import Task, ValueRL
 from .worldmodel import build_world_model
 
 MOST_UNEVALUATED = 10  # policies that evaluators may be behind
 SPARE = 3  # policies that are kept although they have been evaluated
+BFLOAT16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16")
+BFLOAT16_CAPABILITY = (8, 0)  # of NVIDIA's GPUs, from Ampere on
 METRIC_NAMES = ("q_loss", "policy_loss", "policy_reg_loss", "model_usage")
 
 
@@ -50,6 +53,9 @@ class ValueRLLearner(Learner):
             self.world_model = build_world_model(
                 run.config.model_section, run.obs_dim, run.action_dim, generator
             )
+            if settings.value_expansion.imagination_precision == "bfloat16":
+                kind = run.config.model_section.kind
+                check_bfloat16(kind, self.world_model, run.cpu_learners, is_compiled)
         self.valuerl = ValueRL(
             settings,
             Task(
@@ -344,6 +350,38 @@ class ValueRLLearner(Learner):
         if self.config.is_paced and self.updates == self._published_updates:
             epoch = min(epoch, lines[-1].epoch if lines else 0)
         return min(epoch, self.epoch)
+
+
+def check_bfloat16(kind: str, model: object, on_cpu: bool, xla: bool) -> None:
+    """Looks whether rollouts can be computed in bfloat16, and faster than in float32.
+
+    Args:
+        kind: the world model's.
+        model: the world model.
+        on_cpu: whether this process computes on the CPU.
+        xla: whether XLA compiles the updates.
+
+    Raises:
+        UserError: they cannot.
+    """
+    if not hasattr(model, "with_products"):
+        gains, why = False, f'world models of the kind "{kind}" have no with_products'
+    elif not on_cpu:
+        gpu = tf.config.list_physical_devices("GPU")[0]
+        details = tf.config.experimental.get_device_details(gpu)
+        gains = details.get("compute_capability", (0, 0)) >= BFLOAT16_CAPABILITY
+        why = "this GPU multiplies it no faster"
+    elif xla:
+        gains, why = False, "on a CPU, XLA (policy_config.xla) gains nothing from it"
+    else:
+        instructions = processor_kind().get("instructions", "").split()
+        gains = any(name in instructions for name in BFLOAT16_INSTRUCTIONS)
+        why = "this processor has no instructions for it"
+    if not gains:
+        raise UserError(
+            "policy_config.value_expansion.imagination_precision is bfloat16, but "
+            f"{why}; use float32"
+        )
 
 
 def build(context: Context) -> ValueRLLearner:

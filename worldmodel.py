@@ -4,6 +4,7 @@ Dimension letters: B batch, M transition (and termination) models, N reward mode
 H imagined steps, O observation, A action.
 """
 
+import copy
 from typing import Any, NamedTuple, Protocol
 
 import tensorflow as tf
@@ -65,6 +66,9 @@ def weight_penalty(variables: list[tf.Variable], factor: float) -> tf.Tensor:
 
 class WorldModelProtocol(Protocol):
     """What the learners and the visualizer need of a world model.
+
+    A model whose products can be computed in another type than float32 has
+    `WorldModel.with_products` as well.
 
     What `sample_members`, `all_members` and `sample_assignment` return is only handed
     back to the model. M and N are the numbers of transition and reward predictions that
@@ -181,6 +185,14 @@ class WorldModel:
             self._reward_size.ensemble_size,
             generator,
         )
+
+    def with_products(self, product_type: tf.DType) -> "WorldModel":
+        """The same model, with the same variables; products in another type."""
+        model = copy.copy(self)
+        model.transition = self.transition.with_products(product_type)
+        model.termination = self.termination.with_products(product_type)
+        model.reward = self.reward.with_products(product_type)
+        return model
 
     @property
     def variables(self) -> list[tf.Variable]:

@@ -379,6 +379,10 @@ class ValueExpansion(Section):
     covariance_ridge: Positive = 0.001
     """What `covariances` adds to the diagonal of the covariance matrix, in squared
     units of scaled return. 2018: 0.001, a constant. Acts in: valuerl.py."""
+    imagination_precision: Literal["float32", "bfloat16"] = "float32"
+    """Number type of the products of imagined rollouts. bfloat16 has 8 bits of
+    mantissa; it is refused where it is no faster. 2018: float32. Acts in: valuerl.py,
+    nn.py."""
 
     @model_validator(mode="after")
     def _one_kind_of_target(self) -> Self:

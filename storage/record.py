@@ -60,7 +60,9 @@ def record_computing(
             return []
         *earlier, last = (start.get("computing", {}) for start in content["starts"])
         content["starts"][-1]["computing"] = {**last, name: dict(computing)}
-        before = next((each[name] for each in reversed(earlier) if name in each), {})
+        before: dict[str, Any] = next(
+            (each[name] for each in reversed(earlier) if name in each), {}
+        )
         return changes(before, computing)
 
 
