@@ -19,6 +19,7 @@ from ..storage.board import FINAL_EPISODES, Board
 from ..storage.disk import full_disk_line
 from ..storage.folders import Run
 from ..util import environment, on_stop_signals
+from . import leftovers
 from .child import FULL_DISK, HOPELESS, MISTAKE, STOPPED, child_main, full_disk_advice
 from .display import Display
 from .progress import Progress
@@ -209,7 +210,8 @@ class Supervisor:
                 0 if child.is_learner else ACTOR_NICE,
             ),
         )
-        with environment(child.environ), _without_signals():
+        variables = {**child.environ, **leftovers.mark(self._run, child.name)}
+        with environment(variables), _without_signals():
             child.started.start()
         child.starts += 1
 
@@ -335,6 +337,8 @@ class Supervisor:
                 error=f"{self._output(child)}\n{child.name} {how} after "
                 f"{child.starts - 1} restarts; the run stops (its output: {file})",
             )
+        if code < 0:
+            leftovers.end(self._run, child.name)
         self._display.note(f"{child.name} {how} and is restarted")
         self._start(child)
         return None
@@ -378,6 +382,9 @@ class Supervisor:
         for child in alive:
             child.started.kill()
             child.started.join()
+        for child in self._children:
+            if child.process is not None and child.exit_code < 0:
+                leftovers.end(self._run, child.name)
         killed = [child.name for child in alive if child.is_learner]
         if killed:
             self._display.note(
