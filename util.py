@@ -314,12 +314,14 @@ def without_startup_notes(on_cpu: bool = True) -> Iterator[None]:
         on_cpu: whether that no GPU can be used is a note as well.
     """
     notes = "|".join(STARTUP_NOTES + NO_GPU_NOTES * on_cpu)
+    # Not what marks the processes of a run: it writes on where this one is killed.
+    needed = {k: os.environ[k] for k in ("PATH", "LD_LIBRARY_PATH") if k in os.environ}
     try:
         grep = subprocess.Popen(
             ["grep", "-a", "-v", "-E", "--line-buffered", notes],
             stdin=subprocess.PIPE,
             stdout=2,
-            env={**os.environ, "LC_ALL": "C"},
+            env={**needed, "LC_ALL": "C"},
             start_new_session=True,  # Ctrl-C does not end it before this process
         )
     except OSError:

@@ -10,15 +10,15 @@ from contextlib import contextmanager, suppress
 from ..settings import extensions
 from ..settings.interface import EnvSpec
 from ..settings.request import Request
-from ..settings.roles import VALUERL, WORLDMODEL, Kind, roles
+from ..settings.roles import VALUERL, WORLDMODEL, Kind, process_names, roles
 from ..settings.schema import Config
 from ..storage import opening
 from ..storage.board import Board
 from ..storage.folders import Run
 from ..storage.locks import unwritable
-from ..storage.record import record_end, record_finish
+from ..storage.record import read_run, record_end, record_finish, was_killed
 from ..util import UserError, environment, redirected
-from . import devices
+from . import devices, leftovers
 from .child import end_with_parent
 from .devices import CPU, NO_GPU, VARIABLE
 from .display import Display, closing_lines
@@ -67,6 +67,7 @@ def run_processes(run: Run, display: Display) -> Outcome:
         UserError: the status board cannot be written.
     """
     display.note(f"results go to {run.folders.root}")
+    _end_leftovers(run)
     try:
         board = Board.create(run.folders.board, run.config)
     except OSError as error:
@@ -86,6 +87,14 @@ def run_processes(run: Run, display: Display) -> Outcome:
             display.note(line)
         display.note(f"all scores: {run.folders.scores}")
     return outcome
+
+
+def _end_leftovers(run: Run) -> None:
+    """Where the launch before was killed, ends what its processes had started."""
+    *_, before, _ = [{}, {}, *read_run(run.folders)["starts"]]
+    if was_killed(before):
+        for name in process_names(run.config):
+            leftovers.end(run, name)
 
 
 def _measure(config: Config) -> EnvSpec:

@@ -20,6 +20,7 @@ from ..storage.disk import full_disk_line
 from ..storage.folders import Run
 from ..storage.record import read_run, reasons_of
 from ..util import UserError, environment, file_stamp, on_stop_signals
+from . import leftovers
 from .child import FULL_DISK, HOPELESS, MISTAKE, STOPPED, child_main, full_disk_advice
 from .display import Display
 from .progress import Progress
@@ -212,7 +213,8 @@ class Supervisor:
                 0 if child.is_learner else ACTOR_NICE,
             ),
         )
-        with environment(child.environ), _without_signals():
+        variables = {**child.environ, **leftovers.mark(self._run, child.name)}
+        with environment(variables), _without_signals():
             child.started.start()
         child.starts += 1
 
@@ -351,6 +353,8 @@ class Supervisor:
                 error=f"{self._output(child)}\n{child.name} {how} after "
                 f"{child.starts - 1} restarts; the run stops (its output: {file})",
             )
+        if code < 0:
+            leftovers.end(self._run, child.name)
         self._display.note(f"{child.name} {how} and is restarted")
         self._start(child)
         return None
@@ -394,6 +398,9 @@ class Supervisor:
         for child in alive:
             child.started.kill()
             child.started.join()
+        for child in self._children:
+            if child.process is not None and child.exit_code < 0:
+                leftovers.end(self._run, child.name)
         killed = [child.name for child in alive if child.is_learner]
         if killed:
             self._display.note(

@@ -105,6 +105,11 @@ def record_end(folders: Folders, code: int, why: str | None) -> None:
         content["starts"][-1]["ended"] = {"time": now(), "code": code, "why": why}
 
 
+def was_killed(start: Any) -> bool:
+    """Whether a launch that is over did not say how, by its start in run.json."""
+    return isinstance(start, dict) and start.get("ended", "unknown") is None
+
+
 def record_chance(folders: Folders, frame: int, why: str) -> None:
     """Says in run.json that the run cannot be repeated from a frame on, and why."""
     with _locked(folders) as content:

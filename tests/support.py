@@ -131,6 +131,15 @@ def told(obs: np.ndarray) -> np.ndarray:
     return np.tanh(np.asarray(obs, np.float32) @ TELLING)[:, 0]
 
 
+def is_over(pid: int) -> bool:
+    """Whether a process has ended, also where nobody has asked how."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    return stat.rpartition(")")[2].split()[0] == "Z"
+
+
 def read_events(folder: Path) -> dict[str, list[tuple[int, float]]]:
     """What TensorBoard's own reader finds: (step, value) of each tag, in order."""
     reader = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()

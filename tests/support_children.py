@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import resource
 import signal
+import subprocess
 import sys
 import time
 
@@ -73,6 +74,18 @@ def speak_of_paths(context: Context) -> None:
     """Prints what no encoding has, and more than a buffer holds."""
     print("f\u00fcr/\udcff", flush=True)
     print("y" * 100_000, file=sys.stderr)
+
+
+def leave_a_program(context: Context) -> None:
+    """Starts a program, as an environment does; is killed, the first time."""
+    count = starts(context)
+    program = subprocess.Popen(["sleep", "98765"])
+    mark(context, f"program{count}", program.pid)
+    if count == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    mark(context, "ready")
+    beat_until_stopped(context)
+    signal.pause()  # it does not end when asked
 
 
 def fail(context: Context) -> None:

@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass
 
 import pytest
-from support import PATIENCE, append_frames, open_run, poll
+from support import PATIENCE, append_frames, is_over, open_run, poll
 from support_supervisor import FakeDisplay, child_of
 
 from steve.replay import ReplayBuffer
@@ -336,6 +336,25 @@ def test_a_process_that_hangs_is_killed_and_started_again(watched):
     ]
     assert seen["killed"] - hung_at[0] < 10
     assert marked(scene, "saved") == set(functions)
+
+
+def test_what_a_killed_process_had_started_ends_with_it(watched, monkeypatch):
+    monkeypatch.setattr(supervisor_module, "STOP_PATIENCE", 0.0)
+    functions = {VALUERL: "obey", "interactor0": "leave_a_program"}
+    supervisor, scene = watched(functions)
+
+    def program(number):
+        path = scene.run.folders.log / f"interactor0.program{number}"
+        return int(path.read_text())
+
+    def restarted():
+        poll(lambda: is_over(program(1)), "the end of the first program")
+        assert not is_over(program(2))
+        send(signal.SIGTERM)
+
+    when_ready(scene, restarted)
+    supervisor.run()
+    poll(lambda: is_over(program(2)), "the end of the second program")
 
 
 def test_learners_end_then_interactors_stop_then_evaluators_finish(watched):

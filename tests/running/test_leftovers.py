@@ -1,0 +1,70 @@
+"""What killed processes had started is known, and nothing else is touched."""
+
+import os
+import subprocess
+
+import pytest
+from support import is_over, make_config, make_run, poll
+
+from steve.running import launch, leftovers
+from steve.storage.record import write_json
+
+
+@pytest.fixture
+def run(tmp_path):
+    return make_run(make_config(tmp_path))
+
+
+@pytest.fixture
+def started(run):
+    """Starts a program as a process of the run would have; returns its id."""
+    programs = []
+
+    def start(name):
+        variables = {**os.environ, **leftovers.mark(run, name)}
+        # The shell is gone at once, as the process that was killed is.
+        command = ["sh", "-c", "sleep 98765 > /dev/null & echo $!"]
+        pid = int(subprocess.check_output(command, env=variables))
+        programs.append(pid)
+        return pid
+
+    yield start
+    for pid in programs:
+        if not is_over(pid):
+            os.kill(pid, 9)
+
+
+def test_only_what_that_process_had_started_ends(run, started):
+    first, other = started("interactor1"), started("interactor11")
+    leftovers.end(run, "interactor1")
+    poll(lambda: is_over(first), "its end")
+    assert not is_over(other)
+
+
+def test_it_is_known_by_the_runs_folder_whatever_that_is_called(run, started):
+    pid = started("interactor0")
+    root = run.folders.root
+    moved = root.rename(root.with_name("moved"))
+    leftovers.end(make_run(run.config, moved.name), "interactor0")
+    poll(lambda: is_over(pid), "its end")
+
+
+@pytest.mark.parametrize(
+    ("before", "ends"),
+    [
+        ([], False),
+        ([{"ended": None}], True),
+        ([{"ended": {"code": 0}}], False),
+        ([{}], False),  # of an earlier version
+        ([7], False),
+    ],
+)
+def test_a_launch_ends_what_the_one_before_left_where_that_was_killed(
+    run, started, before, ends
+):
+    pid = started("evaluator0")
+    write_json(run.folders.run, {"starts": [*before, {"ended": None}], "finished": 0})
+    launch._end_leftovers(run)
+    if ends:
+        poll(lambda: is_over(pid), "its end")
+    assert is_over(pid) == ends
