@@ -1,0 +1,63 @@
+"""Some seconds of a trained policy as a small animation, for README.
+
+    python results/animation.py RUN_FOLDER --out results/figures/halfcheetah.gif
+
+MuJoCo draws without a display through EGL or OSMesa (docs/policies.md).
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+from moviepy import ImageSequenceClip
+
+import steve
+from steve.analysis.video import choose_gl
+from steve.util import OneLineParser, UserError, exit_code
+
+PICTURE = {"render_mode": "rgb_array", "width": 320, "height": 200}
+FROM_STEP = 200  # when the gait is steady
+SECONDS = 4
+
+
+def pictures(run: steve.LoadedRun, policy: steve.DeployedPolicy) -> list[np.ndarray]:
+    """Every step of one greedy episode for SECONDS, each [height, width, 3] uint8."""
+    steve.register_envs()
+    env = gymnasium.make(f"steve/{run.config.env.name}", **PICTURE)
+    obs, _ = env.reset(seed=0)
+    shown = []
+    for step in range(FROM_STEP + SECONDS * env.metadata["render_fps"]):
+        obs, _, terminated, truncated, _ = env.step(policy.act(obs))
+        if terminated or truncated:
+            raise UserError(f"the episode is over after {step} steps")
+        if step >= FROM_STEP:
+            shown.append(env.render())
+    env.close()
+    return shown
+
+
+def write(parsed: argparse.Namespace) -> None:
+    if missing := choose_gl(os.environ):  # before MuJoCo is imported
+        raise UserError(missing)
+    run = steve.load_run(parsed.run)
+    policy = run.policy()
+    shown = pictures(run, policy)
+    clip = ImageSequenceClip(shown, fps=len(shown) / SECONDS)
+    clip.write_gif(str(parsed.out), logger=None)
+    size = parsed.out.stat().st_size / 1000
+    print(f"{parsed.out}: {policy.frames:,} frames of learning, {size:.0f} kB")
+
+
+def main() -> int:
+    parser = OneLineParser(description=__doc__.split("\n")[0])
+    parser.add_argument("run", type=Path, metavar="RUN_FOLDER")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE.gif")
+    parsed = parser.parse_args()
+    return exit_code("animation.py", lambda: write(parsed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
