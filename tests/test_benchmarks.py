@@ -8,6 +8,8 @@ from types import SimpleNamespace
 
 import arithmetic
 import gpu
+import imagination
+import numpy as np
 import pytest
 import tensorflow as tf
 from arithmetic import Net
@@ -218,3 +220,20 @@ def test_a_part_without_time_is_missing_and_the_others_are_kept():
     assert saved == [measurement.result]
     assert late.result == {"second": {"missing": "no time was left"}}
     assert late.missing == ["second"]
+
+
+def test_differences_of_imagination_are_relative_to_what_they_are_of():
+    fine = imagination.Computed(
+        targets=np.array([[1.0, 3.0], [5.0, 7.0]]),  # their deviation is 5 ** 0.5
+        weights=np.array([[0.5, 0.5], [0.25, 0.75]]),
+        gradient=np.array([3.0, 4.0]),
+    )
+    coarse = imagination.Computed(
+        targets=fine.targets + 0.5,
+        weights=np.array([[0.5, 0.5], [0.75, 0.25]]),
+        gradient=np.array([3.0, 4.5]),
+    )
+    assert list(imagination.differences(fine, coarse).values()) == pytest.approx(
+        [0.5 / 5**0.5, 0.25, 0.25, 0.1]
+    )
+    assert not any(imagination.differences(fine, fine).values())
