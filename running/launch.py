@@ -91,8 +91,8 @@ def run_processes(run: Run, display: Display) -> Outcome:
 
 def _end_leftovers(run: Run) -> None:
     """Where the launch before was killed, ends what its processes had started."""
-    *_, before, _ = [{}, {}, *read_run(run.folders)["starts"]]
-    if was_killed(before):
+    earlier = read_run(run.folders)["starts"][:-1]
+    if earlier and was_killed(earlier[-1]):
         for name in process_names(run.config):
             leftovers.end(run, name)
 
