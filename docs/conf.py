@@ -30,6 +30,7 @@ extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = f"{project} {release}"
+html_show_copyright = False
 html_static_path = ["static"]
 html_css_files = ["site.css"]
 highlight_language = "none"  # of blocks that name none: they are commands

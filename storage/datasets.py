@@ -129,7 +129,7 @@ def _rows(episode: Any, interface: Interface) -> Batch[np.ndarray]:
     reach = np.abs(action).max(initial=0.0)
     if reach > 1 + ROUNDING:
         raise ValueError(
-            f"it has actions up to {reach:g} and the policy's end at 1 (set "
+            f"it has actions up to {reach:g}, and the policy's end at 1 (set "
             "env.rescale_actions to true to use the whole box)"
         )
     return Batch(
