@@ -249,9 +249,11 @@ def import_module(name: str, key: str) -> None:
             f"{error.code}); keep what it does behind if __name__ == '__main__'"
         ) from error
     except Exception as error:
+        advice = "correct it"
+        if isinstance(error, ModuleNotFoundError):
+            advice = "install it or put its folder on PYTHONPATH"
         raise UserError(
-            f"{key} {name}: cannot be imported ({error_text(error)}); install it or "
-            "put its folder on PYTHONPATH"
+            f"{key} {name}: cannot be imported ({error_text(error)}); {advice}"
         ) from error
 
 
