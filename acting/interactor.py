@@ -167,7 +167,7 @@ class Interactor:
         since = own % self._agent.reload_every_n
         if since == 0 or self._policy_turn < 0:
             self._policy_turn = turn - since * self._agent.count
-            at = frames if since == 0 else self._frames_of(self._policy_turn, frames)
+            at = self._frames_of(self._policy_turn, turn, frames) if since else frames
             self._wanted = policy_for(self._config, at)
         if self._wanted is None or frames < self._agent.full_random_n:
             return None
@@ -187,13 +187,20 @@ class Interactor:
         self._wanted = policies.nearest(self._wanted)
         return self._reader.load(self._wanted) is not None
 
-    def _frames_of(self, turn: int, frames: int) -> int:
-        """The frames at which an earlier turn began, by the rows."""
-        replay = self._replay
+    def _frames_of(self, turn: int, now: int, frames: int) -> int:
+        """The frames at which a turn began, where turn `now` begins at `frames`.
+
+        The rows say it or, where they are gone, their number: each turn has one of
+        every environment, unless transitions were lost.
+        """
+        replay, size = self._replay, self._agent.batch_size
         if replay.has_origins and replay.oldest < frames:
             turns = replay.origins(replay.oldest, frames - replay.oldest).turn
             if turns[0] <= turn:
                 return replay.oldest + int(np.searchsorted(turns, turn))
+        if frames == now * size:
+            return turn * size
+        self._note_chance("at which frames the policy was chosen is not known any more")
         return frames
 
     def _stopping(self) -> bool:

@@ -626,6 +626,37 @@ def test_a_new_policy_is_looked_for_every_so_many_vector_steps(
     assert greedy_share(replay.read(taken_up, 100 - taken_up)) == 1
 
 
+@pytest.mark.parametrize(("capacity", "lost"), [(400, 0), (32, 0), (32, 1), (400, 1)])
+def test_a_restart_keeps_the_policy_that_was_looked_for_before_it(
+    tmp_path, capacity, lost
+):
+    """The frames of that vector step are known although its rows are gone."""
+    agent = {"batch_size": 4, "count": 1, "full_random_n": 0, "reload_every_n": 10}
+    pace = {"frames_before_learning": 20, "frames_per_update": 0.5, "epoch_every_n": 2}
+    actions = []
+    for name, stops in (("whole", [100]), ("restarted", [76, 100])):
+        run, board = new_run(
+            tmp_path / name,
+            env=REPEATABLE,
+            agent_config=agent,
+            policy_config=pace | {"explore_chance": 0.0},
+        )
+        board[VALUERL]["updates"] = 200
+        for epoch in range(1, 51):
+            policy = run.folders.policy
+            publish_policy(policy, epoch / 100, epoch, updates=2 * (epoch - 1))
+        replay = ReplayBuffer.create(run.folders.replay, 3, 1, capacity)
+        for _ in range(lost):  # a vector step without a row
+            replay.append(Batch(*(np.zeros(s) for s in ((0, 3), (0, 1), 0, (0, 3), 0))))
+        for stop in stops:
+            script = Script(lambda end=stop, replay=replay: replay.frames >= end)
+            interact(context_of(run, board, "interactor0", script))
+        actions.append(replay.read(76, 24).action)
+    is_known = capacity > 100 or not lost
+    assert np.array_equal(*actions) == is_known
+    assert ("not_reproducible" in read_run(run.folders)) == (not is_known)
+
+
 # Interactors as processes
 
 
