@@ -2,9 +2,10 @@
 
     python benchmarks/imagination.py CONFIG.json CHECKPOINT [--rows N]
 
-The same rows of the replay buffer and the same members go through the trained nets twice,
-with `imagination_precision` float32 and bfloat16. How much faster it is, learners.py says:
-with --set policy_config.value_expansion.imagination_precision=bfloat16.
+The same rows of the replay buffer and the same members go through the trained nets
+twice, with `imagination_precision` float32 and bfloat16. How much faster it is,
+learners.py says: with --set
+policy_config.value_expansion.imagination_precision=bfloat16.
 """
 
 from pathlib import Path
