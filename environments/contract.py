@@ -200,5 +200,6 @@ def _what(value: Any) -> str:
     if isinstance(value, tuple | list):
         return f"{len(value)} values"
     if isinstance(value, np.ndarray):
-        return f"an array of shape {value.shape}"
+        kind = "" if value.dtype.kind in NUMBERS else f" of {value.dtype}"
+        return f"an array{kind} of shape {value.shape}"
     return f"a value of type {type(value).__name__}"

@@ -96,6 +96,10 @@ WRONG_OBSERVATIONS = {
     "None": (None, "is None, not an array of numbers"),
     "None inside": ([1.0, None, 3.0], "is 3 values, not an array of numbers"),
     "text": ("abc", "is a value of type str, not an array"),
+    "complex": (
+        np.zeros(3, complex),
+        "is an array of complex128 of shape (3,), not an",
+    ),
     "ragged": ([[1.0], [1.0, 2.0]], "is 2 values, not an array"),
 }
 
