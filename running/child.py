@@ -30,11 +30,11 @@ from ..storage.record import record_chance
 from ..util import RunError, UserError, wait_until, without_startup_notes
 
 # Exit codes of a child; the supervisor reads them.
-STOPPED = 0
 FAILED = 1
 MISTAKE = 2  # a user's mistake that only the child could see
 HOPELESS = 3  # a restart would only meet the same again
 FULL_DISK = 4
+STOPPED = 5  # as asked; not 0, with which an environment's code may end the process
 PR_SET_PDEATHSIG = 1
 SLOW_DISK = 240.0  # seconds that one write may take: a slow disk is no hanging process
 FULL_DISK_RETRY = 10.0  # seconds until a write is tried again
