@@ -244,6 +244,11 @@ class _Layout:
         return layout
 
 
+def is_finite(value: np.ndarray | float) -> bool:
+    """Whether it is finite also as float32, in which it is stored."""
+    return bool(np.all(np.abs(value) <= np.finfo(np.float32).max))
+
+
 def file_bytes(obs_dim: int, action_dim: int, capacity: int) -> int:
     """The size of a new buffer's file, in bytes.
 

@@ -16,6 +16,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from ..envwrap import CLOSE_PATIENCE, close_env, make_env
+from ..replay import is_finite
 from ..settings.schema import Environment
 from ..settings.seeds import seed_globals
 from ..util import RunError, UserError, one_line
@@ -80,7 +81,7 @@ class SafeEnv:
                 again = seed_globals(seed, attempt)
                 obs, _ = self._env.reset(seed=again)
                 obs = np.array(obs)
-                if _is_finite(obs):
+                if is_finite(obs):
                     return obs
                 self._rebuild(ValueError("the first observation is not finite"))
             except UserError:
@@ -109,9 +110,9 @@ class SafeEnv:
             return None
         # A copy: an environment may write its next episode into the same array.
         step = Step(np.array(obs), float(reward), bool(terminated), bool(truncated))
-        if _is_finite(step.obs) and _is_finite(step.reward):
+        if is_finite(step.obs) and is_finite(step.reward):
             return step
-        what = "reward" if _is_finite(step.obs) else "observation"
+        what = "reward" if is_finite(step.obs) else "observation"
         self._drop(f"{what} not finite")
         return None
 
@@ -162,8 +163,3 @@ def close_all(envs: Sequence[Closable]) -> None:
     for done, env in enumerate(envs):
         left = max(0.0, give_up - time.monotonic())
         env.close(left / (len(envs) - done) + SHORTEST_CLOSE)
-
-
-def _is_finite(value: np.ndarray | float) -> bool:
-    """Whether it is finite also as float32, in which it is stored."""
-    return bool(np.all(np.abs(value) <= np.finfo(np.float32).max))

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 import numpy as np
 
 from ..acting.policy import Policy
+from ..replay import is_finite
 from ..running.devices import NO_GPU, VARIABLE
 from ..settings.extensions import import_modules
 from ..settings.schema import Config, Environment
@@ -243,7 +244,7 @@ def run_episode(
     obs, _ = env.reset(seed=seed)
     steps: list[tuple[np.ndarray, np.ndarray, float, np.ndarray]] = []
     score, over, broken = 0.0, False, False
-    if not np.isfinite(obs).all():
+    if not is_finite(obs):
         raise EpisodeError(
             f"the first observation of the episode with seed {seed} is not finite"
         )
@@ -253,7 +254,7 @@ def run_episode(
         action = policy.greedy(obs[None])[0]
         next_obs, given, terminated, truncated, _ = env.step(action)
         reward = float(given)
-        if not (np.isfinite(reward) and np.isfinite(next_obs).all()):
+        if not (is_finite(reward) and is_finite(next_obs)):
             if not steps:
                 raise EpisodeError(
                     f"step 1 of the episode with seed {seed} gave an observation or a "

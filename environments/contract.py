@@ -15,6 +15,7 @@ from gymnasium import spaces
 from ..util import UserError, error_text
 
 TRIAL_STEPS = 3
+TRIAL_SEED = 2**32 - 1  # the largest that a run gives
 NUMBERS = "biuf"  # kinds of NumPy types: bool, int, unsigned, float
 # What Python says where a wrapper unpacks what an older interface gave.
 UNPACKED = re.compile(r"values to unpack \(expected (2|5)\b")
@@ -42,6 +43,8 @@ class Contract(gymnasium.Wrapper):
     def __init__(self, env: gymnasium.Env, name: str) -> None:
         super().__init__(env)
         self._name = name
+        # The nets have the sizes of the start, whatever an environment sets later.
+        self.observation_space = env.observation_space
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -165,13 +168,13 @@ def try_out(env: gymnasium.Env, name: str) -> None:
     action = np.zeros(env.action_space.shape, np.float32)
     method = "reset()"
     try:
-        env.reset(seed=0)
+        env.reset(seed=TRIAL_SEED)
         for _ in range(TRIAL_STEPS):
             method = "step()"
             _, _, terminated, truncated, _ = env.step(action)
             if terminated or truncated:
                 method = "reset()"
-                env.reset(seed=0)
+                env.reset(seed=TRIAL_SEED)
     except UserError:
         raise
     except Exception as error:
@@ -200,5 +203,6 @@ def _what(value: Any) -> str:
     if isinstance(value, tuple | list):
         return f"{len(value)} values"
     if isinstance(value, np.ndarray):
-        return f"an array of shape {value.shape}"
+        kind = "" if value.dtype.kind in NUMBERS else f" of {value.dtype}"
+        return f"an array{kind} of shape {value.shape}"
     return f"a value of type {type(value).__name__}"

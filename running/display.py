@@ -217,6 +217,11 @@ def closing_lines(progress: Progress, finished: bool) -> list[str]:
     if scores:
         mean = sum(scores) / len(scores)
         lines.append(f"score of the last {len(scores)} evaluation episodes: {mean:.1f}")
+    elif finished and (lost := progress.dropped()):
+        lines.append(
+            f"no episode has a score: {lost:,} transitions were lost to the "
+            "environment, see log/processes"
+        )
     random = progress.random_score()
     if random is not None:
         lines.append(f"score of random actions: {random:.1f}")

@@ -425,7 +425,10 @@ class Supervisor:
         """Whether a child that was asked to end has nothing left to save."""
         if child.exit_code == -signal.SIGTERM:  # it was asked before it had begun
             return not (child.is_learner and self._board[child.name]["ready"])
-        return child.exit_code == STOPPED
+        # An environment that ends its process when it is asked to does no harm.
+        return child.exit_code == STOPPED or (
+            child.exit_code == 0 and not child.is_learner
+        )
 
     def _failure_at_the_end(self, child: Child) -> str:
         """Why a child that was asked to save and end did not."""

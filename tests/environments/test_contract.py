@@ -96,6 +96,10 @@ WRONG_OBSERVATIONS = {
     "None": (None, "is None, not an array of numbers"),
     "None inside": ([1.0, None, 3.0], "is 3 values, not an array of numbers"),
     "text": ("abc", "is a value of type str, not an array"),
+    "complex": (
+        np.zeros(3, complex),
+        "is an array of complex128 of shape (3,), not an",
+    ),
     "ragged": ([[1.0], [1.0, 2.0]], "is 2 values, not an array"),
 }
 
@@ -236,6 +240,36 @@ def test_what_is_wrong_in_a_run_is_a_mistake_and_no_rebuild(monkeypatch):
     with pytest.raises(UserError, match=r"5 numbers \(shape \(5,\)\) instead of 3"):
         env.reset(0)
     assert len(made) == 2
+
+
+class Grows(Says):
+    """Sees one number more from its second episode on, and says so in its space."""
+
+    episodes = 0
+
+    def reset(self, *, seed=None, options=None):
+        self.episodes += 1
+        if self.episodes == 1:
+            return GOOD, {}
+        self.observation_space = spaces.Box(-10, 10, (4,), np.float32)
+        return np.zeros(4, np.float32), {}
+
+
+def test_a_space_that_changes_later_does_not_change_what_fits():
+    env = SafeEnv(config_of(Grows), "me", lambda: None)
+    env.reset(0)
+    with pytest.raises(UserError, match=r"4 numbers \(shape \(4,\)\) instead of 3"):
+        env.reset(1)
+
+
+def test_an_environment_that_takes_small_seeds_only_is_tried_with_a_large_one():
+    class SmallSeeds(Says):
+        def reset(self, *, seed=None, options=None):
+            if seed > 2**31 - 1:
+                raise ValueError(f"seed {seed} has more than 31 bits")
+            return super().reset(seed=seed)
+
+    assert "has more than 31 bits" in fault_of(SmallSeeds)
 
 
 class Still:

@@ -228,6 +228,15 @@ def test_closing_lines_say_how_it_ended_and_what_came_out(tmp_path, seconds):
     ]
 
 
+def test_closing_lines_say_why_a_run_has_no_score(tmp_path):
+    shown = busy(tmp_path)
+    shown.board["evaluator0"]["dropped"] = 1200
+    line = "no episode has a score: 1,200 transitions were lost to the environment"
+    assert any(line in each for each in closing_lines(shown.progress, finished=True))
+    shown.add_scores(HEADER + "0.1,15,9000,99.0\n")
+    assert "no episode" not in str(closing_lines(shown.progress, finished=True))
+
+
 @pytest.mark.parametrize("width", [80, 200])
 def test_table_of_a_run_without_a_model(tmp_path, width):
     shown = Shown(tmp_path, model=False, total_frames=20_000)

@@ -85,7 +85,7 @@ class FakeProcess:
 
     def terminate(self):
         if self.is_alive():
-            self._code = 0
+            self._code = STOPPED
 
     def kill(self):
         if self.is_alive():
@@ -248,7 +248,26 @@ def test_to_end_before_the_work_is_done_is_a_failure(pretend, name):
     )
     outcome = supervisor.run()
     assert outcome.code == 1
-    assert f"{name} ended with exit code 0" in outcome.error
+    assert f"{name} ended with exit code {STOPPED}" in outcome.error
+
+
+def test_an_environment_that_leaves_does_not_end_the_final_episodes(pretend):
+    """os._exit(0) in the code of an environment, or of a library that it calls."""
+    supervisor, world = pretend(
+        {VALUERL: 10.0, "evaluator0": 20.0},
+        {VALUERL: STOPPED, "evaluator0": 0},
+        total_frames=20,
+        policy_config={"frames_before_learning": 0},
+    )
+    append_frames(world.replay, 20)
+
+    def do_the_work():
+        if world.started.count("evaluator0") == 2:
+            world.codes["evaluator0"] = STOPPED
+
+    world.display.on_show = do_the_work
+    assert supervisor.run().finished
+    assert world.display.notes == ["evaluator0 ended with exit code 0 and is restarted"]
 
 
 def test_an_actor_without_a_sign_of_life_is_killed_and_restarted(pretend):

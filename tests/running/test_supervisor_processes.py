@@ -17,6 +17,7 @@ from support_supervisor import FakeDisplay, child_of
 
 from steve.replay import ReplayBuffer
 from steve.running import supervisor as supervisor_module
+from steve.running.child import STOPPED
 from steve.running.supervisor import ONE_REQUEST, Child, Supervisor
 from steve.settings.roles import LAUNCHER, VALUERL
 from steve.storage.board import FINAL_EPISODES, Board
@@ -151,7 +152,7 @@ def test_what_is_sent_to_all_processes_does_nothing_to_the_children(watched, num
     assert supervisor.run().code == 0
     for child in scene.children:
         assert number in facts_of(scene, child.name)["blocked"]
-        assert (child.starts, child.process.exitcode) == (1, 0)
+        assert (child.starts, child.process.exitcode) == (1, STOPPED)
     assert marked(scene, "saved") == set(ALL)
 
 
