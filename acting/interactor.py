@@ -198,8 +198,8 @@ class Interactor:
             turns = replay.origins(replay.oldest, frames - replay.oldest).turn
             if turns[0] <= turn:
                 return replay.oldest + int(np.searchsorted(turns, turn))
-        if frames == now * size:
-            return turn * size
+        if frames in (0, now * size):
+            return min(frames, turn * size)
         self._note_chance("at which frames the policy was chosen is not known any more")
         return frames
 
