@@ -13,7 +13,7 @@ from support_actors import Script, context_of, new_run
 from steve.acting.interactor import Interactor, interact, step_all
 from steve.acting.safe_env import SafeEnv
 from steve.batch import Batch
-from steve.replay import ReplayBuffer
+from steve.replay import Origin, ReplayBuffer
 from steve.running.child import STOPPED, child_main
 from steve.running.pace import policy_for
 from steve.settings.roles import VALUERL, WORLDMODEL
@@ -635,6 +635,29 @@ def test_a_restart_keeps_the_policy_that_was_looked_for_before_it(
     is_known = capacity > 100 or not lost
     assert np.array_equal(*actions) == is_known
     assert ("not_reproducible" in read_run(run.folders)) == (not is_known)
+
+
+@pytest.mark.parametrize("turns", [6, 60])
+def test_an_environment_without_a_row_has_had_an_episode_each_turn_or_it_is_said(
+    tmp_path, turns
+):
+    run, board, replay = interacting(
+        tmp_path,
+        env=REPEATABLE | {"max_frames": 7},
+        agent_config={"batch_size": 2, "count": 1},
+        policy_config={"frames_before_learning": 1000},
+    )
+    rows = Batch(*(np.zeros(s) for s in ((1, 3), (1, 1), 1, (1, 3), 1)))
+    for turn in range(turns):  # the second one's transitions are lost
+        origin = Origin(*(np.array([n]) for n in (0, turn, 0, 1, 0)))
+        replay.append(rows, origin=origin, turn=turn)
+    script = Script(lambda: replay.frames > turns)
+    interact(context_of(run, board, "interactor0", script))
+    assert replay.origins(turns, 2).episode.tolist() == [turns, turns]
+    reasons = read_run(run.folders).get("not_reproducible", [])
+    assert ["environment 1 had" in each["why"] for each in reasons] == [True] * (
+        turns == 60
+    )
 
 
 # Interactors as processes
