@@ -101,7 +101,9 @@ def processor_kind() -> dict[str, str]:
     Virtual machines give one name to several kinds.
     """
     lines = _cpuinfo()
-    kind = {key: lines[key] for key in ("cpu family", "model") if key in lines}
+    kind: dict[str, str] = {
+        key: lines[key] for key in ("cpu family", "model") if key in lines
+    }
     if sizes := [_first_line(each) for each in sorted(CACHES.glob("*/size"))]:
         kind["caches"] = " ".join(sizes)
     flags = lines.get("flags", "").split()
