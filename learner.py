@@ -217,7 +217,7 @@ class Learner(abc.ABC):
             lambda: record_computing(self.folders, self.name, now)
         )
         for change in changes if self.steps else ():
-            self.note_chance(f"{change}, from update {self.steps:,} on")
+            self.note_chance(f"{change}, from update {self.updates:,} on")
 
     def note_chance(self, why: str) -> None:
         """Says that the run cannot be repeated from here on."""

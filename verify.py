@@ -25,9 +25,9 @@ except ModuleNotFoundError:
 
 import numpy as np
 
+from steve.analysis.records import read_config
 from steve.running.training import Epoch, train
 from steve.settings.request import Request
-from steve.settings.schema import Config
 from steve.storage import checkpoint
 from steve.storage.checkpoint import CheckpointError
 from steve.storage.conditions import differences
@@ -133,7 +133,7 @@ def experiment_at(folder: Path) -> tuple[dict[str, Any], Folders]:
     if not found:
         raise UserError(f"{folder}: has no log/hps.json; name an experiment's folder")
     merged = read_json(found[0])
-    config = Config.model_validate(merged)
+    config = read_config(found[0])
     inner = (config.log_path, config.save_model_path)
     if found[0] == collected:
         inner = (".", ".")

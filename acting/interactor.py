@@ -198,8 +198,8 @@ class Interactor:
             turns = replay.origins(replay.oldest, frames - replay.oldest).turn
             if turns[0] <= turn:
                 return replay.oldest + int(np.searchsorted(turns, turn))
-        if frames == now * size:
-            return turn * size
+        if frames in (0, now * size):
+            return min(frames, turn * size)
         self._note_chance("at which frames the policy was chosen is not known any more")
         return frames
 
@@ -286,7 +286,11 @@ class Interactor:
         rows = self._replay.origins(begin, self._replay.frames - begin)
         for i, number in enumerate(self._numbers):
             mine = np.flatnonzero(rows.env == number)
-            if mine.size == 0:
+            if mine.size == 0:  # each turn was an episode, as far as the rows say it
+                if begin:
+                    self._note_chance(
+                        f"how many episodes environment {number} had is not known"
+                    )
                 self._begin_episode(i, self._turns_between(-1, turn))
                 continue
             last = mine[-1]

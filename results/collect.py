@@ -35,6 +35,7 @@ KEPT = (
     "resumed",
     "processor",
     "processor_kind",
+    "variables",
     "libc",
     "python",
     "versions",

@@ -6,6 +6,7 @@ computes.
 """
 
 import json
+import os
 import platform
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -17,6 +18,13 @@ PACKAGES = ("tensorflow", "gymnasium", "mujoco", "numpy", "safetensors", "portal
 COMPUTING = ("tensorflow", "gymnasium", "mujoco", "numpy")  # those that make numbers
 CPUINFO = Path("/proc/cpuinfo")
 CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
+VARIABLES = (  # of the environment, by which libraries choose other kernels
+    "TF_ENABLE_ONEDNN_OPTS",
+    "ONEDNN_MAX_CPU_ISA",
+    "XLA_FLAGS",
+    "OPENBLAS_CORETYPE",
+    "NPY_DISABLE_CPU_FEATURES",
+)
 INSTRUCTIONS = ("sse", "avx", "fma", "f16c", "amx")  # of vectors: how flags begin
 
 
@@ -25,6 +33,7 @@ def conditions() -> dict[str, Any]:
     return {
         "processor": processor(),
         "processor_kind": processor_kind(),
+        "variables": {name: os.environ.get(name, "") for name in VARIABLES},
         "libc": " ".join(platform.libc_ver()),
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in PACKAGES},
@@ -35,7 +44,8 @@ def are_conditions(start: object) -> bool:
     """Whether what is compared of a start has the right type."""
     if not isinstance(start, dict):
         return False
-    objects = [start.get(key, {}) for key in ("processor_kind", "versions")]
+    keys = "processor_kind", "variables", "versions"
+    objects = [start.get(key, {}) for key in keys]
     computing = start.get("computing", {})
     objects += [computing, *(computing.values() if isinstance(computing, dict) else ())]
     return all(isinstance(each, dict) for each in objects)
@@ -66,6 +76,7 @@ def _decisive(start: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             yield label, start[key]
     for key, value in start.get("processor_kind", {}).items():
         yield f"the processor's {key}", value
+    yield from start.get("variables", {}).items()
     for package in COMPUTING:
         if version := start.get("versions", {}).get(package):
             yield package, version
@@ -75,7 +86,7 @@ def _decisive(start: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _shown(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+    return (value or "unset") if isinstance(value, str) else json.dumps(value)
 
 
 def processor() -> str:

@@ -60,10 +60,8 @@ def record_computing(
             return []
         *earlier, last = (start.get("computing", {}) for start in content["starts"])
         content["starts"][-1]["computing"] = {**last, name: dict(computing)}
-        before: dict[str, Any] = next(
-            (each[name] for each in reversed(earlier) if name in each), {}
-        )
-        return changes(before, computing)
+        before = [each[name] for each in earlier if name in each]
+        return changes(before[-1], computing) if before else []
 
 
 def _record_start(content: dict[str, Any], run: Run, resumed: bool) -> None:

@@ -16,6 +16,7 @@ from support_learner import (
     column,
     damage,
     drive,
+    kill,
     numbered,
     open_fake,
     open_model,
@@ -343,6 +344,31 @@ def test_digests_of_epochs_after_the_state_are_cut_on_a_resume(tmp_path):
     append_digest(run.folders.digests, lines[-1]._replace(epoch=3, updates=6))
     build(run, board, WatchedLearner).restore()
     assert read_digests(run.folders.digests) == lines
+
+
+@pytest.mark.parametrize("left", ["a torn line", "no line", "no policy"])
+def test_a_kill_between_state_and_digest_leaves_no_trace(tmp_path, left):
+    """The state comes first, then the policy, then the line of the epoch."""
+    run, board, _ = open_value(
+        tmp_path, expansion=False, policy_config=EACH_FRAME, frames=100
+    )
+    learner = build(run, board, WatchedLearner)
+    kill(learner, lambda: learner.epoch == 3)
+    folders = run.folders
+    whole = folders.digests.read_bytes()
+    tensors = checkpoint.digest(folders.policy)
+    lines = whole.splitlines(keepends=True)
+    torn = lines[-1][:70] if left == "a torn line" else b""
+    folders.digests.write_bytes(b"".join(lines[:-1]) + torn)
+    if left == "no policy":
+        folders.policies.path(6).unlink()
+        before = checkpoint.load(folders.policies.path(3))
+        checkpoint.publish(folders.policy, before.tensors, before.metadata)
+    build(run, board, WatchedLearner).restore()
+    assert folders.digests.read_bytes() == whole
+    assert checkpoint.digest(folders.policy) == tensors
+    assert checkpoint.digest(folders.policies.path(6)) == tensors
+    assert "not_reproducible" not in read_run(folders)
 
 
 # What it publishes, and where it resumes

@@ -173,7 +173,7 @@ def test_a_run_whose_record_is_gone_is_compared_all_the_same(
     assert verified(earlier, capsys)[0] == 0
 
 
-@pytest.mark.parametrize("key", ["digests", "pace", "folder"])
+@pytest.mark.parametrize("key", ["digests", "pace", "folder", "key"])
 def test_what_cannot_be_verified_is_one_line(earlier, repetition, capsys, key):
     folder = str(earlier.root)
     if key == "digests":
@@ -184,6 +184,10 @@ def test_what_cannot_be_verified_is_one_line(earlier, repetition, capsys, key):
         merged["policy_config"]["frames_per_update"] = False
         write_json(earlier.hyperparameters, merged)
         expected = "frames_per_update is false"
+    elif key == "key":
+        merged = json.loads(earlier.hyperparameters.read_text())
+        write_json(earlier.hyperparameters, {**merged, "of_another_version": 1})
+        expected = "hps.json is no configuration: of_another_version"
     else:
         folder = str(earlier.log / "processes")
         expected = "has no log/hps.json; name an experiment's folder"

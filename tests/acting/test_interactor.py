@@ -632,9 +632,9 @@ def test_a_restart_keeps_the_policy_that_was_looked_for_before_it(
 ):
     """The frames of that vector step are known although its rows are gone."""
     agent = {"batch_size": 4, "count": 1, "full_random_n": 0, "reload_every_n": 10}
-    pace = {"frames_before_learning": 20, "frames_per_update": 0.5, "epoch_every_n": 2}
+    pace = {"frames_before_learning": 20, "frames_per_update": 1.0, "epoch_every_n": 5}
     actions = []
-    for name, stops in (("whole", [100]), ("restarted", [76, 100])):
+    for name, stops in (("whole", [100]), ("restarted", [76 - 4 * lost, 100])):
         run, board = new_run(
             tmp_path / name,
             env=REPEATABLE,
@@ -642,19 +642,42 @@ def test_a_restart_keeps_the_policy_that_was_looked_for_before_it(
             policy_config=pace | {"explore_chance": 0.0},
         )
         board[VALUERL]["updates"] = 200
-        for epoch in range(1, 51):
+        for epoch in range(1, 18):
             policy = run.folders.policy
-            publish_policy(policy, epoch / 100, epoch, updates=2 * (epoch - 1))
+            publish_policy(policy, epoch / 20, epoch, updates=5 * (epoch - 1))
         replay = ReplayBuffer.create(run.folders.replay, 3, 1, capacity)
         for _ in range(lost):  # a vector step without a row
             replay.append(Batch(*(np.zeros(s) for s in ((0, 3), (0, 1), 0, (0, 3), 0))))
         for stop in stops:
             script = Script(lambda end=stop, replay=replay: replay.frames >= end)
             interact(context_of(run, board, "interactor0", script))
-        actions.append(replay.read(76, 24).action)
+        actions.append(replay.read(72, 28).action)
     is_known = capacity > 100 or not lost
     assert np.array_equal(*actions) == is_known
     assert ("not_reproducible" in read_run(run.folders)) == (not is_known)
+
+
+@pytest.mark.parametrize("turns", [6, 60])
+def test_an_environment_without_a_row_has_had_an_episode_each_turn_or_it_is_said(
+    tmp_path, turns
+):
+    run, board, replay = interacting(
+        tmp_path,
+        env=REPEATABLE | {"max_frames": 7},
+        agent_config={"batch_size": 2, "count": 1},
+        policy_config={"frames_before_learning": 1000},
+    )
+    rows = Batch(*(np.zeros(s) for s in ((1, 3), (1, 1), 1, (1, 3), 1)))
+    for turn in range(turns):  # the second one's transitions are lost
+        origin = Origin(*(np.array([n]) for n in (0, turn, 0, 1, 0)))
+        replay.append(rows, origin=origin, turn=turn)
+    script = Script(lambda: replay.frames > turns)
+    interact(context_of(run, board, "interactor0", script))
+    assert replay.origins(turns, 2).episode.tolist() == [turns, turns]
+    reasons = read_run(run.folders).get("not_reproducible", [])
+    assert ["environment 1 had" in each["why"] for each in reasons] == [True] * (
+        turns == 60
+    )
 
 
 # Interactors as processes
