@@ -143,7 +143,7 @@ def _submit_parser(program: str) -> argparse.ArgumentParser:
         help="what --optuna raises: the mean score over all frames (default), or the "
         "final one",
     )
-    # What an element of a search's array does; written by this program.
+    # Which trial an element of a search's array is: a word of the script.
     option("--trial", type=whole_number(0, 100_000), help=argparse.SUPPRESS)
     option(
         "--dry-run",
@@ -412,8 +412,10 @@ def _check(arguments: argparse.Namespace) -> None:
             raise UserError(f"--endless and --{limit} contradict each other")
     if arguments.updates_per_s is not None and not arguments.dry_run:
         raise UserError("--updates-per-s only says what a sweep costs: add --dry-run")
-    if arguments.optuna is None and arguments.search:
-        raise UserError("--search is for --optuna N")
+    if arguments.optuna is None:
+        for option in ("search", "trial"):
+            if getattr(arguments, option) not in ([], None):
+                raise UserError(f"--{option} is for --optuna N")
     if arguments.optuna is not None:
         for option in ("seeds", "endless", "dry_run"):
             if getattr(arguments, option):

@@ -94,7 +94,7 @@ def _end_leftovers(run: Run) -> None:
     earlier = read_run(run.folders)["starts"][:-1]
     if earlier and was_killed(earlier[-1]):
         for name in process_names(run.config):
-            leftovers.end(run, name)
+            leftovers.end(leftovers.mark(run, name))
 
 
 def _measure(config: Config) -> EnvSpec:

@@ -6,6 +6,7 @@ closed. Nobody closes the environment of a process that was killed.
 
 import os
 import signal
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -23,9 +24,13 @@ def mark(run: Run, name: str) -> dict[str, str]:
     return {VARIABLE: f"{status.st_dev}:{status.st_ino}:{name}"}
 
 
-def end(run: Run, name: str) -> None:
-    """Asks what a process of the run had started to end; that process must be gone."""
-    wanted = f"{VARIABLE}={mark(run, name)[VARIABLE]}".encode()
+def end(variables: Mapping[str, str]) -> None:
+    """Asks what a process of the run had started to end; that process must be gone.
+
+    Args:
+        variables: the `mark` of that process.
+    """
+    wanted = f"{VARIABLE}={variables[VARIABLE]}".encode()
     for path in Path("/proc").glob("[0-9]*/environ"):
         with suppress(OSError):  # it has ended, or is another user's
             if wanted in path.read_bytes().split(b"\0"):

@@ -151,6 +151,7 @@ class Supervisor:
 
         self._run = run
         self._children = children
+        self._marks = {c.name: leftovers.mark(run, c.name) for c in children}
         self._display = display
         self._make_process = make_process
         self._clock = clock
@@ -213,7 +214,7 @@ class Supervisor:
                 0 if child.is_learner else ACTOR_NICE,
             ),
         )
-        variables = {**child.environ, **leftovers.mark(self._run, child.name)}
+        variables = {**child.environ, **self._marks[child.name]}
         with environment(variables), _without_signals():
             child.started.start()
         child.starts += 1
@@ -354,7 +355,7 @@ class Supervisor:
                 f"{child.starts - 1} restarts; the run stops (its output: {file})",
             )
         if code < 0:
-            leftovers.end(self._run, child.name)
+            leftovers.end(self._marks[child.name])
         self._display.note(f"{child.name} {how} and is restarted")
         self._start(child)
         return None
@@ -400,7 +401,7 @@ class Supervisor:
             child.started.join()
         for child in self._children:
             if child.process is not None and child.exit_code < 0:
-                leftovers.end(self._run, child.name)
+                leftovers.end(self._marks[child.name])
         killed = [child.name for child in alive if child.is_learner]
         if killed:
             self._display.note(

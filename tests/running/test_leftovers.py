@@ -36,7 +36,7 @@ def started(run):
 
 def test_only_what_that_process_had_started_ends(run, started):
     first, other = started("interactor1"), started("interactor11")
-    leftovers.end(run, "interactor1")
+    leftovers.end(leftovers.mark(run, "interactor1"))
     poll(lambda: is_over(first), "its end")
     assert not is_over(other)
 
@@ -45,7 +45,7 @@ def test_it_is_known_by_the_runs_folder_whatever_that_is_called(run, started):
     pid = started("interactor0")
     root = run.folders.root
     moved = root.rename(root.with_name("moved"))
-    leftovers.end(make_run(run.config, moved.name), "interactor0")
+    leftovers.end(leftovers.mark(make_run(run.config, moved.name), "interactor0"))
     poll(lambda: is_over(pid), "its end")
 
 
