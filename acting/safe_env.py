@@ -7,6 +7,7 @@ observation that does not fit its space is a user's mistake, and ends the run.
 
 import itertools
 import math
+import os
 import time
 import traceback
 from collections import deque
@@ -62,6 +63,7 @@ class SafeEnv:
         self._on_failure = on_failure
         self._dropped = 0  # transitions that were not finite
         self._failed: deque[float] = deque()  # when, monotonic seconds
+        self._process = os.getpid()
         self._env = make_env(config)
 
     def reset(self, seed: int) -> np.ndarray:
@@ -108,6 +110,10 @@ class SafeEnv:
             self._on_loss()
             self._rebuild(error)
             return None
+        if os.getpid() != self._process:
+            # The environment has forked; two processes would store the same rows.
+            print(f"{self._name}: a fork that came back from step() ends", flush=True)
+            os._exit(1)
         # A copy: an environment may write its next episode into the same array.
         step = Step(np.array(obs), float(reward), bool(terminated), bool(truncated))
         if is_finite(step.obs) and is_finite(step.reward):

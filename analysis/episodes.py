@@ -94,9 +94,7 @@ class EpisodeRunner:
         self._pipe, theirs = context.Pipe()
         # What libraries print there is shown only if the process dies of it.
         self._output = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `close`
-        self._process = context.Process(
-            target=_serve, args=(theirs, config, video), daemon=True
-        )
+        self._process = context.Process(target=_serve, args=(theirs, config, video))
         try:
             with redirected(self._output.fileno()):
                 self._process.start()

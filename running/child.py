@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from types import FrameType
@@ -192,7 +192,7 @@ def child_main(
             seed = process_seed(run.config, name)
             board = Board.open(run.folders.board)
             board[name]["pid"] = os.getpid()
-            with contextlib.ExitStack() as ends:
+            with _own_streams(), contextlib.ExitStack() as ends:
                 main_function(Context(run, name, seed, board, stop, ends))
         except UserError as error:
             _say(str(error))
@@ -224,6 +224,16 @@ def _redirect_output(run: Run, name: str) -> None:
     os.dup2(descriptor, 2)
     os.close(descriptor)
     sys.stdout, sys.stderr = _printing_to(1), _printing_to(2)
+
+
+@contextlib.contextmanager
+def _own_streams() -> Iterator[None]:
+    """Takes the streams back at the end, where an environment has set others."""
+    streams = sys.stdout, sys.stderr
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = streams
 
 
 class _ShortOfSpace(io.FileIO):

@@ -57,6 +57,16 @@ def end(context: Context) -> None:
     print("nothing to do")
 
 
+def end_without_streams(context: Context) -> None:
+    """As an environment may leave them."""
+    sys.stdout = sys.stderr = None
+
+
+def mistake_without_streams(context: Context) -> None:
+    sys.stdout = sys.stderr = None
+    raise UserError("the key is wrong")
+
+
 def end_last(context: Context) -> None:
     """Ends once all others than it and the launcher are ready."""
     others = len(process_names(context.run.config)) - 2

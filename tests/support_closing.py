@@ -3,6 +3,7 @@
 Named in `env.module`. Each environment writes a line to a file when it is closed.
 """
 
+import multiprocessing
 import time
 from pathlib import Path
 
@@ -20,7 +21,7 @@ class ClosingEnv(gymnasium.Env):
         path: of the file.
         closing: "well", "raises", or "hangs": what close() does after its line.
         made: environments that can be made while the file `path`.made has fewer lines.
-        stepping: "well", or "raises".
+        stepping: "well", "raises", or "with a process": it starts one when it is made.
     """
 
     observation_space = spaces.Box(-1.0, 1.0, (2,), np.float32)
@@ -35,6 +36,10 @@ class ClosingEnv(gymnasium.Env):
         self.path = path
         self.closing = closing
         self.stepping = stepping
+        if stepping == "with a process":
+            process = multiprocessing.Process(target=bool)
+            process.start()
+            process.join()
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)

@@ -1,5 +1,6 @@
 """Environments that fail: nothing wrong is stored, and the process goes on."""
 
+import os
 import random
 from dataclasses import replace
 
@@ -253,6 +254,25 @@ def test_an_environment_that_raises_is_built_anew(made, capfd):
     assert len(envs[1].seeds) == 1
     assert env.step(np.zeros(1)).reward == 1.0
     assert "ValueError: broken" in capfd.readouterr().err
+
+
+def test_a_fork_that_comes_back_from_a_step_ends(made):
+    """Else two processes would do the same work, and the second outlive the run."""
+    env = build()
+    env.reset(0)
+    here, forked = os.getpid(), []
+    step = made[0][0].step
+
+    def fork_and_step(action):
+        forked.append(os.fork())
+        return step(action)
+
+    made[0][0].step = fork_and_step
+    made[1].append(1.0)
+    env.step(np.zeros(1))
+    if os.getpid() != here:
+        os._exit(7)
+    assert os.waitstatus_to_exitcode(os.waitpid(forked[0], 0)[1]) == 1
 
 
 def test_too_many_failures_in_a_while_end_the_run(made, monkeypatch):

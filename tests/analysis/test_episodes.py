@@ -95,6 +95,11 @@ def test_the_environment_is_closed_when_its_episodes_are_done(tmp_path):
     assert times_closed(tmp_path) == 1
 
 
+def test_an_environment_may_have_processes_of_its_own_as_in_training(tmp_path):
+    with EpisodeRunner(closing_config(tmp_path, stepping="with a process")) as runner:
+        assert len(list(runner.run(CONSTANT, [1]))) == 1
+
+
 def test_the_environment_is_closed_where_its_episodes_are_given_up(tmp_path):
     """Before the first one, by an error here; or in the middle, as by Ctrl-C."""
     with EpisodeRunner(closing_config(tmp_path)):

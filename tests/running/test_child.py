@@ -145,6 +145,12 @@ def test_what_it_holds_is_closed_before_the_line_of_its_end(
     assert output.splitlines()[-1] == last_line
 
 
+def test_an_environment_that_takes_the_streams_changes_nothing_at_the_end(run):
+    assert outcome(run, "end_without_streams") == (STOPPED, "")
+    found = outcome(run, "mistake_without_streams")
+    assert found == (MISTAKE, "the key is wrong\n")
+
+
 def test_a_crash_in_a_library_leaves_where_it_was(run):
     code, output = outcome(run, "abort")
     assert code == -signal.SIGABRT
