@@ -1,4 +1,4 @@
-"""Some seconds of a trained policy as a small animation, for README.
+"""Some seconds of a trained policy as a small animation, such as that in README.
 
     python results/animation.py RUN_FOLDER --out results/figures/halfcheetah.gif
 
@@ -18,7 +18,12 @@ import steve
 from steve.analysis.video import choose_gl
 from steve.util import OneLineParser, UserError, exit_code
 
-PICTURE = {"render_mode": "rgb_array", "width": 320, "height": 200}
+PICTURE = {
+    "render_mode": "rgb_array",
+    "width": 320,
+    "height": 160,
+    "camera_name": "track",  # else it leaves the picture
+}
 FROM_STEP = 200  # when the gait is steady
 SECONDS = 4
 
