@@ -223,7 +223,9 @@ class Updater:
 
         if self.block == 1 and not self.xla:
             update(0)
-        else:  # without the loop XLA fuses, and so sums, in another order
+        else:
+            # With one batch, as without the loop, XLA fuses, and so sums, otherwise.
+            batches = tf.concat([batches, batches], 0) if self.block == 1 else batches
             tf.while_loop(
                 lambda k: k < count,
                 lambda k: [update(k)],

@@ -56,7 +56,6 @@ def test_it_is_known_by_the_runs_folder_whatever_that_is_called(run, started):
         ([{"ended": None}], True),
         ([{"ended": {"code": 0}}], False),
         ([{}], False),  # of an earlier version
-        ([7], False),
     ],
 )
 def test_a_launch_ends_what_the_one_before_left_where_that_was_killed(

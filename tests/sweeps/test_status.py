@@ -275,7 +275,7 @@ def test_damaged_records_do_not_take_the_table_with_them(tmp_path):
     make_sweep(tmp_path, "last")
     said: list[str] = []
     found = {s.run.experiment: s.state for s in below([tmp_path], said.append)}
-    ends = {"good": STOPPED, "bad": FAILED, "odd": STOPPED}
+    ends = {"good": STOPPED, "bad": FAILED, "odd": FAILED}
     assert found == {**ends, "first": STOPPED, "last": STOPPED}
     assert len(said) == 1
     assert "is no record of a sweep" in said[0]
