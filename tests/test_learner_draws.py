@@ -16,7 +16,7 @@ from support_learner import (
 )
 
 from steve import nn
-from steve.batch import Batch
+from steve.batch import Batch, fields
 from steve.settings.seeds import generator
 from steve.valuerl_learner import ValueRLLearner
 from steve.worldmodel_learner import WorldmodelLearner
@@ -64,10 +64,11 @@ def batch_of(learner, scale=1.0):
 
 def rewards_of_batches(learner, updates):
     """The rewards, which are numbers of frames, of each update's batch."""
-    seen, run = [], learner._updater.run
+    seen, run, context = [], learner._updater.run, learner.context.run
 
     def watched(batches, count):
-        seen.extend(batches.reward.numpy()[:count].tolist())
+        rows = fields(batches.numpy(), context.obs_dim, context.action_dim)
+        seen.extend(rows.reward[:count].tolist())
         run(batches, count)
 
     learner._updater.run = watched
