@@ -57,6 +57,12 @@ def test_rollouts_are_coarser_and_losses_see_float32_nets():
         got, right = getattr(found, name).numpy(), getattr(expected, name).numpy()
         np.testing.assert_allclose(got, right, atol=0.03, rtol=0.03, err_msg=name)
         assert not np.array_equal(got[:, 1:], right[:, 1:]), name
+    for type_, is_close in ((tf.bfloat16, True), (tf.float32, False)):
+        policy = coarse.policy.with_products(type_)
+        flat = tf.reshape(found.obs[:, 1:], [1, -1, found.obs.shape[-1]])
+        action = tf.reshape(tf.tanh(policy(flat)), found.actions[:, 1:].shape)
+        off = np.mean(np.abs(found.actions[:, 1:] - action))
+        assert bool(off < 1e-4) == is_close, f"{type_.name}: {off}"
     # What is real stays as it is.
     np.testing.assert_array_equal(found.rewards[:, 0], expected.rewards[:, 0])
 
