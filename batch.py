@@ -26,26 +26,44 @@ class Batch(NamedTuple, Generic[Array]):
     terminated: Array
 
 
+def columns(obs_dim: int, action_dim: int) -> dict[str, slice]:
+    """Where each field lies in a row of the replay buffer, in numbers of float32.
+
+    Args:
+        obs_dim: O.
+        action_dim: A.
+    """
+    found, start = {}, 0
+    for name, width in (
+        ("obs", obs_dim),
+        ("next_obs", obs_dim),
+        ("action", action_dim),
+        ("reward", 1),
+        ("terminated", 1),
+    ):
+        found[name] = slice(start, start + width)
+        start += width
+    return found
+
+
 def row_width(obs_dim: int, action_dim: int) -> int:
-    """Numbers of a transition, as `fields` takes them apart."""
-    return 2 * obs_dim + action_dim + 2
+    """Numbers of a transition: O + O + A + 2."""
+    return columns(obs_dim, action_dim)["terminated"].stop
 
 
 def fields(rows: Any, obs_dim: int, action_dim: int) -> Batch[Any]:
     """Takes the fields out of rows, an array or a tensor; of an array, views.
 
     Args:
-        rows: [..., O + O + A + 2], in the order of the replay buffer's file: s, s', a,
-            r, d. What follows in a row is left out.
+        rows: [..., O + O + A + 2], as `columns` says. What follows is left out.
         obs_dim: O.
         action_dim: A.
     """
-    action = 2 * obs_dim
-    reward = action + action_dim
+    where = columns(obs_dim, action_dim)
     return Batch(
-        obs=rows[..., :obs_dim],
-        action=rows[..., action:reward],
-        reward=rows[..., reward],
-        next_obs=rows[..., obs_dim:action],
-        terminated=rows[..., reward + 1],
+        obs=rows[..., where["obs"]],
+        action=rows[..., where["action"]],
+        reward=rows[..., where["reward"].start],
+        next_obs=rows[..., where["next_obs"]],
+        terminated=rows[..., where["terminated"].start],
     )

@@ -62,7 +62,7 @@ from typing import NamedTuple, Self
 import numpy as np
 import portalocker
 
-from .batch import Batch, fields, row_width
+from .batch import Batch, columns, fields, row_width
 from .util import (
     RunError,
     UserError,
@@ -175,21 +175,6 @@ class _Layout:
     @property
     def chunk_rows(self) -> int:
         return max(1, CHUNK_BYTES // self.row_bytes)
-
-    @property
-    def columns(self) -> dict[str, slice]:
-        """Where each field of a Batch lies in the float32 words of a row."""
-        columns, start = {}, 0
-        for name, width in (
-            ("obs", self.obs_dim),
-            ("next_obs", self.obs_dim),
-            ("action", self.action_dim),
-            ("reward", 1),
-            ("terminated", 1),
-        ):
-            columns[name] = slice(start, start + width)
-            start += width
-        return columns
 
     def header(self, intent: int, frames: int, turn: int = 0) -> bytes:
         """Returns the header page; no disk space counts as reserved yet."""
@@ -1015,9 +1000,10 @@ def _pack(transitions: Batch[np.ndarray], layout: _Layout) -> np.ndarray:
         raise ValueError(f"{count} transitions, but the capacity is {layout.capacity}")
     rows = np.empty((count, layout.row_words), "<u4")
     floats = rows.view("<f4")
-    for name, columns in layout.columns.items():
+    where = columns(layout.obs_dim, layout.action_dim)
+    for name, places in where.items():
         field = np.asarray(getattr(transitions, name))
-        width = columns.stop - columns.start
+        width = places.stop - places.start
         scalar = name in ("reward", "terminated")
         shape = (count,) if scalar else (count, width)
         if field.shape != shape:
@@ -1025,10 +1011,10 @@ def _pack(transitions: Batch[np.ndarray], layout: _Layout) -> np.ndarray:
         if field.dtype.kind not in "fiub":
             raise ValueError(f"{name} has type {field.dtype}, not real numbers")
         with np.errstate(over="ignore"):  # becomes infinite, which is refused below
-            floats[:, columns] = field.reshape(count, width)
-        if not np.isfinite(floats[:, columns]).all():
+            floats[:, places] = field.reshape(count, width)
+        if not np.isfinite(floats[:, places]).all():
             raise ValueError(f"{name} has a value that is not finite")
-    terminated = floats[:, layout.columns["terminated"]]
+    terminated = floats[:, where["terminated"]]
     if not ((terminated == 0) | (terminated == 1)).all():
         raise ValueError("terminated has a value other than 0 and 1")
     return rows

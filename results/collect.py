@@ -23,10 +23,11 @@ from steve.replay import ReplayBuffer
 from steve.settings.roles import learners
 from steve.settings.schema import Config
 from steve.storage.folders import Folders
-from steve.storage.record import read_run
+from steve.storage.record import read_json, read_run, write_json
 from steve.util import OneLineParser, UserError, appearing, exit_code
 
 RESULTS = Path(__file__).resolve().parent
+PLACE = "output"  # stands for the output_root of every run
 
 
 # Of a start; one of version 1.0 does not name the processor.
@@ -86,8 +87,12 @@ def collect(output_root: Path, results: Path) -> list[str]:
 def copy(folders: Folders, config: Config, target: Path) -> None:
     """Copies what a run left; some of it is missing in runs of version 1.0."""
     logs = map(folders.learner_log, learners(config))
-    for source in (folders.scores, folders.hyperparameters, *logs):
+    for source in (folders.scores, *logs):
         shutil.copyfile(source, target / source.name)
+    content = read_json(folders.hyperparameters)
+    if "output_root" in content:  # where the run lay, on whatever machine
+        content["output_root"] = PLACE
+    write_json(target / folders.hyperparameters.name, content)
     for source in (folders.final_scores, folders.digests, folders.policy):
         if source.exists():
             shutil.copyfile(source, target / source.name)

@@ -22,6 +22,7 @@ from support_replay import (
 )
 
 from steve import replay
+from steve.batch import fields
 from steve.replay import ReplayBuffer
 
 SPAWN = multiprocessing.get_context("spawn")
@@ -224,6 +225,18 @@ def test_after_a_killed_append_a_smaller_one_brings_no_dead_row_back(tmp_path):
     assert buffer.recover() == 0
     buffer.append(rows(np.arange(132, 145)))
     assert live_values(buffer) == list(range(45, 145))
+
+
+def test_torn_rows_are_drawn_again_in_each_batch_of_a_pass(tmp_path):
+    buffer = filled(tmp_path, 20)
+    for frame in range(10):
+        os.pwrite(buffer._file.fileno(), b"\xff" * ROW_BYTES, row_position(frame))
+    draws = [replay.Draw(np.random.default_rng(k), None) for k in range(3)]
+    for k, found in enumerate(buffer.sample_rows(50, 1000, draws)):
+        drawn = values_of(fields(found, buffer.obs_dim, buffer.action_dim))
+        assert set(drawn) == set(range(10, 20))
+        alone = buffer.sample(50, 1000, np.random.default_rng(k))
+        np.testing.assert_array_equal(drawn, values_of(alone))
 
 
 def hold_lock(folder, holding):

@@ -91,6 +91,10 @@ def test_finished_runs_are_copied_once_and_what_is_there_stays(tmp_path):
     compute = json.loads((copy / "compute.json").read_text())
     assert compute["finished"]["hours"] == 0.1
     assert "host" not in compute["starts"][0]
+    settings = json.loads((copy / "hps.json").read_text())
+    expected = json.loads(folders.hyperparameters.read_text())
+    assert settings == expected | {"output_root": "output"}
+    assert str(tmp_path) not in (copy / "hps.json").read_text()
 
     assert collect(output, results).stdout == "nothing new\n"
     folders.scores.write_text(CSV.format(score=2.0))
