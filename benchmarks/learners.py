@@ -24,12 +24,13 @@ import arithmetic
 import harness
 
 from steve.running import devices
+from steve.running.child import WITHOUT_KERAS
 from steve.running.pace import may_update
 from steve.settings.roles import VALUERL, WORLDMODEL, learners
 from steve.settings.schema import Config
 from steve.storage.board import Board
 from steve.storage.folders import Run
-from steve.util import RunError
+from steve.util import RunError, environment, without_startup_notes
 
 ROWS = 20_000  # of the replay buffer
 SIDE = 2048  # of the matrices
@@ -168,10 +169,12 @@ def figures_of(
 
 
 def quiet(gpu: str) -> None:
-    """Before TensorFlow is imported: the device of this process, and few lines."""
+    """Imports TensorFlow with the device of this process, and without its notes."""
     os.environ[devices.VARIABLE] = gpu
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     os.environ["TF_FORCE_GPU_ALLOW_GROWTH"] = "true"
+    with without_startup_notes(), environment(WITHOUT_KERAS):
+        importlib.import_module("tensorflow")
 
 
 def in_processes(

@@ -23,9 +23,22 @@ REACH_EPSILON = 1e-8
 BETAS, EPSILON = (0.9, 0.999), 1e-8
 TRIALS = 10  # updates that decide on the number of threads
 
+# A process sees one GPU or none (peers.py).
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
 # A net of stacked members is one list of layers, another a list of members.
 Layers = list[tuple[Tensor, Tensor]]
 Net = list[Layers]
+
+
+def parameter(array: np.ndarray) -> Tensor:
+    """A copy on the device."""
+    return torch.tensor(array, device=DEVICE)
+
+
+def on_device(array: np.ndarray) -> Tensor:
+    """A part of a batch; on a CPU it is not copied."""
+    return torch.from_numpy(array).to(DEVICE)
 
 
 # -- nets -------------------------------------------------------------------------
@@ -161,7 +174,7 @@ def targets_of(work: Work, imagined: Imagined) -> tuple[Tensor, Tensor, Tensor]:
     """Targets of the starts [J, B], the probabilities of reaching them, the usage."""
     going_on, discount = imagined.continue_probs, work.discount
     reached = [torch.ones_like(going_on[0]), *going_on[:-1]]
-    targets, usage = [], torch.zeros(())
+    targets, usage = [], torch.zeros((), device=DEVICE)
     for start in range(work.starts):
         fixed = work.fixed_weights(work.horizon + 1 - start)
         relative = 1.0 / (reached[start] + REACH_EPSILON)
@@ -269,9 +282,9 @@ class TorchUpdate:
         layers = layers_of(parameters, name)
         members = len(layers[0][0])
         if self._batched and members > 1:  # biases [E, 1, F]
-            return [[(torch.tensor(w), torch.tensor(b[:, None])) for w, b in layers]]
+            return [[(parameter(w), parameter(b[:, None])) for w, b in layers]]
         return [
-            [(torch.tensor(w[k]), torch.tensor(b[k])) for w, b in layers]
+            [(parameter(w[k]), parameter(b[k])) for w, b in layers]
             for k in range(members)
         ]
 
@@ -280,14 +293,14 @@ class TorchUpdate:
         for name, net in nets.items():
             for i, layer in enumerate(zip(*net, strict=True)):
                 w, b = (
-                    np.stack([x.detach().numpy() for x in parts])
+                    np.stack([x.detach().cpu().numpy() for x in parts])
                     for parts in zip(*layer, strict=True)
                 )
                 named[f"{name}/w{i}"], named[f"{name}/b{i}"] = w, b
         return named
 
     def run(self, batches: Batch[np.ndarray]) -> None:
-        loss, _ = self._loss(Batch(*(torch.from_numpy(part[0]) for part in batches)))
+        loss, _ = self._loss(Batch(*(on_device(part[0]) for part in batches)))
         self._adam.zero_grad(set_to_none=True)
         loss.backward()
         self._steps += 1
@@ -297,12 +310,14 @@ class TorchUpdate:
         self._adam.step()
 
     def finish(self) -> None:
-        """Nothing is under way."""
+        """Waits for a GPU; on a CPU nothing is under way."""
+        if DEVICE == "cuda":
+            torch.cuda.synchronize()
 
     def gradients(
         self, batch: Batch[np.ndarray]
     ) -> tuple[Parameters, dict[str, float]]:
-        loss, losses = self._loss(Batch(*map(torch.from_numpy, batch)))
+        loss, losses = self._loss(Batch(*map(on_device, batch)))
         leaves = [x for net in self._trained.values() for x in leaves_of(net)]
         found = dict(
             zip(map(id, leaves), torch.autograd.grad(loss, leaves), strict=True)

@@ -1,7 +1,8 @@
-"""The learners' updates next to the same updates in JAX and PyTorch, on a CPU.
+"""The learners' updates next to the same updates in JAX and PyTorch.
 
     pip install -e '.[peers]'
     python benchmarks/peers.py config/quickstart.json
+    python benchmarks/peers.py config/quickstart.json --device 0    # a GPU
 
 Each contender is a process: ours are the learners as in training, the others are in
 peer_jax.py and peer_torch.py. All draw their batches from the same replay buffer, in a
@@ -116,7 +117,7 @@ def contenders(config: Config, learner: str, libraries: list[str]) -> list[Conte
 
 
 def take_part(
-    contender: Contender, learner: str, run: Run, connection: Connection
+    contender: Contender, learner: str, run: Run, gpu: str, connection: Connection
 ) -> None:
     """A process: prepares an update, then makes some whenever it is asked to.
 
@@ -125,14 +126,14 @@ def take_part(
     """
     try:
         if contender.library == OURS:
-            trained = learners.build(learner, run, devices.NO_GPU)
+            trained = learners.build(learner, run, gpu)
             work, finish = trained.work, trained.learner.check_metrics
             block = trained.learner.updates_per_call
             connection.send(
                 {"first_call_s": trained.first_call_s, "updates_per_call": block}
             )
         else:
-            work, finish, prepared = _prepare(contender, learner, run)
+            work, finish, prepared = _prepare(contender, learner, run, gpu)
             connection.send(prepared)
     except peer_work.WrongError as error:
         connection.send({"wrong": str(error)})
@@ -146,10 +147,16 @@ def take_part(
             connection.send(harness.rate(work, seconds, windows=1, finish=finish))
 
 
-def _prepare(contender: Contender, learner: str, run: Run) -> tuple[Any, Any, dict]:
+def _prepare(
+    contender: Contender, learner: str, run: Run, gpu: str
+) -> tuple[Any, Any, dict]:
     """Checks an update of another library, and makes the first ones."""
-    os.environ["JAX_PLATFORMS"] = "cpu"
-    os.environ[devices.VARIABLE] = devices.NO_GPU
+    os.environ[devices.VARIABLE] = gpu
+    if gpu == devices.NO_GPU:
+        os.environ["JAX_PLATFORMS"] = "cpu"
+    else:  # as much memory as it needs, and no TF32
+        os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
+        os.environ["JAX_DEFAULT_MATMUL_PRECISION"] = "highest"
     config, block = run.config, contender.block
     case = peer_work.read_case(peer_work.case_of(config, learner), learner)
     errors = peer_work.check(contender.build, case, block)
@@ -161,7 +168,7 @@ def _prepare(contender: Contender, learner: str, run: Run) -> tuple[Any, Any, di
         settings.replay_size,
         block,
     )
-    if contender.library == "torch":
+    if contender.library == "torch" and gpu == devices.NO_GPU:
         import peer_torch
 
         eager = contender._replace(options=(*contender.options, ("compiled", False)))
@@ -225,6 +232,7 @@ def compare(
     config: Config,
     run: Run,
     learner: str,
+    gpu: str,
     libraries: list[str],
     seconds: float,
     rounds: int,
@@ -242,7 +250,7 @@ def compare(
         for contender in contenders(config, learner, libraries):
             name = contender.name
             note(f"{learner}: {name}: preparing")
-            connection = start(contender, learner, run)
+            connection = start(contender, learner, run, gpu)
             found[name] = ask(connection, name)
             if "wrong" in found[name]:
                 raise RunError(f"{name}: {found[name]['wrong']}")
@@ -267,25 +275,32 @@ def compare(
 
 
 def measure(
-    config: Config, libraries: list[str], seconds: float, rounds: int, note: Any
+    config: Config,
+    device: str,
+    libraries: list[str],
+    seconds: float,
+    rounds: int,
+    note: Any,
 ) -> dict[str, Any]:
     """All figures of one configuration; its output_root must be empty.
 
     Args:
         config: of the run.
+        device: "cpu", or a GPU's id.
         libraries: of `LIBRARIES`.
         seconds: of each contender, all rounds together.
         rounds: how many.
         note: called with a line about what happens now.
     """
-    run, _board = harness.open_run(config, devices.CPU, learners.ROWS)
-    note("the machine's limit")
-    limits = learners.product_limit(devices.NO_GPU, config, seconds / 4)
+    run, _board = harness.open_run(config, device, learners.ROWS)
+    gpu = devices.assigned(device, False, os.environ).valuerl
+    note("the device's limit")
+    limits = learners.product_limit(gpu, config, seconds / 4)
     limit = max(limits.values())
     result: dict[str, Any] = {VALUERL: None, WORLDMODEL: None}
     for learner in learners_of(config):
         gflop = learners.FLOP[learner](config, run.obs_dim, run.action_dim) / 1e9
-        found = compare(config, run, learner, libraries, seconds, rounds, note)
+        found = compare(config, run, learner, gpu, libraries, seconds, rounds, note)
         for figures in found.values():
             if "updates_per_s" in figures:
                 figures["gflops"] = figures["updates_per_s"] * gflop
@@ -368,6 +383,9 @@ def _cells(figures: dict[str, Any]) -> list[str]:
 def main() -> None:
     parser = harness.parser(__doc__.splitlines()[0])
     parser.add_argument(
+        "--device", default=devices.CPU, help="a GPU's id, or cpu (cpu)"
+    )
+    parser.add_argument(
         "--seconds", type=float, default=20.0, help="of each contender (20)"
     )
     parser.add_argument("--rounds", type=int, default=5, help="in so many turns (5)")
@@ -391,7 +409,12 @@ def main() -> None:
     with harness.temporary_root() as root:
         config = harness.load(arguments.config, arguments.overrides, root)
         result = measure(
-            config, list(arguments.libraries), arguments.seconds, arguments.rounds, note
+            config,
+            arguments.device,
+            list(arguments.libraries),
+            arguments.seconds,
+            arguments.rounds,
+            note,
         )
     if arguments.json:
         harness.show(result, as_json=True, title="")
