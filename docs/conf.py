@@ -73,6 +73,25 @@ def _link_to_pages(app: Sphinx, doctree: nodes.document) -> None:
             link["reftarget"] = PAGES.get(name, link["reftarget"])
 
 
+def _link_to_lines(app: Sphinx, doctree: nodes.document, page: str) -> None:
+    """In the specification, the name of a function is a link to its source."""
+    if page != "specification":
+        return
+    documented = app.env.domains["py"].data["objects"]
+    places = {}
+    for name in documented:
+        package, _, rest = name.partition(".")
+        module, _, function = rest.partition(".")
+        if (package, module) in {("steve", "valuerl"), ("steve", "worldmodel")}:
+            places[function] = f"_modules/{package}/{module}.html#{function}"
+    for literal in list(doctree.findall(nodes.literal)):
+        if place := places.get(literal.astext()):
+            link = nodes.reference("", "", refuri=place, internal=True)
+            literal.replace_self(link)
+            link += literal
+
+
 def setup(app: Sphinx) -> None:
     app.connect("source-read", _insert_generated)
     app.connect("doctree-read", _link_to_pages)
+    app.connect("doctree-resolved", _link_to_lines)

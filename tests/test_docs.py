@@ -226,3 +226,31 @@ def test_the_reference_has_every_key_and_every_subcommand():
     shown = generated.command_line()
     for name in COMMANDS:
         assert f"usage: steve {name} " in shown
+
+
+def formulas(specification: str) -> list[str]:
+    """The functions beside the formulas: the last column of their tables."""
+    rows = re.findall(r"^\|.*\$.*\| `([\w.]+)` \|$", specification, re.MULTILINE)
+    return [name for name in rows if name]
+
+
+def test_every_formula_has_its_function_and_the_reference_has_it_too():
+    specification = (PROJECT / "docs" / "specification.md").read_text()
+    reference = (PROJECT / "docs" / "reference" / "python.md").read_text()
+    defined = {}
+    for module in ("valuerl", "worldmodel"):
+        names = documented(reference, module)
+        defined |= dict.fromkeys(names, (PROJECT / f"{module}.py").read_text())
+    found = formulas(specification)
+    assert len(found) == 12
+    for name in found:
+        assert f"def {name.split('.')[-1]}(" in defined[name], name
+
+
+def documented(reference: str, module: str) -> list[str]:
+    """What the reference has of a module, by the name in it."""
+    names = []
+    listed = rf"auto(module|class):: steve\.{module}\.?(\w*)\n   :members: (.*)"
+    for _, of, members in re.findall(listed, reference):
+        names += [f"{of}.{name}".lstrip(".") for name in members.split(", ")]
+    return names
