@@ -9,8 +9,9 @@ epoch is in the figures; before, the first epoch passes. To come to the point so
 learning begins after 1,000 frames and pretraining takes 10 updates, unless --set says
 otherwise.
 
-Of the run it says which share of the time each kind of process waits: for the pace, and
-for each thing that only a run waits for that can be repeated to the bit.
+Of the run it says how many cores each kind of process keeps busy, and which share of
+the time it waits: for the pace, and for each thing that only a run waits for that can
+be repeated to the bit.
 """
 
 import importlib
@@ -53,7 +54,7 @@ def observe(
     epochs: int,
     during: Callable[[], None],
 ) -> dict[str, Any]:
-    """Updates and frames a minute over whole epochs, and the waits' shares of the time.
+    """Updates and frames a minute over whole epochs, and what processes did meanwhile.
 
     Args:
         board: of the running processes.
@@ -68,14 +69,16 @@ def observe(
             during()
         return time.perf_counter(), int(board[VALUERL]["updates"]), replay.frames
 
-    start, before = wait_for(2), waited(board, config)
+    start, before, began = wait_for(2), waited(board, config), worked(board, config)
     end, after = wait_for(2 + epochs), waited(board, config)
     seconds = end[0] - start[0]
     waits = {name: (after[name] - before[name]) / seconds for name in after}
+    cores = {n: (t - began[n]) / seconds for n, t in worked(board, config).items()}
     return {
         "updates/min": (end[1] - start[1]) / seconds * 60,
         "frames/min": (end[2] - start[2]) / seconds * 60,
         "minutes": seconds / 60,
+        "cores": cores | {"all": sum(cores.values())},
         "waits": {n: share for n, share in waits.items() if share},
     }
 
@@ -94,11 +97,26 @@ def waited(board: Board, config: Config) -> dict[str, float]:
     return {name: statistics.mean(values) for name, values in seconds.items()}
 
 
+def worked(board: Board, config: Config) -> dict[str, float]:
+    """The seconds of processor time of each kind of process, of those that run."""
+    seconds: dict[str, float] = {}
+    for role in roles(config):
+        if pid := int(board[role.name]["pid"]):
+            # The two times after the name, which may hold spaces (man proc_pid_stat).
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            ticks = int(fields[11]) + int(fields[12])
+            before = seconds.get(role.kind, 0.0)
+            seconds[role.kind] = before + ticks / os.sysconf("SC_CLK_TCK")
+    return seconds
+
+
 def learn(name: str, run: Run) -> None:
     """A process: one learner, as in training."""
     from steve.running.child import Context, Stop
 
-    context = Context(run, name, 0, Board.open(run.folders.board), Stop())
+    board = Board.open(run.folders.board)
+    board[name]["pid"] = os.getpid()
+    context = Context(run, name, 0, board, Stop())
     importlib.import_module(f"steve.{name}_learner").build(context).run()
 
 
