@@ -47,6 +47,7 @@ STARTUP_NOTES = (
 )
 NO_GPU_NOTES = ("failed call to cuInit",)
 GREP_PATIENCE = 1.0  # seconds
+GROWTH = 1.25  # of the intervals of a wait
 # The scripts as subcommands of `steve`.
 SUBCOMMANDS = {
     "main.py": "train",
@@ -510,13 +511,13 @@ def wait_until(
 ) -> None:
     """Sleeps until `condition()` holds, asking at growing intervals (seconds).
 
-    The interval doubles from `shortest` to `longest`: a short wait ends promptly
-    and a long one costs next to nothing.
+    The interval grows by a quarter each time, from `shortest` to `longest`: a wait is
+    noticed to be over after a fifth of it more, and a long one costs next to nothing.
     """
     interval = shortest
     while not condition():
         time.sleep(interval)
-        interval = min(2 * interval, longest)
+        interval = min(GROWTH * interval, longest)
 
 
 class Every:

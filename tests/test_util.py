@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import itertools
 import math
 import os
 import signal
@@ -230,15 +231,18 @@ def test_a_condition_that_holds_costs_no_sleep(naps):
     assert naps == []
 
 
-def test_intervals_double_up_to_the_longest(naps):
-    wait_until(true_after(9))
-    milliseconds = [1, 2, 4, 8, 16, 32, 50, 50, 50]
-    assert naps == pytest.approx([ms / 1000 for ms in milliseconds])
+def test_an_interval_is_a_fifth_of_the_wait_at_most_and_at_least_the_shortest(naps):
+    wait_until(true_after(30))
+    waited = list(itertools.accumulate(naps))
+    assert naps[0] == 0.001
+    assert all(n <= 0.001 + w / 5 for n, w in zip(naps, waited, strict=True))
+    assert len(naps) == 30
+    assert naps[-1] == 0.05
 
 
 def test_intervals_can_be_chosen(naps):
-    wait_until(true_after(4), shortest=1.0, longest=3.0)
-    assert naps == [1.0, 2.0, 3.0, 3.0]
+    wait_until(true_after(4), shortest=1.0, longest=1.5)
+    assert naps == [1.0, 1.25, 1.5, 1.5]
 
 
 def test_the_condition_is_asked_no_more_once_it_holds(naps):
