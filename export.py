@@ -168,7 +168,8 @@ def run(arguments: argparse.Namespace) -> None:
     loaded, asked = named_checkpoint(
         arguments.config, arguments.checkpoint, arguments.set
     )
-    import_modules(loaded.config.module)
+    with without_startup_notes():  # of what they import
+        import_modules(loaded.config.module)
     path, state, warning = load_state(asked, loaded.config)
     difference = differing_keys(Path(os.path.abspath(path)).parent, loaded)
     for note in (*loaded.notes, warning, difference):
@@ -200,7 +201,8 @@ def run_minari(arguments: argparse.Namespace) -> None:
         arguments.config, arguments.checkpoint, arguments.set
     )
     config = loaded.config
-    import_modules(config.module)
+    with without_startup_notes():  # of what they import
+        import_modules(config.module)
     folders = (asked, asked / config.save_model_path, asked.parent)
     found = [each / "replay" for each in folders if (each / "replay").is_dir()]
     if not found:

@@ -39,6 +39,7 @@ from steve.util import (
     prepare_command,
     print_once,
     script_words,
+    shown_path,
     stop_as_by_ctrl_c,
 )
 
@@ -159,6 +160,11 @@ def show(arguments: argparse.Namespace, program: str) -> None:
     ).is_file():
         print_once(catalogue.describe_keys(keys))
     else:
+        near = catalogue.nearest_key(arguments.config)
+        if near and not locate(arguments.config).exists():
+            raise UserError(
+                f"{arguments.config}: neither a key nor a file; did you mean {near}?"
+            )
         loaded = request_of(arguments).loaded
         print_once(catalogue.describe(arguments.config, loaded))
 
@@ -188,31 +194,26 @@ def next_steps(
     """The commands that come next."""
     lines = []
     if not finished:
-        command = next_command(program, "main.py", request, "--resume")
+        command = resuming_command(program, request)
         lines += ["to resume:", f"  {command}"]
     if folders.policy.exists():
-        command = next_command(
-            program, "visualizer.py", request, str(folders.checkpoints)
-        )
-        lines += ["to look at the policy:", f"  {command}"]
+        words = [*script_words(program, "visualizer.py"), shown_path(folders.root)]
+        lines += ["to look at the policy:", f"  {shlex.join(words)}"]
     return lines
 
 
-def next_command(program: str, script: str, request: Request, addition: str) -> str:
-    """The command line of a script for the same configuration, GPU and name.
+def resuming_command(program: str, request: Request) -> str:
+    """The command line that resumes a run.
 
     Args:
         program: how this one was called.
-        script: "main.py" or "visualizer.py".
         request: of this run.
-        addition: what follows the configuration and the GPU.
     """
-    words = [*script_words(program, script), str(request.config), request.device]
-    words.append(addition)
-    if script == "main.py":
-        for option in ("name", "frames", "hours"):
-            value = getattr(request, option)
-            words += [] if value is None else [f"--{option}", str(value)]
+    words = [*script_words(program, "main.py"), str(request.config), request.device]
+    words.append("--resume")
+    for option in ("name", "frames", "hours"):
+        value = getattr(request, option)
+        words += [] if value is None else [f"--{option}", str(value)]
     settings = ["--set", *request.overrides] if request.overrides else []
     return shlex.join([*words, *settings])
 

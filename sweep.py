@@ -37,10 +37,12 @@ from steve.util import (
     OneLineParser,
     UserError,
     check_path,
+    counted,
     example,
     exit_code,
     number,
     prepare_command,
+    script_words,
     shown_path,
     terminal_width,
     whole_number,
@@ -71,7 +73,7 @@ def parse_arguments(
         parsed.command = arguments[0]
         return parsed
     parsed = _submit_parser(program).parse_args(arguments)
-    parsed.command = "submit"
+    parsed.command, parsed.program = "submit", program
     parsed.words = tuple(arguments)
     return parsed
 
@@ -209,7 +211,8 @@ def submit(arguments: argparse.Namespace) -> int:
         if is_local:
             sweep = _sweep(arguments, output_root, left)
             record.save(sweep)
-            return _run_pool([(sweep, index) for index in range(len(left))], slots)
+            places = [(sweep, index) for index in range(len(left))]
+            return _run_pool(places, slots, arguments.program)
         _submit_arrays(arguments, _arrays(arguments, output_root, left))
         return 0
 
@@ -225,9 +228,10 @@ def _submit_arrays(arguments: argparse.Namespace, sweeps: Sequence[Sweep]) -> No
             print(f"written; to submit it: {slurm.command(sweep)}")
             continue
         job = slurm.submit(sweep)
-        print(f"submitted {len(sweep.runs)} runs as job {job}: {sweep.script}")
+        submitted = counted(len(sweep.runs), "run")
+        print(f"submitted {submitted} as job {job}: {sweep.script}")
     if not arguments.no_submit:
-        print(f"to follow them: {_status_command(sweeps[0].output_root)}")
+        print(f"to follow them: {_status_command(arguments.program, sweeps[0])}")
 
 
 # ---- a search -----------------------------------------------------------------------
@@ -540,10 +544,11 @@ def _cost(runs: Sequence[PlannedRun], updates_per_s: float) -> str:
     return "\n".join(lines)
 
 
-def _run_pool(runs: Sequence[tuple[Sweep, int]], slots: list[dict[str, str]]) -> int:
+def _run_pool(
+    runs: Sequence[tuple[Sweep, int]], slots: list[dict[str, str]], program: str
+) -> int:
     codes = Pool(runs, slots, lambda line: print(line, flush=True)).run()
-    root = runs[0][0].output_root
-    print(f"to see all runs: {_status_command(root)}")
+    print(f"to see all runs: {_status_command(program, runs[0][0])}")
     return 1 if set(codes) - set(NO_FAILURE) else 0
 
 
@@ -570,8 +575,9 @@ def show_status(output_root: Path) -> int:
     return 0
 
 
-def _status_command(output_root: Path) -> str:
-    return shlex.join(["python", "sweep.py", "status", shown_path(output_root)])
+def _status_command(program: str, sweep: Sweep) -> str:
+    words = script_words(program, "sweep.py")
+    return shlex.join([*words, "status", shown_path(sweep.output_root)])
 
 
 def cancel(output_root: Path) -> int:
@@ -596,7 +602,7 @@ def cancel(output_root: Path) -> int:
     return 0
 
 
-def retry(output_root: Path) -> int:
+def retry(output_root: Path, program: str) -> int:
     """Starts failed runs again, by the engine and the script that they had."""
     _require_sweep(output_root)  # where there is none, nothing is made
     with record.claimed(output_root):
@@ -617,11 +623,12 @@ def retry(output_root: Path) -> int:
                 local += [(sweep, index) for index in indices]
             elif indices:
                 job = slurm.submit(sweep, indices)
-                print(f"submitted {len(indices)} runs as job {job}: {sweep.script}")
+                submitted = counted(len(indices), "run")
+                print(f"submitted {submitted} as job {job}: {sweep.script}")
         if not local:
             return 0
         last = local[-1][0]
-        return _run_pool(local, _slots(last.gpus_per_run, last.max_parallel))
+        return _run_pool(local, _slots(last.gpus_per_run, last.max_parallel), program)
 
 
 def main(arguments: Sequence[str] | None = None, program: str = "sweep.py") -> int:
@@ -635,7 +642,7 @@ def main(arguments: Sequence[str] | None = None, program: str = "sweep.py") -> i
             case "cancel":
                 return cancel(parsed.output_root)
             case "retry":
-                return retry(parsed.output_root)
+                return retry(parsed.output_root, program)
             case _:
                 return (find_best if parsed.optuna else submit)(parsed)
 

@@ -551,6 +551,11 @@ def terminal_width() -> int | None:
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
+def counted(number: int, noun: str) -> str:
+    """ "1 run", "2 runs"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def shown_path(path: Path) -> str:
     """A path as a user would type it in the working folder."""
     here = Path.cwd()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..settings.schema import Environment
-from ..util import UserError, one_line
+from ..util import UserError, error_text, one_line
 
 if TYPE_CHECKING:
     import gymnasium
@@ -207,6 +207,8 @@ def _undrawable(
 ) -> UserError:
     """What to say of an environment that can be made, but not be drawn."""
     text = one_line(error)
+    if isinstance(error, UserError) and error.__cause__:  # what its class says
+        text = f"made with render_mode rgb_array: {error_text(error.__cause__)}"
     if missing is None and ("GL" in text or "mesa" in text.lower()):
         backend = os.environ.get(GL_VARIABLE, "unset")
         missing = (

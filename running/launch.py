@@ -85,7 +85,8 @@ def run_processes(run: Run, display: Display) -> Outcome:
     if not outcome.error:
         for line in closing_lines(progress, outcome.finished):
             display.note(line)
-        display.note(f"all scores: {run.folders.scores}")
+        if run.folders.scores.exists():
+            display.note(f"all scores: {run.folders.scores}")
     return outcome
 
 

@@ -1,5 +1,6 @@
 """What there is to run (`--list`), and what a configuration says (`--describe`)."""
 
+import difflib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -153,6 +154,13 @@ def keys_called(name: str) -> list[KeyPath]:
     """The keys of that dotted name, or with that last part of it."""
     path = tuple(name.split("."))
     return [each for each in all_paths() if each[-len(path) :] == path]
+
+
+def nearest_key(name: str) -> str | None:
+    """The key that a misspelt one may mean, written in as many parts."""
+    parts = name.count(".") + 1
+    known = {".".join(path[-parts:]) for path in all_paths() if len(path) >= parts}
+    return next(iter(difflib.get_close_matches(name, sorted(known), 1, 0.75)), None)
 
 
 def describe_keys(paths: Sequence[KeyPath]) -> RenderableType:

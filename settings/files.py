@@ -85,6 +85,14 @@ def parse_json(text: str) -> Any:
     )
 
 
+def _nearest(path: Path, package: Path) -> str | None:
+    """The packaged file that a misspelt path may mean."""
+    there = [
+        str(each.relative_to(package)) for each in package.glob("config/**/*.json")
+    ]
+    return next(iter(difflib.get_close_matches(str(path), there, 1, 0.85)), None)
+
+
 def _read_object(
     path: Path, label: str, heir: str | None, package: Path
 ) -> dict[str, Any]:
@@ -106,12 +114,15 @@ def _read_object(
             content = file.read(MAX_FILE_BYTES + 1)
     except FileNotFoundError:
         hint = f"; there is {label}.json" if Path(f"{path}.json").is_file() else ""
+        if not hint and (near := _nearest(path, package)):
+            hint = f"; did you mean {near}?"
         by = f", inherited by {heir}" if heir else ""
-        looked = (
-            ""
-            if path.is_absolute()
-            else f", neither in {Path.cwd()} nor among the packaged ones in {package}"
-        )
+        looked = ""
+        if not path.is_absolute():
+            places = dict.fromkeys([str(Path.cwd()), str(package)])
+            looked = ", looked for in " + " and among the packaged ones in ".join(
+                places
+            )
         raise UserError(f"{label}: no such file{by}{looked}{hint}") from None
     except OSError as error:
         raise UserError(f"{label}: cannot be read ({error.strerror})") from None

@@ -21,7 +21,7 @@ from .digests import TEXTS, Digest
 from .disk import network_filesystem
 from .fitting import check_fits
 from .folders import Folders, Run
-from .locks import claimed, held, unwritable
+from .locks import claimed, held, in_use, unwritable
 from .record import (
     is_finished,
     read_json,
@@ -74,6 +74,10 @@ def opened(
     config, merged = request.loaded.config, request.loaded.merged
     folders = Folders.of(config, request.experiment)
     finish_rewind(folders)
+    if request.start is Start.FRESH and in_use(folders):
+        raise UserError(
+            f"{folders.root} is in use by another launch; --name NAME starts one more"
+        )
     # Checked before anything is written; and again when no other launch can interfere.
     check_mode(folders, merged, request.start)
     measured = measure(config)
@@ -89,7 +93,10 @@ def opened(
             and request.rewind_to is None
             and is_finished(folders, config.total_frames, config.total_hours)
         ):
-            note(f"{folders.root} is finished: nothing is left to do")
+            note(
+                f"{folders.root} is finished: nothing is left to do (a larger --frames "
+                "or --hours moves its end)"
+            )
             yield None
             return
         notes += request.loaded.notes

@@ -20,7 +20,7 @@ from ..running.child import FAILED, signal_at_parents_death
 from ..running.devices import VARIABLE, Gpu
 from ..storage import locks, record
 from ..storage.disk import full_disk_line, is_full
-from ..util import UserError, on_stop_signals
+from ..util import UserError, counted, on_stop_signals
 from .record import NO_FAILURE, Sweep
 
 MAIN = Path(__file__).resolve().parents[1] / "main.py"
@@ -119,8 +119,8 @@ class Pool:
     def _pass_signals_on(self) -> None:
         if self._signals and not self._passed_on:
             self._say(
-                f"stopping: {len(self._running)} runs save and end, "
-                f"{len(self._waiting)} are not started"
+                f"stopping: {counted(len(self._running), 'run')} to save and end, "
+                f"{len(self._waiting)} not started; the same call continues them"
             )
         while self._passed_on < min(self._signals, 2):
             self._passed_on += 1

@@ -3,7 +3,7 @@
 import textwrap
 from collections.abc import Iterator, Sequence
 
-from ..util import clock, shown_path
+from ..util import clock, counted, shown_path
 from .status import FAILED, STATES, State
 
 COLUMNS = ("run", "state", "frames", "done", "score", "left")
@@ -29,7 +29,7 @@ def table(found: Sequence[State], width: int | None) -> list[str]:
         lines += [_line(row, widths), *_reason(state, width)]
     counts = [sum(state.state == name for state in found) for name in STATES]
     shown = [f"{n} {name}" for n, name in zip(counts, STATES, strict=True) if n]
-    return [*lines, f"{len(found)} runs: {', '.join(shown)}"]
+    return [*lines, f"{counted(len(found), 'run')}: {', '.join(shown)}"]
 
 
 def _cells(state: State) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ import steve
 from steve import __main__, export, main, toy_demo, visualizer
 from steve.__main__ import COMMANDS
 from steve.settings import loading
+from steve.storage.folders import Folders
 from steve.util import SUBCOMMANDS, RunError, UserError, python_word
 
 
@@ -105,11 +106,26 @@ def test_packaged_configurations_are_found_from_any_folder(tmp_path, monkeypatch
 
 def test_the_next_command_is_the_one_that_was_used(monkeypatch):
     request = main.request_of(main.parse_arguments(["quickstart", "cpu"]))
-    words = main.next_command("steve train", "visualizer.py", request, "folder")
-    assert words == "steve visualize quickstart cpu folder"
+    words = main.resuming_command("steve train", request)
+    assert words == "steve train quickstart cpu --resume"
     monkeypatch.setattr(sys, "argv", ["../there/main.py"])
-    words = main.next_command("main.py", "visualizer.py", request, "folder")
-    assert words == f"{python_word()} ../there/visualizer.py quickstart cpu folder"
+    words = main.resuming_command("main.py", request)
+    assert words == f"{python_word()} ../there/main.py quickstart cpu --resume"
+
+
+def test_the_policy_is_looked_at_by_its_folder(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    request = main.request_of(main.parse_arguments(["quickstart", "cpu"]))
+    settings = [f"output_root={tmp_path}"]
+    config = loading.load("quickstart", overrides=settings).config
+    folders = Folders.of(config, "a run")
+    folders.policy.parent.mkdir(parents=True)
+    folders.policy.touch()
+    lines = main.next_steps(request, "steve train", folders, finished=True)
+    assert lines == [
+        "to look at the policy:",
+        "  steve visualize 'InvertedPendulum-v5/a run'",
+    ]
 
 
 def test_the_next_command_is_for_the_interpreter_that_ran(monkeypatch, tmp_path):

@@ -20,15 +20,15 @@ import pytest
 from support import make_config, make_run, read_events
 from support_children import die_measuring, hang_measuring
 
-from steve import main, visualizer
-from steve.main import next_command
+from steve import main
+from steve.main import resuming_command
 from steve.running import devices
 from steve.running import launch as launch_module
 from steve.running.launch import measure_environment, plan_children
 from steve.settings.roles import VALUERL, WORLDMODEL
 from steve.settings.schema import Config, Environment
 from steve.storage.board import Board
-from steve.util import UserError, python_word
+from steve.util import UserError, python_word, shown_path
 
 PROJECT = Path(__file__).resolve().parents[1]
 QUICKSTART = "config/quickstart.json"
@@ -224,8 +224,8 @@ def test_every_algorithm_of_the_paper_trains_and_ends_at_its_limit(algorithm, tm
     assert len(set(record["starts"][0]["seeds"].values())) == (6 if has_model else 5)
     assert "score of random actions: " in done.stdout
     assert str(folder / "log" / "run.greedy.csv") in done.stdout
-    look = f"visualizer.py {QUICKSTART} cpu {folder / 'checkpoints'} --set "
-    assert f"to look at the policy:\n  {python_word()} {look}" in done.stdout
+    look = f"visualizer.py {shown_path(folder)}"
+    assert f"to look at the policy:\n  {python_word()} {look}\n" in done.stdout
 
     again = run(tmp_path, "--resume", settings=tuple(ALGORITHMS[algorithm]))
     assert again.returncode == 0
@@ -400,20 +400,15 @@ def test_a_reader_that_goes_away_ends_what_is_shown(option):
     assert shown.returncode == 1
 
 
-def test_the_commands_named_at_the_end_are_those_of_the_same_run():
+def test_the_command_named_at_the_end_is_that_of_the_same_run():
     given = [QUICKSTART, "cpu", "--overwrite", "--name", "a b", "--hours", "0.5"]
     given += ["--set", "env.name=Pendulum-v1", 'env.make_kwargs={"g": 1}']
     first = main.parse_arguments(given)
     request = main.request_of(first)
-    words = shlex.split(next_command("main.py", "main.py", request, "--resume"))
+    words = shlex.split(resuming_command("main.py", request))
     assert words[:2] == [python_word(), "main.py"]
     second = main.parse_arguments(words[2:])
     assert vars(second) == {**vars(first), "overwrite": False, "resume": True}
-    words = shlex.split(next_command("main.py", "visualizer.py", request, "the folder"))
-    assert words[:2] == [python_word(), "visualizer.py"]
-    shown = visualizer.parse_arguments(words[2:])
-    assert (shown.config, shown.gpu_id, shown.set) == (QUICKSTART, "cpu", first.set)
-    assert shown.checkpoint == Path("the folder")
 
 
 def test_an_unwritable_output_is_one_line(tmp_path):

@@ -178,7 +178,7 @@ def test_what_is_submitted_is_kept_and_not_submitted_twice(
     stand_in("squeue", f"echo '0|PENDING|7_0|Priority|/|{script}'")
     code, shown = said(capsys, *words)
     assert "1 of 2 runs: waiting already" in shown
-    assert "submitted 1 runs as job 7" in shown
+    assert "submitted 1 run as job 7" in shown
     assert len(calls.read_text().splitlines()) == 2
 
 
@@ -308,9 +308,12 @@ def test_cancel_ends_the_pool_that_is_at_work(tmp_path, capsys):
         "    print('held', flush=True); signal.pause()"
     )
     words = [sys.executable, "-c", code, str(tmp_path)]
-    with subprocess.Popen(words, cwd=PROJECT, stdout=subprocess.PIPE) as pool:
+    with contextlib.ExitStack() as ends:
+        pool = subprocess.Popen(words, cwd=PROJECT, stdout=subprocess.PIPE)
+        ends.enter_context(pool)
+        ends.callback(pool.kill)  # a failed assertion waits for nobody
         assert pool.stdout.readline() == b"held\n"
-        assert said(capsys, "status", tmp_path)[1].endswith("1 runs: 1 waiting\n")
+        assert said(capsys, "status", tmp_path)[1].endswith("1 run: 1 waiting\n")
         assert f"process {pool.pid}" in said(capsys, "cancel", tmp_path)[1]
         assert pool.wait(timeout=DEADLINE) == -signal.SIGTERM
 
@@ -433,7 +436,7 @@ def test_elements_of_an_array_share_a_search(tmp_path, capsys, stand_in, monkeyp
     stand_in("squeue", f"echo '1|RUNNING|7_1|None|/|{made.script}'")
     code, shown = said(capsys, *call)  # after a scancel, say, of element 2
     assert code == 0
-    assert "1 of 2 runs: running already\nsubmitted 1 runs as job 7" in shown
+    assert "1 of 2 runs: running already\nsubmitted 1 run as job 7" in shown
     assert f"the best so far: trial 0, policy_config.learning_rate={first}" not in shown
     assert "the best so far: trial 0, policy_config.learning_rate=" in shown
     again = record.load_all(root)[1]

@@ -235,6 +235,12 @@ def test_in_a_file_the_output_is_plain_and_nothing_is_broken():
     [
         (["--describe", "config/none.json"], "config/none.json: no such file"),
         (["--describe"], "required: CONFIG.json"),
+        (
+            ["--describe", "replaysize"],
+            "replaysize: neither a key nor a file; did you mean replay_size?",
+        ),
+        (["--describe", "policy_config.lerning_rate"], "policy_config.learning_rate?"),
+        (["--describe", "config/quikstart.json"], "mean config/quickstart.json?"),
         (["--describe", "config/quickstart.json", "--set", "sed=1"], "did you mean"),
     ],
 )

@@ -57,7 +57,7 @@ def test_unusable_inherited_file_is_named(tree):
 
 
 def test_missing_files_are_named_with_their_heir(tree):
-    places = f"neither in {tree.root} nor among the packaged ones in {tree.root}"
+    places = f"looked for in {tree.root}"
     assert tree.refusal() == f"a.json: no such file, {places}"
     tree.write(a=updates("b"), b=updates("sub/c"))
     missing = "sub/c.json: no such file, inherited by b.json"
@@ -69,6 +69,20 @@ def test_a_forgotten_ending_is_pointed_out(tree):
     refusal = tree.refusal()
     assert refusal.startswith("b: no such file, inherited by a.json, ")
     assert refusal.endswith("; there is b.json")
+
+
+def test_both_places_are_named_and_the_nearest_packaged_file(tree, monkeypatch):
+    elsewhere = tree.root / "elsewhere"
+    elsewhere.mkdir()
+    (tree.root / "config").mkdir()
+    (tree.root / "config" / "quickstart.json").write_text("{}")
+    monkeypatch.chdir(elsewhere)
+    with pytest.raises(UserError) as refused:
+        load("config/quikstart.json", root=tree.root)
+    assert str(refused.value) == (
+        f"config/quikstart.json: no such file, looked for in {elsewhere} and among the "
+        f"packaged ones in {tree.root}; did you mean config/quickstart.json?"
+    )
 
 
 def test_folders_and_pipes_are_no_files(tree):

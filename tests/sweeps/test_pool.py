@@ -144,7 +144,9 @@ def test_a_signal_lets_runs_save_and_starts_no_more(tmp_path, number):
     assert work(sweep, [{}, {VARIABLE: "a"}], tell) == [0]
     assert (tmp_path / "first.saved").exists()
     assert codes(sweep) == [0, None]
-    assert "1 runs save and end, 1 are not started" in lines[1]
+    assert lines[1].endswith(
+        "stopping: 1 run to save and end, 1 not started; the same call continues them"
+    )
     assert signal.getsignal(number) is before
 
     (tmp_path / "first").write_text("0")
