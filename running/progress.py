@@ -175,6 +175,8 @@ class Progress:
             return Phase(COLLECTING, self.frames, first, FRAMES)
         if config.has_model and not board[WORLDMODEL]["epoch"]:
             done = int(board[WORLDMODEL]["pretrained"])
+            if not done:
+                return Phase("preparing to pretrain the world model")
             return Phase(PRETRAINING, done, self._pretraining(WORLDMODEL), "updates")
         return Phase("preparing to learn")
 

@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import queue
+import re
 import signal
 import subprocess
 import sys
@@ -95,13 +96,21 @@ def train(
         _ended(launcher)
         events.close()
     if "error" in result:
-        raise (UserError if result["code"] == 2 else RunError)(result["error"])
+        kind = UserError if result["code"] == 2 else RunError
+        raise kind(_in_python(result["error"]))
     if "folder" not in result:
         raise RuntimeError(
             f"the launcher ended with exit code {launcher.returncode}; what it printed "
             "says why"
         )
     return Path(result["folder"])
+
+
+def _in_python(text: str) -> str:
+    """A line that names options of the command line, with the arguments of `train`."""
+    text = text.replace("--set: ", "set: ").replace("--name NAME", "name=...")
+    text = re.sub(r"--(resume|overwrite)\b(?!-)", r"\1=True", text)
+    return re.sub(r"--(frames|hours)\b", r"\1=...", text)
 
 
 def _received(output: IO[str], events: IO[str]) -> Iterator[tuple[str, Any]]:

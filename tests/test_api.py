@@ -160,9 +160,13 @@ def test_mistakes_are_raised_and_a_run_resumes(trained, monkeypatch):
     monkeypatch.chdir(run.folder.parents[2])
     content = {"inherits": ["config/quickstart.json"], "updates": {"seed": 3}}
     same = {"name": "first", "set": QUICK, "show": lambda line: None}
-    with pytest.raises(steve.UserError, match="holds output of an earlier run"):
+    with pytest.raises(steve.UserError) as refused:
         steve.train(content, frames=FRAMES, **same)
-    with pytest.raises(steve.UserError, match="did you mean batch_size"):
+    assert str(refused.value).endswith(
+        "holds output of an earlier run: resume=True continues it, overwrite=True "
+        "renames it and starts again, name=... keeps both"
+    )
+    with pytest.raises(steve.UserError, match=r"^set: .*did you mean batch_size"):
         steve.train("quickstart", set={"policy_config.batchsize": 1})
     with pytest.raises(steve.UserError, match="contradict"):
         steve.train("quickstart", resume=True, overwrite=True)

@@ -20,6 +20,7 @@ def test_phases_of_a_run_with_a_model_and_how_far_each_is(tmp_path):
     shown.add_frames(1000)
     assert str(progress.phase) == "collecting the first frames, 1,000 of 1,000 frames"
     shown.add_frames(8)
+    assert str(progress.phase) == "preparing to pretrain the world model"
     board[WORLDMODEL]["pretrained"] = 2500
     assert str(progress.phase) == "pretraining the world model, 2,500 of 10,000 updates"
     board[WORLDMODEL]["epoch"] = 1
