@@ -96,8 +96,8 @@ def train(
         _ended(launcher)
         events.close()
     if "error" in result:
-        kind = UserError if result["code"] == 2 else RunError
-        raise kind(_in_python(result["error"]))
+        error = UserError if result["code"] == 2 else RunError
+        raise error(_in_python(result["error"]))
     if "folder" not in result:
         raise RuntimeError(
             f"the launcher ended with exit code {launcher.returncode}; what it printed "
