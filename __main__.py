@@ -58,6 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "command", choices=COMMANDS, metavar="COMMAND", help="one of them"
     )
+    if not words:
+        parser.error(f"which command? {', '.join(COMMANDS)}")
     name = parser.parse_args(words[:1]).command
     command = COMMANDS[name]
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no stack trace of an import

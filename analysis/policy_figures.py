@@ -267,7 +267,7 @@ def _plot_weights(axes: "Axes", weights: np.ndarray) -> None:
                 zorder=2 - h / count,
             )
         axes.set_ylim(0, 1)
-    axes.set_ylabel("weight" if stride == 1 else f"weight, mean of {stride} steps")
+    axes.set_ylabel("weight" if stride == 1 else f"weight,\nmean of {stride} steps")
     finish_axes(axes)
     columns = -(-count // LEGEND_ROWS)
     axes.legend(

@@ -22,7 +22,7 @@ from rich.text import Text
 from ..settings.roles import VALUERL, WORLDMODEL
 from ..storage.scores import LAST_SCORES
 from ..util import clock
-from .progress import LearnerProgress, Progress
+from .progress import LOADING, LearnerProgress, Progress
 
 REFRESH = 0.5  # seconds, in place
 LINE_EVERY = 10.0  # seconds, as plain lines
@@ -44,7 +44,8 @@ def plain_line(progress: Progress) -> str:
         str(progress.phase),
         f"frames {frames_text(progress)}",
     ]
-    for learner in progress.learners():
+    is_loading = progress.phase.name == LOADING  # their counters are not theirs yet
+    for learner in [] if is_loading else progress.learners():
         text = f"{learner.name} {learner.updates:,} updates"
         if learner.pretrained and not learner.updates:
             text = f"{learner.name} pretraining {learner.pretrained:,} updates"

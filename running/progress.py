@@ -20,6 +20,7 @@ RATE_WINDOW = 30.0  # seconds over which the speeds for "time left" are taken
 FRAMES = "frames"  # next to the learners' names, among what is counted
 COLLECTING = "collecting the first frames"
 PRETRAINING = "pretraining the world model"
+LOADING = "loading what was learned"
 LEARNING = "learning"
 
 # Sums and regularisers, which say little; the other metrics of a log are shown.
@@ -166,7 +167,7 @@ class Progress:
             done = sum(epoch == last for epoch, _ in self._final.rows)
             return Phase("final evaluation", done, total, "episodes")
         if self._run.launch and not self.are_ready():
-            return Phase("loading what was learned")
+            return Phase(LOADING)
         if board[VALUERL]["epoch"]:
             return Phase(LEARNING)
         starts = [each.frames_before_learning for each in learners(config).values()]

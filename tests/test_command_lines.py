@@ -58,7 +58,7 @@ def test_each_script_is_a_subcommand_that_calls_itself_so(name, capsys):
         (["--version"], 0, f"steve {steve.__version__}"),
         (["train", "--version"], 0, f"steve {steve.__version__}"),
         (["--help"], 0, "visualize"),
-        ([], 2, "steve: the following arguments are required: COMMAND"),
+        ([], 2, "steve: which command? train, describe, "),
         (["trian"], 2, "steve: argument COMMAND: invalid choice: 'trian'"),
         (["train"], 2, "steve train: the following arguments are required"),
     ],

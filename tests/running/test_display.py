@@ -68,6 +68,14 @@ def test_line_while_the_model_is_pretrained(tmp_path):
     assert "worldmodel pretraining 2,500 updates (80.0/s)" in line
 
 
+def test_line_of_a_resumed_run_has_no_counters_before_they_are_restored(tmp_path):
+    shown = Shown(tmp_path, model=False, launch=1)
+    assert "loading what was learned" in shown.line()
+    assert "updates" not in shown.line()
+    shown.fill(VALUERL, [], epoch=11, ready=1, updates=5000)
+    assert "valuerl 5,000 updates" in shown.line()
+
+
 def test_line_with_scores_shows_the_last_four(tmp_path):
     shown = busy(tmp_path)
     rows = [f"0.1,{epoch},100,{10.0 * epoch}\n" for epoch in range(1, 7)]
