@@ -109,14 +109,13 @@ def model_error_figure(errors: ModelError, horizon: int | None) -> "Figure":
         for field, (label, color, dashes) in MODEL_STYLES.items():
             line = getattr(each, field)
             if not np.nan_to_num(line).any():
-                continue  # it would lie on the axis: `_name_zeros` says so
+                continue  # it would lie on the axis: the title says so
             axes.plot(steps, line, color=color, linestyle=dashes, label=label)
         values = np.concatenate(each)
         if wants_log_scale(values[values != 0]):
             axes.set_yscale("log")
         else:
             axes.set_ylim(bottom=0)
-        _name_zeros(axes, each)
         if horizon and horizon <= len(steps):
             axes.axvline(horizon, color="#888888", linewidth=0.8, zorder=0)
             axes.annotate(
@@ -129,7 +128,7 @@ def model_error_figure(errors: ModelError, horizon: int | None) -> "Figure":
                 color="#555555",
                 fontsize=8,
             )
-        axes.set_title(title, fontsize=9)
+        axes.set_title("\n".join([title, *zeros(each)]), fontsize=9)
         axes.set_xticks(steps if len(steps) <= LONGEST_ROLLOUT else steps[4::5])
         axes.set_xlabel("imagined steps")
         finish_axes(axes)
@@ -154,15 +153,13 @@ def model_error_figure(errors: ModelError, horizon: int | None) -> "Figure":
     return figure
 
 
-def _name_zeros(axes: "Axes", errors: Errors) -> None:
+def zeros(errors: Errors) -> list[str]:
     """Names the lines that are 0 everywhere: no line can be seen on the axis."""
-    zeros = [
-        label
+    return [
+        f"{label}: 0"
         for field, (label, *_) in MODEL_STYLES.items()
         if not np.nan_to_num(getattr(errors, field)).any()
     ]
-    text = "\n".join(f"{label}: 0" for label in zeros)
-    axes.text(0.97, 0.03, text, transform=axes.transAxes, ha="right", fontsize=8)
 
 
 def episode_figure(
