@@ -133,9 +133,10 @@ def _read_object(
     except UnicodeDecodeError as error:
         raise UserError(f"{label}: not UTF-8 at byte {error.start}") from None
     except json.JSONDecodeError as error:
+        comma = error.msg.startswith(("Expecting property name", "Illegal trailing"))
         raise UserError(
             f"{label}: not valid JSON at line {error.lineno}, column {error.colno}: "
-            f"{error.msg}"
+            f"{error.msg}{' (is there a comma too many?)' if comma else ''}"
         ) from None
     except Unacceptable as error:
         raise UserError(f"{label}: {error}") from None

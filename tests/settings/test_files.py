@@ -16,6 +16,7 @@ from steve.util import UserError
     [
         ("{", "not valid JSON at line 1, column 2"),
         ('{\n "updates": {,}}', "not valid JSON at line 2, column 14"),
+        ('{"updates": {"seed": 1,}}', "(is there a comma too many?)"),
         ("", "not valid JSON at line 1, column 1"),
         ("[]", "must hold a JSON object, not []"),
         ("3", "must hold a JSON object, not 3"),
