@@ -74,7 +74,7 @@ def opened(
     config, merged = request.loaded.config, request.loaded.merged
     folders = Folders.of(config, request.experiment)
     finish_rewind(folders)
-    if request.start is Start.FRESH and in_use(folders):
+    if request.start is Start.FRESH and has_output(folders) and in_use(folders):
         raise UserError(
             f"{folders.root} is in use by another launch; --name NAME starts one more"
         )
