@@ -317,4 +317,7 @@ def _remarks(environment: str, name: str, group: Sequence[Record]) -> Iterator[s
         yield f"{environment}, {name}: runs differ in {', '.join(changed)}"
     seeds = sorted(run.config.seed for run in group)
     if len(set(seeds)) < len(seeds):
-        yield f"{environment}, {name}: a seed occurs twice: {seeds}"
+        yield (
+            f"{environment}, {name}: a seed occurs twice: {seeds}; its runs are no "
+            "replicates: name the folders that belong together"
+        )

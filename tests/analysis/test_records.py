@@ -301,11 +301,13 @@ def test_what_a_reader_should_know_is_remarked(tmp_path):
     assert "Chain-v0" in short
     assert "200" in short
     assert settings_differ.endswith("differ in policy_config.layers")
-    assert seeds.endswith("a seed occurs twice: [0, 0]")
+    assert "a seed occurs twice: [0, 0]; its runs are no replicates" in seeds
 
 
 def test_a_copied_experiment_is_remarked_as_a_seed_that_occurs_twice(tmp_path):
     path = write_experiment(tmp_path / "output" / "a4", ROWS, seed=4)
     shutil.copytree(path.parent, tmp_path / "results" / "a4")
     (line,) = remarks(find_runs([tmp_path]))
-    assert line.endswith("[4, 4]")
+    assert line.endswith(
+        "[4, 4]; its runs are no replicates: name the folders that belong together"
+    )
