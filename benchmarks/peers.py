@@ -2,7 +2,7 @@
 
     pip install -e '.[peers]'
     python benchmarks/peers.py config/quickstart.json
-    python benchmarks/peers.py config/quickstart.json --device 0    # a GPU
+    python benchmarks/peers.py config/quickstart.json --device 0    # a GPU (untried)
 
 Each contender is a process: ours are the learners as in training, the others are in
 peer_jax.py and peer_torch.py. All draw their batches from the same replay buffer, in a

@@ -119,10 +119,9 @@ def _read_object(
         by = f", inherited by {heir}" if heir else ""
         looked = ""
         if not path.is_absolute():
-            places = dict.fromkeys([str(Path.cwd()), str(package)])
-            looked = ", looked for in " + " and among the packaged ones in ".join(
-                places
-            )
+            looked = f", looked for in {Path.cwd()}"
+            if package != Path.cwd():
+                looked += f" and among the packaged ones in {package}"
         raise UserError(f"{label}: no such file{by}{looked}{hint}") from None
     except OSError as error:
         raise UserError(f"{label}: cannot be read ({error.strerror})") from None

@@ -193,7 +193,7 @@ def _load(folder: Path) -> Sweep:
     except (UserError, ValidationError):
         raise UserError(
             f"{path} cannot be read, or is no record of a sweep; rename its folder, "
-            f"{folder.name}, once no job of it is queued, to go on without it"
+            f"{folder.name}, once no job of it is queued, to continue without it"
         ) from None
 
 

@@ -1,7 +1,7 @@
 """A search for good values of keys by Optuna; its study is a journal on the disk.
 
-A trial is one run. Trials have numbers, and what is begun under a number stays its
-trial, whoever asks for it again: a call or a job that was killed loses none.
+A trial is one run and has a number. A trial that was begun keeps its number and its
+values, so a call or a job that was killed loses none.
 """
 
 import json

@@ -229,7 +229,7 @@ def test_the_reference_has_every_key_and_every_subcommand():
 
 
 def formulas(specification: str) -> list[str]:
-    """The functions beside the formulas: the last column of their tables."""
+    """The functions that formulas name: the last column of their tables."""
     rows = re.findall(r"^\|.*\$.*\| `([\w.]+)` \|$", specification, re.MULTILINE)
     return [name for name in rows if name]
 

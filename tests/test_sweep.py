@@ -180,6 +180,9 @@ def test_what_is_submitted_is_kept_and_not_submitted_twice(
     assert "1 of 2 runs: waiting already" in shown
     assert "submitted 1 run as job 7" in shown
     assert len(calls.read_text().splitlines()) == 2
+    words[2] = "2"
+    assert sweep.main(words, program="steve sweep") == 0
+    assert "to follow them: steve sweep status " in capsys.readouterr().out
 
 
 def test_more_runs_than_an_array_takes_are_several_arrays(tmp_path, capsys, stand_in):

@@ -367,6 +367,7 @@ def test_wrong_options_are_one_line(capsys, wrong):
     ("fault", "code", "said"),
     [
         ("undrawable", 2, "--video none leaves the video out"),
+        ("undrawable", 2, "Drawn-v0 cannot be drawn: made with render_mode rgb_array"),
         ("no picture", 2, "Drawn-v0 gives no pictures"),
         ("lost", 2, "Drawn-v0 gives no pictures"),
         ("abort", 1, "ended (SIGABRT): the display is on fire"),

@@ -598,3 +598,19 @@ def test_scores_of_two_names_are_left_as_they_are(folders, config):
         (folders.log / f"{name}.greedy.csv").write_bytes(CSV_HEADER + ROWS)
     assert open_now(folders, config) == []
     assert (folders.log / "earlier.greedy.csv").exists()
+
+
+def test_a_start_where_a_run_is_going_on_says_so_and_not_to_resume_it(tmp_path):
+    request = Request(QUICKSTART, "cpu", overrides=(f"output_root={tmp_path}",))
+
+    def start():
+        sizes = EnvSpec(3, 1, None)
+        return opening.opened(request, lambda config: sizes, {}, lambda line: None)
+
+    with start() as run:
+        assert run is not None
+        refused = pytest.raises(UserError, match="in use by another launch; --name")
+        with refused, start():
+            pass
+    with pytest.raises(UserError, match="holds output of an earlier run"), start():
+        pass
