@@ -168,8 +168,7 @@ def run(arguments: argparse.Namespace) -> None:
     loaded, asked = named_checkpoint(
         arguments.config, arguments.checkpoint, arguments.set
     )
-    with without_startup_notes():  # of what they import
-        import_modules(loaded.config.module)
+    import_modules(loaded.config.module)
     path, state, warning = load_state(asked, loaded.config)
     difference = differing_keys(Path(os.path.abspath(path)).parent, loaded)
     for note in (*loaded.notes, warning, difference):
@@ -201,8 +200,7 @@ def run_minari(arguments: argparse.Namespace) -> None:
         arguments.config, arguments.checkpoint, arguments.set
     )
     config = loaded.config
-    with without_startup_notes():  # of what they import
-        import_modules(config.module)
+    import_modules(config.module)
     folders = (asked, asked / config.save_model_path, asked.parent)
     found = [each / "replay" for each in folders if (each / "replay").is_dir()]
     if not found:

@@ -291,8 +291,7 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.config, arguments.checkpoint, arguments.set
     )
     config = loaded.config
-    with without_startup_notes(arguments.gpu_id == "cpu"):  # of what they import
-        import_modules(config.module)
+    import_modules(config.module)
     variables = gpu_variables(arguments.gpu_id)
     if arguments.video != "none" and importlib.util.find_spec("moviepy") is None:
         raise UserError("videos need moviepy: pip install moviepy, or --video none")

@@ -185,10 +185,9 @@ def child_main(
     with present(run.folders):
         try:
             module, function = main.split(":")
-            with without_startup_notes():  # of learners, and of the user's modules
-                with environment(WITHOUT_KERAS):
-                    main_function = getattr(importlib.import_module(module), function)
-                import_modules(run.config.module)
+            with without_startup_notes(), environment(WITHOUT_KERAS):
+                main_function = getattr(importlib.import_module(module), function)
+            import_modules(run.config.module)
             seed = process_seed(run.config, name)
             board = Board.open(run.folders.board)
             board[name]["pid"] = os.getpid()

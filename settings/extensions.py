@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-from ..util import UserError, error_text
+from ..util import UserError, error_text, without_startup_notes
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -226,13 +226,16 @@ def _keywords(function: Callable[..., Any], skip: int) -> dict[str, Any]:
 
 
 def import_modules(names: Sequence[str]) -> None:
-    """Imports what a configuration's `module` names.
+    """Imports what a configuration's `module` names, without TensorFlow's notes.
 
     Raises:
         UserError: one cannot be imported.
     """
-    for name in names:
-        import_module(name, "module")
+    if not names:
+        return
+    with without_startup_notes():
+        for name in names:
+            import_module(name, "module")
 
 
 def import_module(name: str, key: str) -> None:

@@ -569,3 +569,17 @@ with steve.util.without_startup_notes():
         assert process.wait(PATIENCE) == 0
         assert process.stdin is not None
         process.stdin.close()  # which ends cat
+
+
+def test_a_module_that_imports_tensorflow_shows_none_of_its_notes(tmp_path):
+    text = (NOTES + ERROR).encode("latin-1")
+    (tmp_path / "noisy.py").write_text(f"import os\nos.write(2, {text!r})\n")
+    script = """
+from steve.settings.extensions import import_modules
+import_modules(["noisy"])
+"""
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, encoding="latin-1"
+    )
+    assert (done.returncode, done.stderr) == (0, ERROR)
