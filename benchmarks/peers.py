@@ -18,6 +18,7 @@ benchmarks/learners.py.
 """
 
 import contextlib
+import fnmatch
 import functools
 import importlib.util
 import multiprocessing
@@ -94,8 +95,20 @@ def settings_of(config: Config, learner: str) -> LearnerConfig:
     return config.policy_config if learner == VALUERL else config.model_section
 
 
-def contenders(config: Config, learner: str, libraries: list[str]) -> list[Contender]:
-    """Ours, and all ways of the libraries to make a learner's update."""
+def contenders(
+    config: Config, learner: str, libraries: list[str], only: list[str]
+) -> list[Contender]:
+    """Ours, and the ways of the libraries to make a learner's update.
+
+    Args:
+        config: of the run.
+        learner: whose update.
+        libraries: of `LIBRARIES`.
+        only: patterns of names; others do not take part.
+
+    Raises:
+        UserError: no name fits a pattern.
+    """
     allowed = config.most_updates_per_call(settings_of(config, learner))
     block = int(min(UPDATES_PER_CALL, allowed))
     sizes = peer_work.ensembles(config).values()
@@ -103,14 +116,20 @@ def contenders(config: Config, learner: str, libraries: list[str]) -> list[Conte
     ways: list[tuple[tuple[str, bool], ...]] = [()]
     if has_ensembles:
         ways = [(("batched", True),), (("batched", False),)]
-    found = [Contender(OURS)]
+    found = []
     for way in ways:
         if "jax" in libraries:
             found += [Contender("jax", k, way) for k in sorted({1, block})]
         if "torch" in libraries:
             compiled = (False, True)
             found += [Contender("torch", 1, (*way, ("compiled", c))) for c in compiled]
-    return found
+    names = [contender.name for contender in found]
+    chosen = [fnmatch.filter(names, pattern) for pattern in only]
+    for pattern, fitting in zip(only, chosen, strict=True):
+        if not fitting:
+            raise UserError(f"--only {pattern}: fits none of {', '.join(names)}")
+    taken = {name for fitting in chosen for name in fitting}
+    return [Contender(OURS), *(each for each in found if each.name in taken)]
 
 
 # -- the processes ----------------------------------------------------------------
@@ -233,12 +252,12 @@ def compare(
     run: Run,
     learner: str,
     gpu: str,
-    libraries: list[str],
+    taking_part: list[Contender],
     seconds: float,
     rounds: int,
     note: Any,
 ) -> dict[str, dict[str, Any]]:
-    """All contenders of a learner's update, by name.
+    """The contenders of a learner's update, by name.
 
     Raises:
         RunError: one does not agree with the reference vector.
@@ -246,8 +265,8 @@ def compare(
     peer_work.work_of(config, learner)  # whether there is such an update
     found: dict[str, dict[str, Any]] = {}
     with processes() as start:
-        taking_part = {}
-        for contender in contenders(config, learner, libraries):
+        connections = {}
+        for contender in taking_part:
             name = contender.name
             note(f"{learner}: {name}: preparing")
             connection = start(contender, learner, run, gpu)
@@ -255,16 +274,16 @@ def compare(
             if "wrong" in found[name]:
                 raise RunError(f"{name}: {found[name]['wrong']}")
             if "failed" not in found[name]:
-                taking_part[name] = connection
-        rates: dict[str, list[float]] = {name: [] for name in taking_part}
-        names = list(taking_part)
+                connections[name] = connection
+        rates: dict[str, list[float]] = {name: [] for name in connections}
+        names = list(connections)
         for number in range(rounds):
             turn = number % len(names)
             for name in (*names[turn:], *names[:turn]):
                 note(f"{learner}: round {number + 1} of {rounds}: {name}")
                 time.sleep(PAUSE)
-                taking_part[name].send(seconds / rounds)
-                rates[name].append(ask(taking_part[name], name))
+                connections[name].send(seconds / rounds)
+                rates[name].append(ask(connections[name], name))
     for name, values in rates.items():
         found[name] |= {
             "updates_per_s": statistics.median(values),
@@ -278,6 +297,7 @@ def measure(
     config: Config,
     device: str,
     libraries: list[str],
+    only: list[str],
     seconds: float,
     rounds: int,
     note: Any,
@@ -288,19 +308,24 @@ def measure(
         config: of the run.
         device: "cpu", or a GPU's id.
         libraries: of `LIBRARIES`.
+        only: patterns of the contenders' names.
         seconds: of each contender, all rounds together.
         rounds: how many.
         note: called with a line about what happens now.
     """
+    taking_part = {
+        learner: contenders(config, learner, libraries, only)
+        for learner in learners_of(config)
+    }
     run, _board = harness.open_run(config, device, learners.ROWS)
     gpu = devices.assigned(device, False, os.environ).valuerl
     note("the device's limit")
     limits = learners.product_limit(gpu, config, seconds / 4)
     limit = max(limits.values())
     result: dict[str, Any] = {VALUERL: None, WORLDMODEL: None}
-    for learner in learners_of(config):
+    for learner, those in taking_part.items():
         gflop = learners.FLOP[learner](config, run.obs_dim, run.action_dim) / 1e9
-        found = compare(config, run, learner, gpu, libraries, seconds, rounds, note)
+        found = compare(config, run, learner, gpu, those, seconds, rounds, note)
         for figures in found.values():
             if "updates_per_s" in figures:
                 figures["gflops"] = figures["updates_per_s"] * gflop
@@ -396,6 +421,13 @@ def main() -> None:
         default=LIBRARIES,
         help="to compare with (both)",
     )
+    parser.add_argument(
+        "--only",
+        metavar="PATTERN",
+        nargs="+",
+        default=["*"],
+        help='names as in the table; * fits anything: "jax *scan" (all)',
+    )
     arguments = parser.parse_args()
     missing = [
         name for name in arguments.libraries if not importlib.util.find_spec(name)
@@ -412,6 +444,7 @@ def main() -> None:
             config,
             arguments.device,
             list(arguments.libraries),
+            list(arguments.only),
             arguments.seconds,
             arguments.rounds,
             note,

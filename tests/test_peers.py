@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import peer_work
+import peers
 import pytest
 from peer_work import VALUERL, WORLDMODEL, WrongError
 
@@ -166,6 +167,29 @@ def test_a_library_that_is_missing_is_named():
     assert done.returncode == 2
     line = "peers.py: jax: not installed; pip install -e '.[peers]', or name what "
     assert done.stderr == line + "there is with --libraries\n"
+
+
+def names_of(*only, learner=VALUERL, **keys):
+    found = peers.contenders(load(**keys), learner, ["jax", "torch"], list(only))
+    return [contender.name for contender in found]
+
+
+def test_all_ways_of_the_libraries_take_part_or_those_that_are_named():
+    everyone = names_of("*")
+    assert everyone[0] == "steve"
+    assert len(everyone) == len(set(everyone)) == 9
+    assert names_of("jax * scan") == ["steve", "jax batched scan", "jax members scan"]
+    several = ["steve", "jax batched", "torch members"]
+    assert names_of("torch members", "jax batched") == several
+    assert names_of("*", algorithm="ddpg") == [
+        *("steve", "jax", "jax scan"),
+        *("torch", "torch compiled"),
+    ]
+
+
+def test_a_name_that_no_contender_has_is_one_line():
+    with pytest.raises(UserError, match=r"^--only tinygrad: fits none of jax batched"):
+        names_of("jax *", "tinygrad")
 
 
 @pytest.mark.slow
