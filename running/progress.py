@@ -89,6 +89,7 @@ class Progress:
             for name in learners(run.config)
         }
         self._history: deque[tuple[float, Mapping[str, int]]] = deque()  # when, counts
+        self._observed: str | None = None  # the phase that the history is of
         self._started = time.monotonic()
 
     @property
@@ -242,8 +243,7 @@ class Progress:
         None without a limit and outside of learning: before it the learners' speeds
         are not known. The final episodes are not counted.
         """
-        self._observe()
-        if self.phase.name != LEARNING:
+        if self._observe().name != LEARNING:
             return None
         estimates = []
         counted = [self._seconds_to(*each) for each in self._totals().items()]
@@ -256,22 +256,26 @@ class Progress:
 
     def seconds_left_in_phase(self) -> float | None:
         """Of a phase before learning, as above; None where that is not known."""
-        self._observe()
-        phase = self.phase
+        phase = self._observe()
         if phase.name == COLLECTING:
             return self._seconds_to(FRAMES, phase.total)
         if phase.name == PRETRAINING:
             return self._seconds_to(WORLDMODEL, phase.total)
         return None
 
-    def _observe(self) -> None:
-        """Adds the counts of now to those of the last half minute."""
+    def _observe(self) -> Phase:
+        """The phase; adds the counts of now to those of its last half minute."""
+        phase = self.phase
+        if phase.name != self._observed:  # another one's speed says nothing of it
+            self._history.clear()
+            self._observed = phase.name
         if self._run.launch and not self.are_ready():
-            return  # a learner that restores its counters jumps
+            return phase  # a learner that restores its counters jumps
         now = time.monotonic()
         self._history.append((now, self._counts()))
         while len(self._history) > 2 and now - self._history[0][0] > RATE_WINDOW:
             self._history.popleft()
+        return phase
 
     def _seconds_to(self, name: str, total: int) -> float | None:
         """Until a count is at its total; None while it does not move."""

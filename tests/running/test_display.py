@@ -170,14 +170,15 @@ def test_the_course_needs_room_and_characters(tmp_path):
 def test_what_takes_time_before_learning_is_said_to_be_the_phases(tmp_path, seconds):
     shown = Shown(tmp_path, model=True, total_frames=20_000)
     shown.add_frames(10_008)
+    shown.fill(WORLDMODEL, [], pretrained=500)
     shown.line()
     seconds.now += 10
-    shown.fill(WORLDMODEL, [], pretrained=2500)
-    assert shown.line().endswith(" | left 0:00:30 in this phase")
+    shown.fill(WORLDMODEL, [], pretrained=3000)
+    assert shown.line().endswith(" | left 0:00:28 in this phase")
     text = words(shown.table(80))
-    assert "phase pretraining the world model, 2,500 of 10,000 updates " in text
-    assert "0:00:10 elapsed, about 0:00:30 left in this phase (h:mm:ss)" in text
-    assert "done 3% " in text  # 2,500 of 90,000 updates
+    assert "phase pretraining the world model, 3,000 of 10,000 updates " in text
+    assert "0:00:10 elapsed, about 0:00:28 left in this phase (h:mm:ss)" in text
+    assert "done 3% " in text  # 3,000 of 90,000 updates
 
 
 def test_the_tables_height_changes_with_the_scores_only(tmp_path):

@@ -114,6 +114,9 @@ def test_pretraining_tells_its_own_time_and_counts_in_what_is_done(tmp_path, sec
     assert progress.share == 0
     assert progress.seconds_left_in_phase() is None
     seconds.now += 10
+    shown.board[WORLDMODEL]["pretrained"] = 50
+    assert progress.seconds_left_in_phase() is None  # it has just begun
+    seconds.now += 5
     shown.board[WORLDMODEL]["pretrained"] = 100
     assert progress.seconds_left() is None
     assert progress.seconds_left_in_phase() == pytest.approx(40)
@@ -122,6 +125,23 @@ def test_pretraining_tells_its_own_time_and_counts_in_what_is_done(tmp_path, sec
     shown.fill(VALUERL, [], epoch=1, updates=500)
     assert progress.share == pytest.approx(2000 / 2500)
     assert progress.seconds_left_in_phase() is None
+
+
+def test_time_left_is_that_of_learning_and_not_of_what_was_before(tmp_path, seconds):
+    shown = learning(tmp_path, model=True)
+    shown.board[VALUERL]["epoch"] = 0
+    shown.add_frames(999)
+    for pretrained in (100, 300, 500):
+        shown.board[WORLDMODEL]["pretrained"] = pretrained
+        shown.progress.seconds_left()
+        seconds.now += 10
+    shown.fill(VALUERL, [], epoch=1, updates=10)
+    shown.fill(WORLDMODEL, [], epoch=1, updates=10)
+    assert shown.progress.seconds_left() is None
+    seconds.now += 1
+    for learner in (VALUERL, WORLDMODEL):
+        shown.board[learner]["updates"] = 20
+    assert shown.progress.seconds_left() == pytest.approx(98)  # 980 at 10 a second
 
 
 def test_the_first_frames_tell_their_own_time(tmp_path, seconds):
