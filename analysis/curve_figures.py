@@ -206,7 +206,8 @@ def curves_figure(
     width = 4.8 if columns == 1 else 0.4 + 2.3 * columns
     panel_height = 2.6 if columns == 1 else 1.75
     letters = int(width / INCH_PER_LETTER)
-    names = legend_names(styles, together, letters - 8)
+    counts = runs_by_environment(together)
+    names = legend_names(styles, together, letters - 8, bool(counts))
     shown = any(panel.shown is None for panel in panels)  # else titles name the lines
     longest = max(len(part) for name in names.values() for part in name.split("\n"))
     per_row = max(1, int(width / (INCH_PER_LETTER * longest + 0.6)))
@@ -214,15 +215,15 @@ def curves_figure(
     height = 0.9 + panel_height * lines + 0.18 * legend_rows
     figure = Figure(figsize=(width, height), layout="constrained")
     grid = figure.subplots(lines, columns, squeeze=False, sharey=not shown).ravel()
-    wrapped = [_wrapped(panel.title, letters // columns - 6) for panel in panels]
     for i, (axes, panel) in enumerate(zip(grid, panels, strict=False)):
         if panel.curves.empty:
             axes.set_axis_off()
             continue
         plot_curves(axes, panel, x, styles)
-        axes.set_title(wrapped[i], fontsize=9)
+        name, label = panel_texts(panel, counts, letters // columns - 6)
+        axes.set_title(name, fontsize=9)
         if i % columns == 0:
-            axes.set_ylabel(panel.label, fontsize=8)
+            axes.set_ylabel(label, fontsize=8)
         _limit(axes, panel.curves[x])
         axes.tick_params(labelsize=8)
         if x != "hours":
@@ -278,6 +279,26 @@ def _wrapped(text: str, width: int) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
+def panel_texts(panel: Panel, counts: dict[str, int], width: int) -> tuple[str, str]:
+    """A panel's title and label, with the runs behind the environment's name.
+
+    Args:
+        panel: what is drawn.
+        counts: of runs, of the environments that have any to tell.
+        width: of a title, in letters.
+    """
+    title, label = _wrapped(panel.title, width), panel.label
+    environment = panel.curves["environment"].iloc[0]
+    if environment in counts:
+        count = f"(n = {counts[environment]})"
+        if panel.title == environment:
+            has_room = len(title.split("\n")[-1]) + 1 + len(count) <= width
+            title += (" " if has_room else "\n") + count
+        elif label == environment:
+            label += f" {count}"
+    return title, label
+
+
 def statistics(curves: pd.DataFrame, alone: bool, has_runs: bool) -> str:
     """What lines, bands and markers are, for a title.
 
@@ -305,16 +326,28 @@ def statistics(curves: pd.DataFrame, alone: bool, has_runs: bool) -> str:
     return text
 
 
+def runs_by_environment(curves: pd.DataFrame) -> dict[str, int]:
+    """How many runs each group has, by environment.
+
+    Empty where groups of an environment differ, and where all environments have the
+    same: the legend says it then.
+    """
+    counts = curves.groupby(["environment", "algorithm"])["seeds"].max()
+    by_environment = counts.groupby("environment").agg(["min", "max"])
+    few, many = by_environment["min"], by_environment["max"]
+    return many.to_dict() if (few == many).all() and many.nunique() > 1 else {}
+
+
 def legend_names(
-    styles: dict[str, dict], curves: pd.DataFrame, width: int
+    styles: dict[str, dict], curves: pd.DataFrame, width: int, alone: bool = False
 ) -> dict[str, str]:
-    """What the legend says of each group: its name and its number of runs."""
+    """What the legend says of each group: its name, and unless alone its runs."""
     counts = curves.groupby(["algorithm", "environment"])["seeds"].max()
     names = {}
     for name in styles:
         few, many = counts[name].min(), counts[name].max()
         count = f"{many}" if few == many else f"{few} to {many}"
-        text = f"{name} (n = {count})".replace(") (n", ", n")
+        text = name if alone else f"{name} (n = {count})".replace(") (n", ", n")
         names[name] = _wrapped(text, width)
     return names
 

@@ -164,6 +164,24 @@ def test_the_legend_has_the_number_of_runs():
     assert said == ["STEVE (n = 4)", "MVE-TDk (n = 4)"]
 
 
+def test_each_panel_has_the_number_of_runs_where_environments_have_others():
+    panels = [made_up(2, 2, seeds=3)[0], made_up(2, 2, seeds=2)[1]]
+    figure = curves_figure(panels, "frames", "Score")
+    said = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert said == ["STEVE", "MVE-TDk"]
+    titles = [" ".join(axes.get_title().split()) for axes in figure.axes]
+    assert titles == [f"{ENVIRONMENTS[0]} (n = 3)", f"{ENVIRONMENTS[1]} (n = 2)"]
+    losses = [panel._replace(title="Q loss", label=panel.title) for panel in panels]
+    figure = curves_figure(losses, "frames", "Losses", columns=1)
+    assert [axes.get_title() for axes in figure.axes] == ["Q loss", "Q loss"]
+    assert [axes.get_ylabel() for axes in figure.axes] == titles
+    # Within one they differ: the legend can only say between which.
+    panels[0].curves.loc[panels[0].curves["algorithm"] == "STEVE", "seeds"] = 2
+    figure = curves_figure(panels, "frames", "Score")
+    said = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert said == ["STEVE (n = 2)", "MVE-TDk (n = 2 to 3)"]
+
+
 def test_many_lines_have_a_panel_each_and_the_others_in_grey():
     curves = made_up(1, 7)[0].curves
     panels = curve_figures._panels("A-v0", "score", curves, None)
