@@ -206,7 +206,9 @@ def show_model(
         max(LONGEST_ROLLOUT, horizon or 0),
     )
     lines = [
-        "\nThe model's error along real actions (root mean square):",
+        "\nThe model's error along real actions (root mean square), and its ensemble's "
+        "spread\n(standard deviation); in the environment's units, of a termination's "
+        "probability:",
         model_error_table(errors),
     ]
     table = csv_bytes(*model_error_columns(errors))

@@ -349,7 +349,7 @@ def model_error_table(errors: ModelError) -> str:
     _, rows = model_error_columns(errors)
     quantities = ("observation", "reward", "termination")
     header = [
-        "steps",
+        "steps ahead",
         *(f"{q} {part}" for q in quantities for part in ("error", "spread")),
     ]
     lines = [
