@@ -226,6 +226,8 @@ def closing_lines(progress: Progress, finished: bool) -> list[str]:
     random = progress.random_score()
     if random is not None:
         lines.append(f"score of random actions: {random:.1f}")
+    if scores:
+        lines.append(f"all scores: {progress.scores_file}")
     return lines
 
 

@@ -85,8 +85,6 @@ def run_processes(run: Run, display: Display) -> Outcome:
     if not outcome.error:
         for line in closing_lines(progress, outcome.finished):
             display.note(line)
-        if run.folders.scores.exists():
-            display.note(f"all scores: {run.folders.scores}")
     return outcome
 
 

@@ -5,6 +5,7 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -213,6 +214,11 @@ class Progress:
         """(epoch, score) of the last evaluation episodes."""
         self._scores.refresh()
         return self._scores.rows[-LAST_SCORES:]
+
+    @property
+    def scores_file(self) -> Path:
+        """The table of all scores."""
+        return self._run.folders.scores
 
     def course(self) -> list[float]:
         """The scores of all evaluation episodes of the run, oldest first."""

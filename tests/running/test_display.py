@@ -234,6 +234,7 @@ def test_closing_lines_say_how_it_ended_and_what_came_out(tmp_path, seconds):
         "worldmodel did no update before the limit was reached",
         "score of the last 2 evaluation episodes: 48.0",
         "score of random actions: 2.5",
+        f"all scores: {shown.run.folders.scores}",
     ]
 
 
