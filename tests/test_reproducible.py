@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from support import PROJECT
 
-from steve.settings.roles import process_names
+from steve.settings.roles import LAUNCHER, VALUERL, WORLDMODEL, process_names
 from steve.settings.schema import Config
 from steve.storage.board import Board
 from steve.storage.digests import read_digests
@@ -126,17 +126,19 @@ def bytes_of(folders):
 
 
 def pids_of(folders, process):
-    """The processes of a run that are alive, the launcher's first."""
+    """The processes of a run that are alive by their names, the launcher's first."""
     config = Config.model_validate(json.loads(folders.hyperparameters.read_text()))
     board = Board.open(folders.board)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
-    named = {int(board[name]["pid"]) for name in process_names(config)}
-    return [process.pid, *(pid for pid in map(int, children.split()) if pid in named)]
+    alive = set(map(int, children.split()))
+    named = {name: int(board[name]["pid"]) for name in process_names(config)}
+    return {LAUNCHER: process.pid} | {n: p for n, p in named.items() if p in alive}
 
 
 def kill_in_the_midst(path, name, dice, kills, settings=()):
     """Kills the launcher or one of its children when so many epochs are done."""
     process = launch(path, name, *settings)
+    learners_killed = set()  # since the launch
     for kill in range(kills):
         digests = folders_of(path, name).digests
         deadline = time.monotonic() + PATIENCE
@@ -147,16 +149,19 @@ def kill_in_the_midst(path, name, dice, kills, settings=()):
             break
         time.sleep(0.1 * dice.random())
         pids = pids_of(folders_of(path, name), process)
-        for pid in pids[1:]:  # one stands still for a moment, another is killed
+        for pid in list(pids.values())[1:]:  # one stands still for a moment
             if dice.random() < 0.3:
                 os.kill(pid, signal.SIGSTOP)
                 time.sleep(0.2 * dice.random())
                 os.kill(pid, signal.SIGCONT)
-        victim = dice.choice(pids)
-        os.kill(victim, signal.SIGKILL)
-        if victim == process.pid:
-            process.wait()
+        victim = dice.choice(list(pids))
+        os.kill(pids[victim], signal.SIGKILL)
+        if victim in (LAUNCHER, *learners_killed):  # a learner is restarted once
+            process.wait(PATIENCE)
             process = launch(path, name, *settings, resume=True)
+            learners_killed.clear()
+        elif victim in (VALUERL, WORLDMODEL):
+            learners_killed.add(victim)
     finish(process, path, name)
 
 
