@@ -120,6 +120,7 @@ def bytes_of(folders):
     scores = [
         [line.partition(",")[2] for line in file.read_text().splitlines()]
         for file in (folders.scores, folders.final_scores)
+        if file.exists()  # without an evaluator there are none
     ]
     replay = (folders.replay / "replay.bin").read_bytes()
     return scores, replay, read_digests(folders.digests)
