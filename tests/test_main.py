@@ -39,6 +39,7 @@ TINY = [
     "total_frames=240",
     "final_episodes=1",
     "env.max_frames=100",
+    "policy_config.xla=false",  # which takes longer to compile than the run
     "policy_config.hidden_dim=8",
     "policy_config.batch_size=16",
     "policy_config.frames_before_learning=40",
@@ -49,6 +50,7 @@ TINY = [
     "agent_config.full_random_n=80",
 ]
 TINY_MODEL = [
+    "model_config.xla=false",
     "model_config.transition_hidden_dim=8",
     "model_config.aux_hidden_dim=8",
     "model_config.transition_layers=2",

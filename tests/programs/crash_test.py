@@ -62,6 +62,7 @@ LEARNER = {
     "log_every_n": LOG_EVERY,
     "epoch_every_n": EPOCH_EVERY,
     "backup_every_n": BACKUP_EVERY,
+    "xla": False,  # which each start would compile for seconds
 }
 
 
