@@ -1,16 +1,17 @@
 """Fills the disk under a run, frees it again, and looks whether anything was lost.
 
     python tests/programs/full_disk_test.py
+    python tests/programs/full_disk_test.py --filesystem btrfs
 
-The run of crash_test writes into a filesystem of its own (tmpfs, of 64 MiB), which
-needs the right to mount one: user namespaces, or root. It is full at the first
-transition, in the middle of learning, when the run is asked to end, when it is killed,
-and when it is resumed. Everything that crash_test wants of a run at rest must be true
-whenever it is. The exit code is 1 where anything was violated.
+The run of crash_test writes into a filesystem of its own. tmpfs, of 64 MiB, needs the
+right to mount one: user namespaces, or root. btrfs, where each write to what is there
+takes space as well, needs root, mkfs.btrfs and a loop device. The disk is full at the
+first transition, in the middle of learning, when the run is asked to end, when it is
+killed, and when it is resumed. Everything that crash_test wants of a run at rest must
+be true whenever it is. The exit code is 1 where anything was violated.
 """
 
 import argparse
-import contextlib
 import os
 import shutil
 import signal
@@ -28,7 +29,9 @@ from steve.replay import ReplayBuffer
 from steve.settings.roles import VALUERL, WORLDMODEL
 from steve.util import stop_as_by_ctrl_c
 
-SIZE = "64m"
+TMPFS, BTRFS = "tmpfs", "btrfs"
+SIZES = {TMPFS: 64 << 20, BTRFS: 256 << 20}
+BLOCK = 4096
 PATIENCE = 60.0  # seconds: those who wait try again every ten
 STILL = 3.0  # seconds without a step or an update after which the run stands still
 INSIDE = "--inside"  # the call within the new namespace
@@ -37,22 +40,37 @@ INSIDE = "--inside"  # the call within the new namespace
 class FullDisk:
     """A run whose disk is filled and freed."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, filesystem: str) -> None:
         self.harness = Harness(folder, seed=0)
         self.disk = folder / "output"
         self.disk.mkdir()
-        subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", f"size={SIZE}", "tmpfs", self.disk],
-            check=True,
-        )
+        size = SIZES[filesystem]
+        mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs"]
+        if filesystem == BTRFS:
+            image = folder / "image"
+            image.touch()
+            os.truncate(image, size)
+            # Mixed: data and metadata have one space, which can be full.
+            make = ["mkfs.btrfs", "--quiet", "--mixed", image]
+            subprocess.run(make, check=True, stdout=subprocess.DEVNULL)
+            mount = ["mount", "-o", "loop", image]
+        subprocess.run([*mount, self.disk], check=True)
 
     def fill(self, leave: int = 0) -> None:
-        """Takes all space but so many bytes."""
+        """Takes all space that can be had, and gives back so many bytes.
+
+        btrfs calls some of it free that nobody gets.
+        """
         with open(self.disk / "ballast", "ab", buffering=0) as file:
-            while (free := shutil.disk_usage(self.disk).free) > leave:
-                size = os.fstat(file.fileno()).st_size
-                with contextlib.suppress(OSError):  # the run was faster: look again
-                    os.posix_fallocate(file.fileno(), size, free - leave)
+            size = shutil.disk_usage(self.disk).free
+            while size >= BLOCK:
+                end = os.fstat(file.fileno()).st_size
+                try:
+                    os.posix_fallocate(file.fileno(), end, size)
+                    size = shutil.disk_usage(self.disk).free
+                except OSError:
+                    size //= 2
+            os.truncate(file.fileno(), os.fstat(file.fileno()).st_size - leave)
 
     def free(self) -> None:
         (self.disk / "ballast").unlink()
@@ -119,7 +137,7 @@ class FullDisk:
 
     def run(self) -> None:
         harness = self.harness
-        self.fill(leave=1 << 20)  # enough to start, too little for transitions
+        self.fill(leave=4 << 20)  # enough to start, too little for transitions
         harness.launch()
         self.check("interactors wait", self.says("interactor0 waits for space"))
         self.check("  with the free bytes", self.says("bytes are free); interactor0"))
@@ -164,10 +182,11 @@ class FullDisk:
         self.at_rest("ended")
 
 
-def outside() -> int:
+def outside(filesystem: str) -> int:
     """Calls this program again in a namespace in which it may mount."""
-    command = ["unshare", "--map-root-user", "--mount", sys.executable, __file__]
-    with subprocess.Popen([*command, INSIDE]) as test:
+    as_root = ["--map-root-user"] * (filesystem == TMPFS)
+    command = ["unshare", *as_root, "--mount", sys.executable, __file__]
+    with subprocess.Popen([*command, INSIDE, "--filesystem", filesystem]) as test:
         try:
             return test.wait()
         except KeyboardInterrupt:
@@ -175,10 +194,10 @@ def outside() -> int:
             return test.wait()
 
 
-def inside() -> int:
+def inside(filesystem: str) -> int:
     """The test, where it may mount."""
     folder = Path(tempfile.mkdtemp(prefix="full-disk-"))
-    test = FullDisk(folder)
+    test = FullDisk(folder, filesystem)
     started = time.monotonic()
     try:
         test.run()
@@ -194,13 +213,19 @@ def inside() -> int:
 
 
 @pytest.mark.mount
-def test_a_full_disk_stops_a_run_only_until_there_is_space():
-    assert outside() == 0
+@pytest.mark.parametrize("filesystem", SIZES)
+def test_a_full_disk_stops_a_run_only_until_there_is_space(filesystem):
+    if filesystem == BTRFS and (os.getuid() or not shutil.which("mkfs.btrfs")):
+        pytest.skip("needs root and mkfs.btrfs")
+    assert outside(filesystem) == 0
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument(INSIDE, action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--filesystem", choices=SIZES, default=TMPFS, help="that is filled (tmpfs)"
+    )
     given = parser.parse_args()
     with stop_as_by_ctrl_c():
-        sys.exit(inside() if given.inside else outside())
+        sys.exit((inside if given.inside else outside)(given.filesystem))
