@@ -30,7 +30,6 @@ from typing import Any
 import harness
 import learners
 import pynvml
-from rich.console import Console
 from rich.table import Table
 
 from steve.running import devices
@@ -38,7 +37,7 @@ from steve.settings.roles import VALUERL, WORLDMODEL
 from steve.settings.roles import learners as learners_of
 from steve.settings.schema import Config
 from steve.storage.folders import Run
-from steve.util import UserError
+from steve.util import UserError, print_once
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = (
@@ -364,16 +363,15 @@ def write(path: Path, result: dict[str, Any]) -> None:
 
 def show(result: dict[str, Any]) -> None:
     """Prints the devices, the check, and a table of the learners."""
-    console = Console(highlight=False)
     for part in ("devices", "TensorFlow", "largest product, GFLOP/s"):
         items = (
             f"{name} {value:.0f}" if isinstance(value, float) else f"{name} {value}"
             for name, value in result[part].items()
         )
-        console.print(f"{part}: {', '.join(items)}")
+        print(f"{part}: {', '.join(items)}")
     for part, found in result["reference vectors"].items():
         if isinstance(found, dict):
-            console.print(
+            print(
                 f"reference vectors, {part}: {found['comparisons']} comparisons, "
                 f"largest error {found['largest error']:.1e}; above their tolerance: "
                 f"{', '.join(found['above their tolerance']) or 'none'}"
@@ -387,7 +385,7 @@ def show(result: dict[str, Any]) -> None:
                 table.add_row(f"{title}: {name}", *_cells(figures))
         if "missing" in part:
             table.add_row(title, "missing", "", "", "")
-    console.print(table)
+    print_once(table)
 
 
 def _cells(figures: dict[str, Any]) -> list[str]:

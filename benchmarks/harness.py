@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 from steve.replay import Batch, ReplayBuffer
@@ -25,7 +24,7 @@ from steve.settings.schema import Config
 from steve.storage.board import Board
 from steve.storage.conditions import processor
 from steve.storage.folders import Folders, Run
-from steve.util import OneLineParser, exit_code
+from steve.util import OneLineParser, exit_code, print_once
 
 
 def parser(description: str, config: bool = True) -> argparse.ArgumentParser:
@@ -166,7 +165,7 @@ def show(result: dict[str, Any], as_json: bool, title: str) -> None:
         for name, value in _flat(figures):
             table.add_row(part, name, value)
         table.add_section()
-    Console(highlight=False).print(table)
+    print_once(table)
 
 
 def _flat(figures: Any, prefix: str = "") -> Iterator[tuple[str, str]]:

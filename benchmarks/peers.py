@@ -34,7 +34,6 @@ from typing import Any, NamedTuple
 import harness
 import learners
 import peer_work
-from rich.console import Console
 from rich.table import Table
 
 from steve.replay import ReplayBuffer
@@ -43,7 +42,7 @@ from steve.settings.roles import VALUERL, WORLDMODEL
 from steve.settings.roles import learners as learners_of
 from steve.settings.schema import Config, LearnerConfig
 from steve.storage.folders import Run
-from steve.util import RunError, UserError, error_text
+from steve.util import RunError, UserError, error_text, print_once
 
 UPDATES_PER_CALL = 16  # at most, as in training
 OURS = "steve"
@@ -358,7 +357,6 @@ def measure(
 
 def show(result: dict[str, Any], title: str) -> None:
     """Prints a table for each learner, and what it was measured on."""
-    console = Console(highlight=False)
     for learner in (VALUERL, WORLDMODEL):
         part = result[learner]
         if part is None:
@@ -375,14 +373,14 @@ def show(result: dict[str, Any], title: str) -> None:
             table.add_column(column, justify="right")
         for name, figures in part["contenders"].items():
             table.add_row(name, *_cells(figures))
-        console.print(table)
+        print_once(table)
         if part["best_other"]:
-            console.print(
+            print(
                 f"ours / best other ({part['best_other']}): "
                 f"{part['ours_over_best']:.2f}\n"
             )
     machine = result["machine"]
-    console.print(
+    print(
         f"{machine['cpu']}, {machine['cores']} cores; limit "
         f"{machine['limit_gflops']:.0f} GFLOP/s ({machine['limit_by']}); "
         + ", ".join(

@@ -3,19 +3,23 @@
     python benchmarks/scaling.py config/experiments/goodruns/halfcheetah/steve0.json
 
 One size at a time is changed. `expected` is the cost that the arithmetic predicts, and
-`measured` the cost found, both relative to the configuration as it is.
+`measured` the cost found, both relative to the configuration as it is, which is
+measured several times: by itself, and where a size is the one that it has.
 """
 
+import statistics
 from collections.abc import Iterator
 from typing import Any
 
 import harness
 import learners
-from rich.console import Console
 from rich.table import Table
 
+from steve.settings import loading
 from steve.settings.roles import VALUERL, WORLDMODEL
+from steve.util import print_once
 
+LEARNERS = (VALUERL, WORLDMODEL)
 SIZES = (1, 2, 4, 8)
 HORIZONS = (1, 3, 5, 10)
 BATCHES = (128, 512, 2048)
@@ -52,12 +56,20 @@ def measure(
         return learners.measure(config, device, seconds, together=False)
 
 
-def compared(figures: dict[str, float], base: dict[str, float]) -> dict[str, float]:
+def compared(
+    figures: dict[str, float], gflop: float, updates_per_s: float
+) -> dict[str, float]:
+    """Figures of a learner, with its cost.
+
+    Args:
+        figures: of a variation.
+        gflop, updates_per_s: of the configuration as it is.
+    """
     return {
         "updates_per_s": figures["updates_per_s"],
         "share": figures["share"],
-        "measured": base["updates_per_s"] / figures["updates_per_s"],
-        "expected": figures["gflop_per_update"] / base["gflop_per_update"],
+        "measured": updates_per_s / figures["updates_per_s"],
+        "expected": figures["gflop_per_update"] / gflop,
         "first_call_s": figures["first_call_s"],
     }
 
@@ -69,16 +81,23 @@ def main() -> None:
     arguments = parser.parse_args()
     path, given = arguments.config, arguments.overrides
     base = measure(path, given, arguments.device, arguments.seconds)
-    rows = []
+    same = {name: [base[name]["updates_per_s"]] for name in LEARNERS}
+    found = []
+    as_it_is = loading.load(path, overrides=given).config
     for what, value, keys in variations():
-        found = measure(path, [*given, *keys], arguments.device, arguments.seconds)
-        for name in (VALUERL, WORLDMODEL):
+        figures = measure(path, [*given, *keys], arguments.device, arguments.seconds)
+        found.append((what, value, figures))
+        if loading.load(path, overrides=[*given, *keys]).config == as_it_is:
+            for name in LEARNERS:
+                same[name].append(figures[name]["updates_per_s"])
+    rows = []
+    for what, value, figures in found:
+        for name in LEARNERS:
             if name == WORLDMODEL and what == "horizon":
                 continue  # the world model has none
-            rows.append(
-                {"learner": name, "changed": what, "to": value}
-                | compared(found[name], base[name])
-            )
+            usual = statistics.median(same[name])
+            costs = compared(figures[name], base[name]["gflop_per_update"], usual)
+            rows.append({"learner": name, "changed": what, "to": value} | costs)
     if arguments.json:
         harness.show({"rows": rows, "machine": base["machine"]}, True, path)
         return
@@ -89,7 +108,7 @@ def main() -> None:
         table.add_row(
             *(f"{v:.3g}" if isinstance(v, float) else str(v) for v in row.values())
         )
-    Console(highlight=False).print(table)
+    print_once(table)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import gpu
 import imagination
 import numpy as np
 import pytest
+import scaling
 import tensorflow as tf
 from arithmetic import Net
 
@@ -239,3 +240,43 @@ def test_differences_of_imagination_are_relative_to_what_they_are_of():
         [0.5 / 5**0.5, 0.25, 0.25, 0.1]
     )
     assert not any(imagination.differences(fine, fine).values())
+
+
+def test_costs_are_those_relative_to_the_usual_speed_of_the_configuration(
+    monkeypatch, capsys
+):
+    """One of its measurements is odd; the configuration has ensembles of 4."""
+    speeds = iter(
+        [100.0, 20.0, 20.0, 20.0, 5.0, 40.0, 20.0, 10.0, 4.0, 40.0, 20.0, 5.0]
+    )
+
+    def measured(path, overrides, device, seconds):
+        figures = {
+            "updates_per_s": next(speeds),
+            "gflop_per_update": 2.0,
+            "share": 0.5,
+            "first_call_s": 0.1,
+        }
+        return {"valuerl": figures, "worldmodel": figures, "machine": {}}
+
+    monkeypatch.setattr(scaling, "measure", measured)
+    path = ROOT / "config/experiments/goodruns/halfcheetah/steve0.json"
+    monkeypatch.setattr(sys, "argv", ["scaling.py", str(path), "--json"])
+    scaling.main()
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    costs = [
+        (row["changed"], row["to"], row["measured"])
+        for row in rows
+        if row["learner"] == "valuerl"
+    ]
+    # 20 a second, the median of 100, 20 (4 members), 20 (horizon 3) and 20 (batch 512).
+    assert costs[:4] == [
+        ("ensemble size", n, c) for n, c in zip((1, 2, 4, 8), (1, 1, 1, 4), strict=True)
+    ]
+    assert costs[4:8] == [
+        ("horizon", h, c) for h, c in zip((1, 3, 5, 10), (0.5, 1, 2, 5), strict=True)
+    ]
+    assert costs[8:] == [
+        ("batch", b, c) for b, c in zip((128, 512, 2048), (0.5, 1, 4), strict=True)
+    ]
+    assert all(row["expected"] == 1 for row in rows)

@@ -70,7 +70,8 @@ class FullDisk:
                     size = shutil.disk_usage(self.disk).free
                 except OSError:
                     size //= 2
-            os.truncate(file.fileno(), os.fstat(file.fileno()).st_size - leave)
+            if leave:
+                os.truncate(file.fileno(), os.fstat(file.fileno()).st_size - leave)
 
     def free(self) -> None:
         (self.disk / "ballast").unlink()
