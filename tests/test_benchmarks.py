@@ -10,6 +10,7 @@ import arithmetic
 import gpu
 import imagination
 import numpy as np
+import parts
 import pytest
 import scaling
 import tensorflow as tf
@@ -17,6 +18,7 @@ from arithmetic import Net
 
 from steve.compute import Updater
 from steve.settings import loading
+from steve.util import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = [
@@ -267,3 +269,30 @@ def test_costs_are_those_relative_to_the_usual_speed_of_the_configuration(
     # The median of 100, 20 (4 members), 20 (horizon 3) and 20 (batch 512) is 20.
     assert costs == [20 / speed for speed in (*ensembles, *horizons, *batches)]
     assert all(row["expected"] == 1 for row in rows)
+
+
+def test_the_parts_of_an_update_add_up_to_it():
+    path = "config/experiments/goodruns/halfcheetah/steve0.json"
+    keys = [*TINY, "model_config.xla=false"]
+    command = ["benchmarks/parts.py", path, "--json", "--seconds=0.05", "--rounds=1"]
+    result = json.loads(output(*command, "--set", *keys))
+    assert list(result["parts"]) == ["losses and gradients", "regulariser", "Adam"]
+    assert sum(result["parts"].values()) == pytest.approx(result["update"])
+    assert result["its products at the limit"] > 0
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ("config/quickstart.json", "XLA compiles this update as a whole"),
+        ("config/cpu/halfcheetah/ddpg0.json", "there is no world model"),
+    ],
+)
+def test_an_update_without_parts_is_one_line(config, said, monkeypatch):
+    monkeypatch.setattr(parts.learners, "product_limit", lambda *_: {"NumPy": 1.0})
+    learner = SimpleNamespace(_updater=SimpleNamespace(xla=True))
+    monkeypatch.setattr(
+        parts.learners, "build", lambda *_: SimpleNamespace(learner=learner)
+    )
+    with pytest.raises(UserError, match=said):
+        parts.measure(str(ROOT / config), [], 0.01, 1)
