@@ -14,6 +14,9 @@ its policies. Prints, in Markdown, for each of their values
   finds in 80% of repeats at the 5% level, if both spread as theirs. With few seeds it
   is large, and a p above 0.05 then says little.
 
+Below stand, as tables.py has them of small runs, what Q says of the policies next to
+what they earn, and STEVE's model usage; means over the seeds.
+
 `--out` draws the curves and their bands and writes the table next to it as a csv.
 """
 
@@ -29,7 +32,7 @@ import numpy as np
 import pandas as pd
 import scipy.optimize
 import scipy.stats
-from tables import RESULTS, markdown
+from tables import RESULTS, markdown, usage, value_estimates
 
 from steve.analysis.acting_returns import read_acting_returns
 from steve.analysis.curves import SMOOTH, curve
@@ -53,6 +56,8 @@ LENGTH = 100_000  # frames of theirs
 WINDOW = SMOOTH * LENGTH
 # A run that is scored every 250 frames has come to F when its last score is so near.
 NEAR = 500
+# Of the tables of value estimates and model usage.
+INNER = (12_500, 15_000, 17_500, 20_000, 22_500, 25_000, 50_000, 100_000)
 STEP = 500  # frames between the points of a line
 FULLSIZE = re.compile(r"full_(ddpg|mve_tdk|steve)(_noexplore)?\d+")
 LEVEL, POWER = 0.05, 0.8
@@ -327,6 +332,9 @@ def run(folders: Sequence[Path], out: Path | None) -> None:
     theirs, runs = third_party(), fullsize_runs(folders)
     rows = compared(theirs, runs)
     print(table(rows))
+    records = [run.record for run in runs]
+    for inner in (value_estimates, usage):
+        print(f"\n{inner(records, INNER)}")
     hours = sum(run.record.end("hours") for run in runs)
     print(f"\n{len(runs)} runs of ours, {hours:.1f} hours of learning")
     if out is not None:

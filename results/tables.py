@@ -57,8 +57,11 @@ def window(run: Record) -> float:
 
 
 def at(run: Record, quantity: str, frames: Sequence[float]) -> np.ndarray:
-    """A run's curve at some frame counts."""
-    return curve(run.series(quantity, "frames"), np.asarray(frames), window(run))
+    """A run's curve at some frame counts; NaN where it has none."""
+    series = run.series(quantity, "frames")
+    if series is None:
+        return np.full(len(frames), np.nan)
+    return curve(series, np.asarray(frames), window(run))
 
 
 def first_reached(run: Record, score: float) -> str:
@@ -85,33 +88,37 @@ def scores(runs: Sequence[Record]) -> str:
     return markdown(rows)
 
 
-def value_estimates(runs: Sequence[Record]) -> str:
+def value_estimates(runs: Sequence[Record], frames: Sequence[int] = AT) -> str:
     """Mean Q of the policy's actions / the discounted return that its scores mean.
 
     Where no episode terminates, a score of S over T steps is a return of about
     reward_scale S / T / (1 - discount). Means over runs.
     """
-    rows = [("environment", "experiment", *(f"{frames:,}" for frames in AT))]
+    rows = [("environment", "experiment", *(f"{count:,}" for count in frames))]
     for environment, name, group in groups(runs):
         env = group[0].config.env
         if environment not in ("HalfCheetah-v1", "Swimmer-v1"):
             continue
-        q = np.mean([-at(run, "policy_loss", AT) for run in group], axis=0)
-        score = np.mean([at(run, SCORE, AT) for run in group], axis=0)
+        q = np.mean([-at(run, "policy_loss", frames) for run in group], axis=0)
+        score = np.mean([at(run, SCORE, frames) for run in group], axis=0)
         earned = env.reward_scale * score / env.max_frames / (1 - env.discount)
-        cells = [f"{a:.0f} / {b:.0f}" for a, b in zip(q, earned, strict=True)]
+        cells = [
+            f"{a:.0f} / {b:.0f}" if np.isfinite(a + b) else "-"
+            for a, b in zip(q, earned, strict=True)
+        ]
         rows.append((environment, name, *cells))
     return markdown(rows)
 
 
-def usage(runs: Sequence[Record]) -> str:
+def usage(runs: Sequence[Record], frames: Sequence[int] = AT) -> str:
     """Model usage of the STEVE runs, means over runs."""
-    rows = [("environment", "experiment", *(f"{frames:,}" for frames in AT))]
+    rows = [("environment", "experiment", *(f"{count:,}" for count in frames))]
     for environment, name, group in groups(runs):
         if group[0].series(USAGE, "frames") is None:
             continue
-        means = np.mean([at(run, USAGE, AT) for run in group], axis=0)
-        rows.append((environment, name, *(f"{mean:.2f}" for mean in means)))
+        means = np.mean([at(run, USAGE, frames) for run in group], axis=0)
+        cells = [f"{mean:.2f}" if np.isfinite(mean) else "-" for mean in means]
+        rows.append((environment, name, *cells))
     return markdown(rows)
 
 

@@ -226,7 +226,7 @@ def test_a_table_by_hand(tmp_path):
         "0 (0, 0) | 650 (1,000, 300) |"
     ) in printed
     # Q: the mean of 2 and 4; the return: 650 / 1000 steps / (1 - 0.99).
-    assert "| HalfCheetah-v1 | ddpg | nan / nan | nan / nan |" in printed
+    assert "| HalfCheetah-v1 | ddpg | - | - |" in printed
     assert "| 3 / 65 |" in printed
     assert "| HalfCheetah-v1 | ddpg | 2 | 3.0, 3.0 | 6 |" in printed
 
