@@ -1,20 +1,8 @@
 """The replay buffer: one ring of transitions in a file, shared by processes.
 
 Interactors append, learners sample (SPEC section 2); nothing but the filesystem
-connects them. Storage only: no TensorFlow, no pacing rule, no process.
-
-`replay.bin` is a header page and then `capacity` rows. Frame f, the f-th
-transition ever appended, lies in row f mod capacity:
-
-    obs [O], next_obs [O], action [A], reward, terminated     float32
-    environment, episode, step within it, cut                 uint32
-    vector step                                               uint64
-    f                                                         uint64
-    CRC-32 of everything before it in the row                 uint32
-
-The second and third line say where a row comes from (`Origin`): by them a resume
-finds the episodes that were running. Format 1 lacks them; its files are read and
-appended to as they are.
+connects them. Storage only: no TensorFlow, no pacing rule, no process. How the bytes
+lie in the file is told in `replay_file`.
 
 The header holds two counters that say what is in the ring, and their complements,
 which show a damaged one. `frames` counts the transitions that are completely stored;
@@ -49,12 +37,8 @@ import io
 import math
 import mmap
 import os
-import shutil
-import struct
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -62,43 +46,37 @@ from typing import NamedTuple, Self
 import numpy as np
 import portalocker
 
-from .batch import Batch, columns, fields, row_width
-from .util import (
-    RunError,
-    UserError,
-    first_free,
-    fsync_folder,
-    named,
-    regular_opener,
+from .batch import Batch
+from .replay_file import (
+    DATA_NAME,
+    FRAMES,
+    HEADER_BYTES,
+    IMPORTED,
+    INTENT,
+    MAX_COUNT,
+    RESERVED,
+    TURN,
+    Counters,
+    Layout,
+    Origin,
+    became_shorter,
+    bytes_of,
+    frame_numbers,
+    good_frames,
+    new_file,
+    origin_of,
+    pack,
+    seal,
+    sound,
+    unpack,
+    write_all,
+    write_origin,
 )
+from .util import RunError, UserError, named, regular_opener
 
-DATA_NAME = "replay.bin"
 LOCK_NAME = "replay.lock"
-MAGIC = b"STEVERPL"
-FORMAT_VERSION = 2
-READABLE = (1, FORMAT_VERSION)
-
-HEADER_BYTES = 4096
-# magic, version, obs_dim, action_dim, row words, capacity; their CRC-32 follows
-FIXED_FIELDS = struct.Struct("<8sIIIIQ")
-CHECKSUM = struct.Struct("<I")
-COUNTERS = slice(64, 128)
-COUNTER_WORDS = struct.Struct("<8Q")
-INTENT, FRAMES, RESERVED, TURN = 0, 1, 2, 6
-# Where each counter's complement lies, by which damage is seen.
-COPY = {INTENT: 3, FRAMES: 4, RESERVED: 5, TURN: 7}
-ALL_ONES = (1 << 64) - 1
-MAX_COUNT = 1 << 62  # signed arithmetic cannot overflow
-READS = 100  # of a counter whose complement differs: of a killed writer or old file
-
-MAX_DIM = 1 << 20
-MAX_CAPACITY = 1 << 32
-TRAILER_WORDS = 3  # the frame number is two words, the checksum one
-ORIGIN_WORDS = 6  # the vector step is two words
-CHUNK_BYTES = 16 << 20  # disk space reserved, and rows verified or copied, at once
 MAX_DRAWS = 1000
 NO_ROWS = np.empty((0, 0), np.uint32)
-IMPORTED = (1 << 32) - 1  # in place of the number of an environment
 
 
 class Draw(NamedTuple):
@@ -113,148 +91,19 @@ class Draw(NamedTuple):
     end: int | None
 
 
-class Origin(NamedTuple):
-    """Where B transitions come from, whole numbers [B] each.
-
-    Attributes:
-        env: the environment's number among those of all interactors; IMPORTED of rows
-            that are a dataset's.
-        episode: of that environment, from 0 on.
-        step: of that episode, from 0 on.
-        cut: 1 where the episode was cut after it (truncation), else 0.
-        turn: the vector step, which counts over all interactors.
-    """
-
-    env: np.ndarray
-    episode: np.ndarray
-    step: np.ndarray
-    cut: np.ndarray
-    turn: np.ndarray
-
-
-@dataclass(frozen=True)
-class _Layout:
-    """The fixed part of the header, and the sizes that follow from it."""
-
-    obs_dim: int
-    action_dim: int
-    capacity: int
-    version: int = FORMAT_VERSION
-
-    def __post_init__(self) -> None:
-        for name, largest in (
-            ("obs_dim", MAX_DIM),
-            ("action_dim", MAX_DIM),
-            ("capacity", MAX_CAPACITY),
-        ):
-            value = getattr(self, name)
-            if not 1 <= value <= largest:
-                raise ValueError(f"{name} must be 1 to {largest}, not {value}")
-
-    @property
-    def row_words(self) -> int:
-        return row_width(self.obs_dim, self.action_dim) + self.extra_words
-
-    @property
-    def extra_words(self) -> int:
-        """Those of a row that follow the transition."""
-        return (ORIGIN_WORDS if self.has_origins else 0) + TRAILER_WORDS
-
-    @property
-    def has_origins(self) -> bool:
-        return self.version > 1
-
-    @property
-    def row_bytes(self) -> int:
-        return 4 * self.row_words
-
-    @property
-    def file_bytes(self) -> int:
-        return HEADER_BYTES + self.capacity * self.row_bytes
-
-    @property
-    def chunk_rows(self) -> int:
-        return max(1, CHUNK_BYTES // self.row_bytes)
-
-    def header(self, intent: int, frames: int, turn: int = 0) -> bytes:
-        """Returns the header page; no disk space counts as reserved yet."""
-        fixed = FIXED_FIELDS.pack(
-            MAGIC,
-            self.version,
-            self.obs_dim,
-            self.action_dim,
-            self.row_words,
-            self.capacity,
-        )
-        page = bytearray(HEADER_BYTES)
-        page[: len(fixed)] = fixed
-        CHECKSUM.pack_into(page, len(fixed), zlib.crc32(fixed))
-        counters = (intent, frames, 0)
-        copies = (value ^ ALL_ONES for value in counters)
-        turns = turn, turn ^ ALL_ONES
-        page[COUNTERS] = COUNTER_WORDS.pack(*counters, *copies, *turns)
-        return bytes(page)
-
-    @classmethod
-    def parse(cls, page: bytes, file_bytes: int) -> Self:
-        """Reads a header page.
-
-        Raises:
-            ValueError: what is wrong with it, as the end of a sentence.
-        """
-        if page[: len(MAGIC)] != MAGIC[: len(page)] or not page:
-            raise ValueError("is not a replay buffer")
-        if len(page) < HEADER_BYTES:
-            raise ValueError("is cut off within its header")
-        _, version, obs_dim, action_dim, row_words, capacity = FIXED_FIELDS.unpack_from(
-            page
-        )
-        if version not in READABLE:
-            raise ValueError(
-                f"has replay format version {version}; this program reads versions "
-                f"{READABLE[0]} to {FORMAT_VERSION}"
-            )
-        (checksum,) = CHECKSUM.unpack_from(page, FIXED_FIELDS.size)
-        if checksum != zlib.crc32(page[: FIXED_FIELDS.size]):
-            raise ValueError("is damaged: the checksum of its header does not match")
-        layout = cls(obs_dim, action_dim, capacity, version)
-        if row_words != layout.row_words:
-            raise ValueError(
-                f"is damaged: rows of {row_words} words, not {layout.row_words}"
-            )
-        if file_bytes != layout.file_bytes:
-            raise ValueError(
-                f"is damaged: it is {file_bytes} bytes long, not {layout.file_bytes}"
-            )
-        return layout
-
-
-def is_finite(value: np.ndarray | float) -> bool:
-    """Whether it is finite also as float32, in which it is stored."""
-    return bool(np.all(np.abs(value) <= np.finfo(np.float32).max))
-
-
-def file_bytes(obs_dim: int, action_dim: int, capacity: int) -> int:
-    """The size of a new buffer's file, in bytes.
-
-    Raises:
-        ValueError: a dimension or the capacity is out of range.
-    """
-    return _Layout(obs_dim, action_dim, capacity).file_bytes
-
-
 class ReplayBuffer:
     """A ring of the newest `capacity` transitions; see the module for the rules.
 
     Use `create` or `open`. An object belongs to one thread of one process.
     """
 
-    def __init__(self, path: Path, layout: _Layout, writable: bool) -> None:
+    def __init__(self, path: Path, layout: Layout, writable: bool) -> None:
         self._path = path
         self._layout = layout
         self._writable = writable
         # Unbuffered: only its descriptor is used, with pread and pwrite.
         self._file = open(path, "rb+" if writable else "rb", buffering=0)  # noqa: SIM115
+        self._counters = Counters(path, self._file)
         self.fell_short = False  # a draw was to come from rows that are gone
         self._lock_file: io.FileIO | None = None
         self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -274,7 +123,7 @@ class ReplayBuffer:
             FileExistsError: the folder has a replay buffer already.
             ValueError: a dimension or the capacity is out of range.
         """
-        with _new_file(folder, _Layout(obs_dim, action_dim, capacity)):
+        with new_file(folder, Layout(obs_dim, action_dim, capacity)):
             pass
         return cls.open(folder, writable=True)
 
@@ -292,7 +141,7 @@ class ReplayBuffer:
         try:
             with open(path, "rb", opener=regular_opener) as file:
                 page = file.read(HEADER_BYTES)
-                layout = _Layout.parse(page, os.fstat(file.fileno()).st_size)
+                layout = Layout.parse(page, os.fstat(file.fileno()).st_size)
             buffer = cls(path, layout, writable)
         except FileNotFoundError:
             raise UserError(f"{path}: there is no replay buffer here") from None
@@ -307,89 +156,17 @@ class ReplayBuffer:
             raise
         return buffer
 
-    @classmethod
-    def salvage(
-        cls, folder: Path, obs_dim: int, action_dim: int, capacity: int
-    ) -> tuple[int, Path] | None:
-        """Makes a buffer of the good rows of a file that cannot be opened.
-
-        To be called while no other process uses it. Of the rows that lie where they
-        belong with a matching checksum the longest unbroken run is taken over. The
-        damaged file stays, under another name.
-
-        Args:
-            folder: where it is.
-            obs_dim, action_dim, capacity: what the damaged header should say.
-
-        Returns:
-            (rows taken over, where the damaged file is now), or None if there is no
-            good row; then nothing is changed.
-        """
-        path = folder / DATA_NAME
-        workplace = folder / "salvaged"
-        if workplace.exists():
-            shutil.rmtree(workplace)  # of an attempt that was killed
-        with open(path, "rb", opener=regular_opener) as file:
-            layout, (start, end) = _best_layout(
-                file.fileno(), _Layout(obs_dim, action_dim, capacity)
-            )
-            capacity = layout.capacity
-            if layout.has_origins and not _ends_at(file.fileno(), layout, end):
-                end = _begin_of_last_step(file.fileno(), layout, start, end)
-            if start == end:
-                return None
-            with _new_file(workplace, layout) as descriptor:
-                for slot in {frame % capacity for frame in range(start, end)}:
-                    offset = HEADER_BYTES + slot * layout.row_bytes
-                    row = os.pread(file.fileno(), layout.row_bytes, offset)
-                    _write_all(descriptor, row, offset)
-                header = layout.header(max(end, start + capacity if start else 0), end)
-                _write_all(descriptor, header, 0)
-        aside = first_free(path, ".damaged")
-        os.link(path, aside)
-        os.replace(workplace / DATA_NAME, path)
-        workplace.rmdir()
-        fsync_folder(folder)
-        return end - start, aside
-
     def _check_counters(self) -> None:
         frames = -1
         while frames != self.frames:  # until no append falls in between
-            frames, intent = self.frames, self._read(INTENT)
-        reserved = self._read(RESERVED)
+            frames, intent = self.frames, self._counters.read(INTENT)
+        reserved = self._counters.read(RESERVED)
         fits = frames <= intent <= frames + self.capacity and intent <= MAX_COUNT
         if not fits or reserved > self.capacity:
             raise UserError(
                 f"{self._path}: is damaged: counters {frames}, {intent}, {reserved} "
                 f"do not fit together"
             )
-
-    def _read(self, counter: int) -> int:
-        """A counter, whole: read again while its complement differs."""
-        for _ in range(READS):
-            words = self._counters
-            if words[COPY[counter]] == words[counter] ^ ALL_ONES:
-                break
-        return words[counter]
-
-    @property
-    def _counters(self) -> tuple[int, ...]:
-        """The counters and their complements, as they are now; as `_read_rows`."""
-        content = os.pread(self._file.fileno(), COUNTER_WORDS.size, COUNTERS.start)
-        if len(content) < COUNTER_WORDS.size:
-            raise self._shorter()
-        return COUNTER_WORDS.unpack(content)
-
-    def _shorter(self) -> RunError:
-        return RunError(f"{self._path}: is damaged: it became shorter")
-
-    def _store(self, counters: dict[int, int]) -> None:
-        """Stores counters and their complements, all or none; needs the lock."""
-        words = [*self._counters]
-        for counter, value in counters.items():
-            words[counter], words[COPY[counter]] = value, value ^ ALL_ONES
-        content = COUNTER_WORDS.pack(*words)
-        _write_all(self._file.fileno(), content, COUNTERS.start)
 
     def _mend_counters(self) -> None:
         """Decides where a counter and its complement differ.
@@ -399,17 +176,13 @@ class ReplayBuffer:
         is the higher one: rows that are not there are found when the rows are verified.
         `intent` is the lower one: it is stored before any row that it announces.
         """
-        frames, copy = self._both(FRAMES)
-        limit = max(self._both(INTENT)) if frames != copy else frames
+        frames, copy = self._counters.both(FRAMES)
+        intents = self._counters.both(INTENT)
+        limit = max(intents) if frames != copy else frames
         frames = max((n for n in (frames, copy) if n <= limit), default=frames)
-        possible = [n for n in self._both(INTENT) if 0 <= n - frames <= self.capacity]
-        intent = min(possible, default=self._counters[INTENT])
-        self._store({FRAMES: frames, INTENT: intent})
-
-    def _both(self, counter: int) -> tuple[int, int]:
-        """A counter, and what its complement says; the same where that is missing."""
-        value, copy = self._counters[counter], self._counters[COPY[counter]]
-        return value, copy ^ ALL_ONES if copy else value
+        possible = [n for n in intents if 0 <= n - frames <= self.capacity]
+        intent = min(possible, default=intents[0])
+        self._counters.store({FRAMES: frames, INTENT: intent})
 
     @property
     def obs_dim(self) -> int:
@@ -426,12 +199,12 @@ class ReplayBuffer:
     @property
     def frames(self) -> int:
         """Transitions ever appended, by all processes."""
-        return self._read(FRAMES)
+        return self._counters.read(FRAMES)
 
     @property
     def turn(self) -> int:
         """The number of the next vector step, where the run keeps their order."""
-        return self._read(TURN)
+        return self._counters.read(TURN)
 
     @property
     def has_origins(self) -> bool:
@@ -467,7 +240,7 @@ class ReplayBuffer:
         """Returns the first live frame and the one after the last."""
         while True:
             frames = self.frames
-            oldest = max(0, self._read(INTENT) - self.capacity)
+            oldest = max(0, self._counters.read(INTENT) - self.capacity)
             if frames == self.frames:
                 return min(oldest, frames), frames
 
@@ -514,7 +287,7 @@ class ReplayBuffer:
             OSError: the disk is full; nothing was stored, a later append may succeed.
         """
         self._require_writable()
-        rows = _pack(transitions, self._layout)
+        rows = pack(transitions, self._layout)
         count = len(rows)
         with named(self._path), self._locked():
             frames, next_turn = self.frames, self.turn
@@ -522,31 +295,29 @@ class ReplayBuffer:
                 return False
             self._reserve(min(frames + count, self.capacity))
             if self.has_origins:
-                _write_origin(rows, origin, next_turn)
-            _seal(rows, frames)
+                write_origin(rows, origin, next_turn)
+            seal(rows, frames)
             # `intent` may be ahead already, by a writer that was killed: the rows
             # that one overwrote do not come back.
-            self._store({INTENT: max(self._read(INTENT), frames + count)})
+            intent = max(self._counters.read(INTENT), frames + count)
+            self._counters.store({INTENT: intent})
             for first, part in self._stretches(frames, frames + count):
                 start = first - frames
                 self._write(self._file.fileno(), first, rows[start : start + part])
-            self._store({FRAMES: frames + count, TURN: next_turn + 1})
+            self._counters.store({FRAMES: frames + count, TURN: next_turn + 1})
         return True
 
     def settle_turn(self) -> None:
         """Counts the vector step of a writer that was killed before it counted it."""
         self._require_writable()
         with self._locked():
-            self._store({TURN: max(self.turn, self._turn_after(self.frames))})
+            self._counters.store({TURN: max(self.turn, self._turn_after(self.frames))})
 
     def _mend_turn(self) -> None:
         """Decides where the turn and its complement differ, or the rows know better."""
-        least, turn = self._turn_after(self.frames), self.turn
-        copy = self._counters[COPY[TURN]]
-        if copy:  # else the file is of an earlier program
-            both = turn, copy ^ ALL_ONES
-            turn = min((n for n in both if least <= n <= MAX_COUNT), default=least)
-        self._store({TURN: max(turn, least)})
+        least = self._turn_after(self.frames)
+        possible = [n for n in self._counters.both(TURN) if least <= n <= MAX_COUNT]
+        self._counters.store({TURN: min(possible, default=least)})
 
     def _turn_after(self, frames: int) -> int:
         """The vector step that follows the row before frame `frames`; 0: unknown."""
@@ -563,7 +334,7 @@ class ReplayBuffer:
         if not self.has_origins:
             raise ValueError(f"{self._path}: rows of format 1 do not say it")
         wanted = np.arange(first_frame, first_frame + count)
-        return _origin_of(self._rows[wanted % self.capacity])
+        return origin_of(self._rows[wanted % self.capacity])
 
     def step_boundary(self, frames: int) -> int:
         """The end of the last whole vector step within the first `frames` frames.
@@ -595,7 +366,7 @@ class ReplayBuffer:
         digest = hashlib.sha256()
         for first, count in self._stretches(first_frame, end):
             start = first % self.capacity
-            digest.update(_bytes_of(self._rows[start : start + count]))
+            digest.update(bytes_of(self._rows[start : start + count]))
         self._check_there(first_frame, end - first_frame)  # none overwritten meanwhile
         return digest.hexdigest()
 
@@ -613,7 +384,7 @@ class ReplayBuffer:
         With it a full disk shows before anything is overwritten. If a process dies
         before the counter is raised, the same space is asked for again: no harm.
         """
-        reserved = self._read(RESERVED)
+        reserved = self._counters.read(RESERVED)
         if rows <= reserved:
             return
         chunk = self._layout.chunk_rows
@@ -623,7 +394,7 @@ class ReplayBuffer:
             HEADER_BYTES + reserved * self._layout.row_bytes,
             (until - reserved) * self._layout.row_bytes,
         )
-        self._store({RESERVED: until})
+        self._counters.store({RESERVED: until})
 
     def _stretches(self, first: int, end: int) -> Iterator[tuple[int, int]]:
         """Cuts frames first..end into (first, count) parts contiguous in the file."""
@@ -638,7 +409,7 @@ class ReplayBuffer:
 
     def _write(self, descriptor: int, first: int, rows: np.ndarray) -> None:
         """Writes contiguous rows to their place in this file, or a copy of it."""
-        _write_all(descriptor, _bytes_of(rows), self._offset(first))
+        write_all(descriptor, bytes_of(rows), self._offset(first))
 
     def sample(
         self,
@@ -661,7 +432,7 @@ class ReplayBuffer:
             RunError: rows in the file are damaged.
         """
         rows = self.sample_rows(batch_size, newest, [Draw(rng, end)])[0]
-        return _unpack(rows, self._layout)
+        return unpack(rows, self._layout)
 
     def sample_rows(
         self,
@@ -717,8 +488,8 @@ class ReplayBuffer:
         )
         rows = self._rows[picked % self.capacity]
         # Only now: what is live after the copy was not being overwritten during it.
-        still_live = picked >= self._read(INTENT) - self.capacity
-        return rows, still_live & (_frame_numbers(rows) == picked)
+        still_live = picked >= self._counters.read(INTENT) - self.capacity
+        return rows, still_live & (frame_numbers(rows) == picked)
 
     def _pick(
         self, oldest: int, frames: int, batch_size: int, newest: int, draw: Draw
@@ -746,12 +517,12 @@ class ReplayBuffer:
         wanted = np.arange(first_frame, first_frame + count)
         rows = self._rows[wanted % self.capacity]
         self._check_there(first_frame, count)  # after the copy, as in _draw
-        bad = np.flatnonzero(~_sound(rows, first_frame))
+        bad = np.flatnonzero(~sound(rows, first_frame))
         if bad.size:
             raise RunError(
                 f"{self._path}: is damaged: row of frame {first_frame + bad[0]}"
             )
-        return _unpack(rows, self._layout)
+        return unpack(rows, self._layout)
 
     def sync(self) -> None:
         """Makes everything appended so far survive a power failure."""
@@ -784,8 +555,8 @@ class ReplayBuffer:
             oldest, frames = self._window()
             bad = [oldest - 1]
             for first, count in self._stretches(oldest, frames):
-                sound = _sound(self._read_rows(first, count), first)
-                bad.extend((first + np.flatnonzero(~sound)).tolist())
+                good = sound(self._read_rows(first, count), first)
+                bad.extend((first + np.flatnonzero(~good)).tolist())
             bad.append(frames)
             start, end = _longest_run(bad)
             if start == end and oldest < frames and self._has_good_rows():
@@ -798,24 +569,24 @@ class ReplayBuffer:
             found = {FRAMES: end}
             if start > oldest:
                 found[INTENT] = start + self.capacity
-            self._store(found)
+            self._counters.store(found)
             if end < frames:
-                self._store({TURN: self._turn_after(end)})
+                self._counters.store({TURN: self._turn_after(end)})
             self._mend_turn()
         return (frames - oldest) - (end - start)
 
     def _has_good_rows(self) -> bool:
-        first, end = _good_frames(self._file.fileno(), self._layout)
+        first, end = good_frames(self._file.fileno(), self._layout)
         return first < end
 
     def _read_rows(self, first: int, count: int) -> np.ndarray:
         """Reads rows by pread: a bad disk is an OSError, where a map would kill."""
         rows = np.empty((count, self._layout.row_words), "<u4")
-        content, offset = _bytes_of(rows), self._offset(first)
+        content, offset = bytes_of(rows), self._offset(first)
         while content:
             got = os.preadv(self._file.fileno(), [content], offset)
             if got == 0:
-                raise self._shorter()
+                raise became_shorter(self._path)
             content, offset = content[got:], offset + got
         return rows
 
@@ -829,7 +600,7 @@ class ReplayBuffer:
         self._require_writable()
         with self._locked():
             self._check_end(frames)
-            self._store({FRAMES: frames, TURN: self._turn_after(frames)})
+            self._counters.store({FRAMES: frames, TURN: self._turn_after(frames)})
             self.sync()
 
     def _check_end(self, frames: int) -> None:
@@ -854,15 +625,15 @@ class ReplayBuffer:
             FileExistsError: the folder has a replay buffer already.
             ValueError: `frames` cannot be had, as for `truncate`.
         """
-        with _new_file(folder, self._layout) as descriptor, self._locked():
+        with new_file(folder, self._layout) as descriptor, self._locked():
             oldest, committed = self._window()
             end = committed if frames is None else frames
             self._check_end(end)
             for first, count in self._stretches(oldest, end):
                 self._write(descriptor, first, self._read_rows(first, count))
             turn = self.turn if end == committed else self._turn_after(end)
-            header = self._layout.header(self._read(INTENT), end, turn)
-            _write_all(descriptor, header, 0)
+            header = self._layout.header(self._counters.read(INTENT), end, turn)
+            write_all(descriptor, header, 0)
 
     def close(self) -> None:
         """Closes the files; a second call does nothing."""
@@ -879,199 +650,9 @@ class ReplayBuffer:
         self.close()
 
 
-def _write_all(descriptor: int, content: bytes | memoryview, offset: int) -> None:
-    while content:
-        written = os.pwrite(descriptor, content, offset)
-        content, offset = content[written:], offset + written
-
-
-@contextmanager
-def _new_file(folder: Path, layout: _Layout) -> Iterator[int]:
-    """Makes a file of the full size; it gets its name only when the block is done.
-
-    Yields:
-        its descriptor; the header says that the buffer is empty.
-
-    Raises:
-        FileExistsError: the name is taken, now or at the end of the block.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / DATA_NAME
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    if path.exists():
-        raise FileExistsError(f"{path}: exists already")
-    try:
-        with named(path), open(temporary, "wb", buffering=0) as file:
-            os.ftruncate(file.fileno(), layout.file_bytes)
-            _write_all(file.fileno(), layout.header(intent=0, frames=0), 0)
-            yield file.fileno()
-            os.fsync(file.fileno())
-        os.link(temporary, path)  # unlike a rename, replaces nothing
-    finally:
-        temporary.unlink(missing_ok=True)
-    fsync_folder(folder)
-
-
 def _longest_run(bad: list[int]) -> tuple[int, int]:
     """The longest (first, end) between bad frames; of equal ones the newest."""
     return max(
         ((left + 1, right) for left, right in pairwise(bad)),
         key=lambda run: (run[1] - run[0], run[1]),
     )
-
-
-def _ends_at(descriptor: int, layout: _Layout, frames: int) -> bool:
-    """Whether the row of frame `frames` was never written, or in the last lap."""
-    offset = HEADER_BYTES + frames % layout.capacity * layout.row_bytes
-    content = os.pread(descriptor, layout.row_bytes, offset)
-    if len(content) < layout.row_bytes:
-        return False
-    row = np.frombuffer(content, "<u4")[None]
-    return not row.any() or bool(_checksums(row)[0] == row[0, -1])
-
-
-def _begin_of_last_step(descriptor: int, layout: _Layout, start: int, end: int) -> int:
-    """The first of good frames that is of the last vector step.
-
-    That step may not be whole; it is done again. Where it is all there is, it stays.
-    """
-    turns = []
-    for frame in range(end - 1, start - 1, -1):
-        offset = HEADER_BYTES + frame % layout.capacity * layout.row_bytes
-        row = np.frombuffer(os.pread(descriptor, layout.row_bytes, offset), "<u4")
-        turns.append(int(_origin_of(row[None]).turn[0]))
-        if turns[-1] != turns[0]:
-            return frame + 1
-    return end
-
-
-def _best_layout(descriptor: int, expected: _Layout) -> tuple[_Layout, tuple[int, int]]:
-    """The layout under which a file has most good rows, and their frames.
-
-    Tried are the expected one and those whose length fits the file: a file of format
-    1, or of another capacity.
-    """
-    layouts = []
-    content = os.fstat(descriptor).st_size - HEADER_BYTES
-    for version in reversed(READABLE):
-        layout = replace(expected, version=version)
-        capacity, rest = divmod(content, layout.row_bytes)
-        if rest == 0 and 1 <= capacity <= MAX_CAPACITY:
-            layouts.append(replace(layout, capacity=capacity))
-    layouts += [expected, replace(expected, version=1)]
-    found = [(layout, _good_frames(descriptor, layout)) for layout in layouts]
-    return max(found, key=lambda each: each[1][1] - each[1][0])
-
-
-def _good_frames(descriptor: int, layout: _Layout) -> tuple[int, int]:
-    """The longest run of frames, (first, end), of which a file has good rows.
-
-    Nothing but the rows themselves is trusted, neither header nor the file's length.
-    """
-    found: list[np.ndarray] = []
-    for first in range(0, layout.capacity, layout.chunk_rows):
-        count = min(layout.chunk_rows, layout.capacity - first)
-        content = os.pread(
-            descriptor,
-            count * layout.row_bytes,
-            HEADER_BYTES + first * layout.row_bytes,
-        )
-        whole = len(content) // layout.row_bytes
-        if whole == 0:
-            break
-        rows = np.frombuffer(content, "<u4", whole * layout.row_words)
-        rows = rows.reshape(whole, layout.row_words)
-        frames, slots = _frame_numbers(rows), np.arange(first, first + whole)
-        in_place = (frames >= 0) & (frames % layout.capacity == slots)
-        found.append(frames[in_place & (_checksums(rows) == rows[:, -1])])
-    frames = np.sort(np.concatenate(found)) if found else np.zeros(0, int)
-    if frames.size == 0:
-        return 0, 0
-    breaks = np.flatnonzero(np.diff(frames) != 1) + 1
-    runs = np.split(frames, breaks)
-    longest = max(runs, key=lambda run: (len(run), run[-1]))
-    return int(longest[0]), int(longest[-1]) + 1
-
-
-def _pack(transitions: Batch[np.ndarray], layout: _Layout) -> np.ndarray:
-    """Checks a batch and lays it out as rows [B, words], frame numbers still open."""
-    count = len(transitions.reward) if np.ndim(transitions.reward) else 0
-    if count > layout.capacity:
-        raise ValueError(f"{count} transitions, but the capacity is {layout.capacity}")
-    rows = np.empty((count, layout.row_words), "<u4")
-    floats = rows.view("<f4")
-    where = columns(layout.obs_dim, layout.action_dim)
-    for name, places in where.items():
-        field = np.asarray(getattr(transitions, name))
-        width = places.stop - places.start
-        scalar = name in ("reward", "terminated")
-        shape = (count,) if scalar else (count, width)
-        if field.shape != shape:
-            raise ValueError(f"{name} has shape {field.shape}, not {shape}")
-        if field.dtype.kind not in "fiub":
-            raise ValueError(f"{name} has type {field.dtype}, not real numbers")
-        with np.errstate(over="ignore"):  # becomes infinite, which is refused below
-            floats[:, places] = field.reshape(count, width)
-        if not np.isfinite(floats[:, places]).all():
-            raise ValueError(f"{name} has a value that is not finite")
-    terminated = floats[:, where["terminated"]]
-    if not ((terminated == 0) | (terminated == 1)).all():
-        raise ValueError("terminated has a value other than 0 and 1")
-    return rows
-
-
-def _unpack(rows: np.ndarray, layout: _Layout) -> Batch[np.ndarray]:
-    """Takes the fields out of rows [B, words]."""
-    parts = fields(rows.view("<f4"), layout.obs_dim, layout.action_dim)
-    return Batch(*(np.ascontiguousarray(part) for part in parts))
-
-
-def _write_origin(rows: np.ndarray, origin: Origin | None, turn: int) -> None:
-    """Writes where packed rows come from; the vector step is the buffer's to say."""
-    words = rows[:, -TRAILER_WORDS - ORIGIN_WORDS : -TRAILER_WORDS]
-    words[:] = 0
-    if origin is not None:
-        for column, values in enumerate(origin[:4]):
-            words[:, column] = values
-    words[:, 4:].view("<u8")[:, 0] = turn
-
-
-def _origin_of(rows: np.ndarray) -> Origin:
-    words = rows[:, -TRAILER_WORDS - ORIGIN_WORDS : -TRAILER_WORDS]
-    turn = np.ascontiguousarray(words[:, 4:]).view("<u8")[:, 0].astype(np.int64)
-    env, episode, step, cut = words[:, :4].T.astype(np.int64)
-    return Origin(env, episode, step, cut, turn)
-
-
-def _bytes_of(rows: np.ndarray) -> memoryview:
-    return rows.reshape(-1).view(np.uint8).data
-
-
-def _frame_numbers(rows: np.ndarray) -> np.ndarray:
-    """The frame numbers [...] stored in rows [..., words]; a view."""
-    return rows[..., -3:-1].view("<i8")[..., 0]
-
-
-def _checksums(rows: np.ndarray) -> np.ndarray:
-    """The CRC-32 of each row [B, words] but its last word."""
-    content, row_bytes = _bytes_of(rows), 4 * rows.shape[1]
-    return np.fromiter(
-        (
-            zlib.crc32(content[start : start + row_bytes - 4])
-            for start in range(0, len(content), row_bytes)
-        ),
-        np.uint32,
-        len(rows),
-    )
-
-
-def _seal(rows: np.ndarray, first: int) -> None:
-    """Writes frame numbers, from `first` on, and checksums into packed rows."""
-    _frame_numbers(rows)[:] = np.arange(first, first + len(rows))
-    rows[:, -1] = _checksums(rows)
-
-
-def _sound(rows: np.ndarray, first: int) -> np.ndarray:
-    """Says for each row [B, words] whether it is the whole row of its frame [B]."""
-    expected = np.arange(first, first + len(rows))
-    return (_frame_numbers(rows) == expected) & (_checksums(rows) == rows[:, -1])

@@ -8,7 +8,7 @@ import tensorflow as tf
 from . import nn
 from .batch import Batch
 from .learner import Learner, assign, prepare
-from .replay import DATA_NAME
+from .replay_file import DATA_NAME
 from .running import pace
 from .running.child import Context
 from .settings.roles import EVALUATOR, VALUERL, WORLDMODEL, roles

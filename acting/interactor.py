@@ -12,7 +12,8 @@ from typing import NamedTuple
 import numpy as np
 
 from ..batch import Batch
-from ..replay import Origin, ReplayBuffer
+from ..replay import ReplayBuffer
+from ..replay_file import Origin
 from ..running.child import Context
 from ..running.pace import frame_limit, policy_for
 from ..settings.roles import Kind

@@ -17,7 +17,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from ..envwrap import CLOSE_PATIENCE, close_env, make_env
-from ..replay import is_finite
+from ..replay_file import is_finite
 from ..settings.schema import Environment
 from ..settings.seeds import seed_globals
 from ..util import RunError, UserError, one_line

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 import numpy as np
 
 from ..acting.policy import Policy
-from ..replay import is_finite
+from ..replay_file import is_finite
 from ..running.devices import NO_GPU, VARIABLE
 from ..settings.extensions import import_modules
 from ..settings.schema import Config, Environment

@@ -15,7 +15,8 @@ from pathlib import Path
 import harness
 import numpy as np
 
-from steve.replay import DATA_NAME, ReplayBuffer
+from steve.replay import ReplayBuffer
+from steve.replay_file import DATA_NAME
 
 BATCH, STEP = 512, 8
 APPENDS, SAMPLES = 3_000, 500

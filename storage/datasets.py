@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from ..batch import Batch
-from ..replay import IMPORTED, Origin, ReplayBuffer
+from ..replay import ReplayBuffer
+from ..replay_file import IMPORTED, Origin
 from ..settings.interface import Interface
 from ..settings.schema import Config
 from ..util import UserError, one_line

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 
-from ..replay import file_bytes
+from ..replay_file import file_bytes
 from ..settings.interface import EnvSpec
 from ..settings.roles import VALUERL, WORLDMODEL
 from ..settings.schema import SINGLE_NET, Config

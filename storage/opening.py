@@ -7,7 +7,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from ..replay import DATA_NAME, ReplayBuffer
+from ..replay import ReplayBuffer
+from ..replay_file import DATA_NAME
 from ..settings.interface import EnvSpec
 from ..settings.loading import changed_keys
 from ..settings.request import Request, Start
@@ -32,6 +33,7 @@ from .record import (
     write_json,
 )
 from .rewind import finish_rewind, put_aside, rewind
+from .salvage import salvage
 from .scores import COLUMNS
 from .tables import read_table
 
@@ -315,7 +317,7 @@ def _mended_replay(run: Run) -> list[str]:
     try:
         replay, lost = _recovered(folder)
     except UserError as error:
-        kept = ReplayBuffer.salvage(folder, *sizes, run.config.replay_capacity)
+        kept = salvage(folder, *sizes, run.config.replay_capacity)
         if kept is None:
             raise
         notes.append(

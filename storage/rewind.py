@@ -5,7 +5,8 @@ import re
 import shutil
 from pathlib import Path
 
-from ..replay import DATA_NAME, ReplayBuffer
+from ..replay import ReplayBuffer
+from ..replay_file import DATA_NAME
 from ..settings.roles import VALUERL, learners
 from ..settings.schema import VECTOR_STEPS_AHEAD, Config
 from ..util import UserError, first_free, fsync_folder

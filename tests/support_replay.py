@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from steve import replay
-from steve.replay import Batch, Origin, ReplayBuffer
+from steve.replay import Batch, ReplayBuffer
+from steve.replay_file import HEADER_BYTES, Origin
 
 OBS_DIM, ACTION_DIM = 5, 2
 ROW_BYTES = 4 * (2 * OBS_DIM + ACTION_DIM + 2 + 6 + 3)
@@ -72,7 +72,7 @@ def live_values(buffer):
 
 
 def row_position(frame, capacity=100):
-    return replay.HEADER_BYTES + frame % capacity * ROW_BYTES
+    return HEADER_BYTES + frame % capacity * ROW_BYTES
 
 
 def finish(*processes):

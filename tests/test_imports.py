@@ -30,6 +30,7 @@ COMMANDS = {
 PAPER = {"valuerl", "worldmodel", "nn"}
 LEARNERS = {"learner", "valuerl_learner", "worldmodel_learner", "compute"}
 GROUND = {"util", "batch", "settings"}
+REPLAY = {"replay", "replay_file"}
 
 # What the modules of a place may import at their top: whole places, or single modules.
 # A place may import itself. `Lazy` holds what functions may import in addition.
@@ -41,9 +42,10 @@ ALLOWED = {
     "settings": {"util"},
     "environments": {"util"},
     "envs": {"environments"},
-    "replay": {"util", "batch"},
+    "replay_file": {"util", "batch"},
+    "replay": {"replay_file", "util", "batch"},
     "envwrap": {"environments", "settings", "util"},
-    "storage": {"replay", *GROUND},
+    "storage": {*REPLAY, *GROUND},
     "worldmodel": {"nn", "settings", "batch"},
     "valuerl": {"nn", "worldmodel", "settings", "batch"},
     "compute": {"replay", *GROUND},
@@ -57,14 +59,15 @@ ALLOWED = {
         "running.pace",
         *GROUND,
     },
-    "valuerl_learner": {"learner", "running", "storage", "replay", "compute"}
+    "valuerl_learner": {"learner", "running", "storage", "compute"}
+    | REPLAY
     | PAPER
     | GROUND,
     "worldmodel_learner": {"learner", "running", "storage", "compute"} | PAPER | GROUND,
     "acting": {
         "envwrap",
         "storage",
-        "replay",
+        *REPLAY,
         "running.child",
         "running.pace",
         *GROUND,
@@ -81,7 +84,7 @@ ALLOWED = {
         "acting.deployed",
         "storage",
         "envwrap",
-        "replay",
+        *REPLAY,
         "running.devices",
         *GROUND,
     },

@@ -21,8 +21,22 @@ from support_replay import (
     values_of,
 )
 
-from steve import replay
+from steve import replay, replay_file
 from steve.replay import Batch, ReplayBuffer
+from steve.replay_file import (
+    ALL_ONES,
+    CHUNK_BYTES,
+    COPY,
+    COUNTER_WORDS,
+    COUNTERS,
+    FIXED_FIELDS,
+    FRAMES,
+    HEADER_BYTES,
+    MAX_CAPACITY,
+    MAX_DIM,
+    Layout,
+)
+from steve.storage.salvage import salvage
 from steve.util import RunError, UserError
 
 
@@ -201,7 +215,7 @@ def test_a_large_buffer_takes_disk_space_only_as_rows_come(tmp_path):
     assert (tmp_path / "replay.bin").stat().st_blocks * 512 < 1 << 20
     buffer.append(rows([1]))
     taken = (tmp_path / "replay.bin").stat().st_blocks * 512
-    assert taken < replay.CHUNK_BYTES + (1 << 20)
+    assert taken < CHUNK_BYTES + (1 << 20)
 
 
 def test_a_reader_cannot_write(tmp_path):
@@ -219,7 +233,7 @@ def test_a_reader_cannot_write(tmp_path):
 def old_version(path):
     """Rewrites the header as a sound one of format version 0."""
     content = bytearray(path.read_bytes())
-    fixed = replay.FIXED_FIELDS.size
+    fixed = FIXED_FIELDS.size
     struct.pack_into("<I", content, 8, 0)
     struct.pack_into("<I", content, fixed, zlib.crc32(content[:fixed]))
     path.write_bytes(content)
@@ -227,8 +241,8 @@ def old_version(path):
 
 def huge_claim(path):
     """Rewrites the header as a sound one of a far larger buffer."""
-    layout = replay._Layout(replay.MAX_DIM, 1, replay.MAX_CAPACITY)
-    content = layout.header(5, 5) + path.read_bytes()[replay.HEADER_BYTES :]
+    layout = Layout(MAX_DIM, 1, MAX_CAPACITY)
+    content = layout.header(5, 5) + path.read_bytes()[HEADER_BYTES:]
     path.write_bytes(content)
 
 
@@ -311,10 +325,10 @@ def test_recover_drops_old_rows_that_uncounted_new_ones_replaced(tmp_path):
     # A power failure: the disk has rows 130 .. 139, but the header from before.
     buffer = filled(tmp_path, 130)
     path = tmp_path / "replay.bin"
-    header = path.read_bytes()[: replay.HEADER_BYTES]
+    header = path.read_bytes()[:HEADER_BYTES]
     buffer.append(rows(np.arange(130, 140)))
     buffer.close()
-    path.write_bytes(header + path.read_bytes()[replay.HEADER_BYTES :])
+    path.write_bytes(header + path.read_bytes()[HEADER_BYTES:])
     buffer = ReplayBuffer.open(tmp_path, writable=True)
     assert buffer.recover() == 10
     assert live_values(buffer) == list(range(40, 130))
@@ -324,10 +338,10 @@ def test_recover_drops_counted_rows_that_never_reached_the_disk(tmp_path):
     # A power failure: the disk has the header, but old rows in place of 120 .. 129.
     buffer = filled(tmp_path, 120)
     path = tmp_path / "replay.bin"
-    before = path.read_bytes()[replay.HEADER_BYTES :]
+    before = path.read_bytes()[HEADER_BYTES:]
     buffer.append(rows(np.arange(120, 130)))
     buffer.close()
-    path.write_bytes(path.read_bytes()[: replay.HEADER_BYTES] + before)
+    path.write_bytes(path.read_bytes()[:HEADER_BYTES] + before)
     buffer = ReplayBuffer.open(tmp_path, writable=True)
     # Whether 110 .. 119 are a whole vector step cannot be seen any more.
     assert buffer.recover() == 20
@@ -337,7 +351,7 @@ def test_recover_drops_counted_rows_that_never_reached_the_disk(tmp_path):
 def test_recover_of_nothing_but_bad_rows_leaves_an_empty_buffer(tmp_path):
     filled(tmp_path, 50).close()
     path = tmp_path / "replay.bin"
-    path.write_bytes(path.read_bytes()[: replay.HEADER_BYTES] + bytes(100 * ROW_BYTES))
+    path.write_bytes(path.read_bytes()[:HEADER_BYTES] + bytes(100 * ROW_BYTES))
     buffer = ReplayBuffer.open(tmp_path, writable=True)
     assert buffer.recover() == 50
     assert (buffer.oldest, buffer.frames, buffer.size) == (0, 0, 0)
@@ -366,7 +380,7 @@ def test_a_file_of_an_earlier_program_has_no_complements_and_gets_them(tmp_path)
 
 
 def test_recover_works_across_chunks(tmp_path, monkeypatch):
-    monkeypatch.setattr(replay, "CHUNK_BYTES", 7 * ROW_BYTES)
+    monkeypatch.setattr(replay_file, "CHUNK_BYTES", 7 * ROW_BYTES)
     filled(tmp_path, 130).close()
     flip(tmp_path / "replay.bin", row_position(117))
     buffer = ReplayBuffer.open(tmp_path, writable=True)
@@ -456,7 +470,7 @@ def full_disk(*_):
 
 
 def test_a_full_disk_stores_nothing_and_later_appends_work(tmp_path, monkeypatch):
-    monkeypatch.setattr(replay, "CHUNK_BYTES", 20 * ROW_BYTES)
+    monkeypatch.setattr(replay_file, "CHUNK_BYTES", 20 * ROW_BYTES)
     buffer = filled(tmp_path, 20)
     with monkeypatch.context() as full:
         full.setattr(os, "posix_fallocate", full_disk)
@@ -491,9 +505,9 @@ def test_short_writes_are_continued(tmp_path, monkeypatch):
 
 def set_counters(path, intent, frames):
     counters = (intent, frames, 0)
-    copies = (value ^ replay.ALL_ONES for value in counters)
+    copies = (value ^ ALL_ONES for value in counters)
     with open(path, "r+b") as file:
-        file.seek(replay.COUNTERS.start)
+        file.seek(COUNTERS.start)
         file.write(struct.pack("<6Q", *counters, *copies))
 
 
@@ -503,7 +517,7 @@ def test_rows_are_salvaged_where_counters_are_wrong_together(tmp_path, frames):
     set_counters(path, frames, frames)
     with pytest.raises(UserError, match=r"is damaged: .*counters"):
         ReplayBuffer.open(tmp_path, writable=True).recover()
-    assert ReplayBuffer.salvage(tmp_path, OBS_DIM, ACTION_DIM, 16)
+    assert salvage(tmp_path, OBS_DIM, ACTION_DIM, 16)
     with ReplayBuffer.open(tmp_path) as buffer:
         assert live_values(buffer) == list(range(12))
 
@@ -511,13 +525,13 @@ def test_rows_are_salvaged_where_counters_are_wrong_together(tmp_path, frames):
 def test_a_counter_half_copied_is_read_again(tmp_path, monkeypatch):
     buffer = filled(tmp_path, 255)
 
-    words = list(buffer._counters)
-    words[replay.COPY[replay.FRAMES]] = 256 ^ replay.ALL_ONES
+    words = list(buffer._counters.words)
+    words[COPY[FRAMES]] = 256 ^ ALL_ONES
     found = [0, 511, 256]  # at first, only one byte has arrived
 
     def torn(*_):
-        words[replay.FRAMES] = found.pop(0)
-        return replay.COUNTER_WORDS.pack(*words)
+        words[FRAMES] = found.pop(0)
+        return COUNTER_WORDS.pack(*words)
 
     monkeypatch.setattr(os, "pread", torn)
     assert buffer.frames == 256
@@ -538,7 +552,7 @@ def test_a_file_that_is_cut_while_it_is_open_is_an_error(tmp_path, size):
 
 def test_a_counter_whose_complement_never_fits_is_read_as_it_is(tmp_path):
     buffer = filled(tmp_path, 5)
-    os.pwrite(buffer._file.fileno(), bytes(24), replay.COUNTERS.start + 24)
+    os.pwrite(buffer._file.fileno(), bytes(24), COUNTERS.start + 24)
     assert (buffer.frames, buffer.size) == (5, 5)
 
 

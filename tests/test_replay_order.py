@@ -15,8 +15,8 @@ from support_replay import (
     values_of,
 )
 
-from steve import replay
-from steve.replay import Origin, ReplayBuffer
+from steve.replay import ReplayBuffer
+from steve.replay_file import TURN, Origin
 
 SIZE = 4  # environments of the vector steps below
 
@@ -56,7 +56,7 @@ def damage(buffer, *frames):
 
 def as_before_the_count(buffer):
     """A writer is killed when its rows count and before its vector step does."""
-    buffer._store({replay.TURN: buffer.turn - 1})
+    buffer._counters.store({TURN: buffer.turn - 1})
 
 
 # Origins
@@ -86,7 +86,7 @@ def test_rows_appended_without_an_origin_are_zero_but_for_their_turn(tmp_path):
 
 def test_numbers_beyond_32_bits_of_turns_are_kept(tmp_path):
     buffer = new(tmp_path)
-    buffer._store({replay.TURN: 2**40})
+    buffer._counters.store({TURN: 2**40})
     assert take_step(buffer, 2**40)
     assert set(buffer.origins(0, SIZE).turn) == {2**40}
     assert buffer.turn == 2**40 + 1

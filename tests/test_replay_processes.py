@@ -24,6 +24,7 @@ from support_replay import (
 from steve import replay
 from steve.batch import fields
 from steve.replay import ReplayBuffer
+from steve.replay_file import INTENT
 
 SPAWN = multiprocessing.get_context("spawn")
 
@@ -215,7 +216,7 @@ def test_after_a_killed_append_a_smaller_one_brings_no_dead_row_back(tmp_path):
     # Capacity 100, 130 frames; the killed append of 10 has overwritten frames
     # 30 .. 39 in part. After one of 2, frames 32 .. 39 are still dead.
     buffer = filled(tmp_path, 130, capacity=100)
-    buffer._store({replay.INTENT: 140})
+    buffer._counters.store({INTENT: 140})
     torn = np.full(8 * ROW_BYTES, 0xFF, np.uint8)
     os.pwrite(buffer._file.fileno(), torn, row_position(132))
     buffer.append(rows([130, 131]))

@@ -11,7 +11,9 @@ from support_replay import (
 )
 
 from steve import replay
-from steve.replay import ReplayBuffer, _Layout
+from steve.replay import ReplayBuffer
+from steve.replay_file import HEADER_BYTES, Layout, Origin, pack, seal
+from steve.storage.salvage import salvage
 
 ROW_BYTES = 4 * (2 * OBS_DIM + ACTION_DIM + 2 + 3)
 SIZES = (OBS_DIM, ACTION_DIM)
@@ -19,14 +21,14 @@ SIZES = (OBS_DIM, ACTION_DIM)
 
 def of_format_1(folder, frames, capacity=100):
     """The file that version 1.0 left behind, byte by byte by its own rules."""
-    layout = _Layout(*SIZES, capacity, version=1)
+    layout = Layout(*SIZES, capacity, version=1)
     assert layout.row_bytes == ROW_BYTES
     folder.mkdir(parents=True, exist_ok=True)
     content = bytearray(layout.file_bytes)
-    content[: replay.HEADER_BYTES] = layout.header(frames, frames)
+    content[:HEADER_BYTES] = layout.header(frames, frames)
     live = np.arange(max(0, frames - capacity), frames)
-    packed = replay._pack(rows(live), layout)
-    replay._seal(packed, int(live[0]) if live.size else 0)
+    packed = pack(rows(live), layout)
+    seal(packed, int(live[0]) if live.size else 0)
     for frame, row in zip(live, packed, strict=True):
         start = position(frame, capacity)
         content[start : start + ROW_BYTES] = row.tobytes()
@@ -35,7 +37,7 @@ def of_format_1(folder, frames, capacity=100):
 
 
 def position(frame, capacity=100):
-    return replay.HEADER_BYTES + int(frame) % capacity * ROW_BYTES
+    return HEADER_BYTES + int(frame) % capacity * ROW_BYTES
 
 
 def damage(folder, *places):
@@ -71,7 +73,7 @@ def test_it_says_of_no_row_where_it_comes_from(tmp_path, frames):
 def test_it_is_appended_to_as_it_is(tmp_path, frames):
     buffer = of_format_1(tmp_path, frames)
     size = (tmp_path / "replay.bin").stat().st_size
-    origin = replay.Origin(*np.ones((5, 3), int))
+    origin = Origin(*np.ones((5, 3), int))
     for start in range(frames, frames + 30, 3):
         assert buffer.append(rows(np.arange(start, start + 3)), origin=origin)
     assert (tmp_path / "replay.bin").stat().st_size == size
@@ -132,7 +134,7 @@ def test_salvage_finds_its_rows_whatever_the_capacity_is_now(
 ):
     of_format_1(tmp_path, frames).close()
     damage(tmp_path, 0, 12, 30)
-    kept, aside = ReplayBuffer.salvage(tmp_path, *SIZES, configured)
+    kept, aside = salvage(tmp_path, *SIZES, configured)
     assert kept == min(frames, 100)
     assert aside.exists()
     buffer = ReplayBuffer.open(tmp_path, writable=True)
@@ -150,7 +152,7 @@ def test_salvage_of_the_present_format_is_of_that_format(tmp_path, frames):
     buffer.close()
     damage(tmp_path, 0, 12, 30)
     for configured in (100, 250):
-        kept, _ = ReplayBuffer.salvage(tmp_path, *SIZES, configured)
+        kept, _ = salvage(tmp_path, *SIZES, configured)
         assert kept == min(frames, 100)
         buffer = ReplayBuffer.open(tmp_path, writable=True)
         assert buffer.has_origins
@@ -160,8 +162,8 @@ def test_salvage_of_the_present_format_is_of_that_format(tmp_path, frames):
 
 
 def test_a_version_of_the_future_is_refused(tmp_path):
-    layout = _Layout(*SIZES, 100, version=3)
-    content = layout.header(0, 0) + bytes(layout.file_bytes - replay.HEADER_BYTES)
+    layout = Layout(*SIZES, 100, version=3)
+    content = layout.header(0, 0) + bytes(layout.file_bytes - HEADER_BYTES)
     (tmp_path / "replay.bin").write_bytes(content)
     with pytest.raises(replay.UserError, match=r"version 3; .* reads versions 1 to 2"):
         ReplayBuffer.open(tmp_path)

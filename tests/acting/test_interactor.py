@@ -13,7 +13,8 @@ from support_actors import Script, context_of, new_run
 from steve.acting.interactor import Interactor, interact, step_all
 from steve.acting.safe_env import SafeEnv
 from steve.batch import Batch
-from steve.replay import IMPORTED, Origin, ReplayBuffer
+from steve.replay import ReplayBuffer
+from steve.replay_file import IMPORTED, Origin
 from steve.running.child import STOPPED, child_main
 from steve.running.pace import policy_for
 from steve.settings.roles import VALUERL, WORLDMODEL

@@ -11,7 +11,8 @@ from steve.analysis.acting_returns import (
     acting_returns,
     read_acting_returns,
 )
-from steve.replay import IMPORTED, Origin, ReplayBuffer
+from steve.replay import ReplayBuffer
+from steve.replay_file import IMPORTED, Origin
 from steve.util import UserError
 
 
@@ -73,8 +74,8 @@ def test_an_empty_buffer_has_none(tmp_path):
 
 
 def test_a_buffer_of_format_1_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("steve.replay.FORMAT_VERSION", 1)
-    monkeypatch.setattr("steve.replay._Layout.has_origins", False)
+    monkeypatch.setattr("steve.replay_file.FORMAT_VERSION", 1)
+    monkeypatch.setattr("steve.replay_file.Layout.has_origins", False)
     with buffer(tmp_path) as replay, pytest.raises(UserError, match="format 1"):
         acting_returns(replay)
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from steve.analysis.datasets import episodes, write_minari
-from steve.replay import Batch, Origin, ReplayBuffer
+from steve.replay import Batch, ReplayBuffer
+from steve.replay_file import Origin
 from steve.settings.interface import Interface, Leaf
 from steve.util import UserError
 

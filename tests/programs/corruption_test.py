@@ -24,7 +24,8 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))  # support modules
 import support_env
 from support import append_frames, make_config
 
-from steve.replay import HEADER_BYTES, ReplayBuffer
+from steve.replay import ReplayBuffer
+from steve.replay_file import HEADER_BYTES
 from steve.settings.request import Start
 from steve.storage import checkpoint
 from steve.storage.board import ROW as ROW_OF_BOARD

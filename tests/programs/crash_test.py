@@ -36,7 +36,8 @@ import support_env
 from support import PROJECT
 
 from steve.batch import Batch
-from steve.replay import Origin, ReplayBuffer
+from steve.replay import ReplayBuffer
+from steve.replay_file import Origin
 from steve.settings.roles import VALUERL, WORLDMODEL, process_names
 from steve.settings.schema import Config
 from steve.storage import checkpoint

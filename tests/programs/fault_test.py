@@ -30,15 +30,17 @@ from support import append_frames, make_config, make_run, open_run
 from support_faults import ERRORS, KILLS, VARIABLE, armed
 from support_storage import former_run, rewards_in, rows_of
 
-from steve import replay as replay_module
+from steve import replay_file
 from steve.batch import Batch
-from steve.replay import Origin, ReplayBuffer
+from steve.replay import ReplayBuffer
+from steve.replay_file import Origin
 from steve.running import child
 from steve.storage import checkpoint, locks, opening, rewind
 from steve.storage.board import Board
 from steve.storage.folders import Folders, Run
 from steve.storage.published import Published
 from steve.storage.record import read_json, read_run, start_record, write_json
+from steve.storage.salvage import salvage
 from steve.storage.scores import CSV_HEADER, ScoreFile
 from steve.storage.tables import append_row
 from steve.util import UserError
@@ -299,7 +301,7 @@ def prepare_damaged(folder: Path) -> None:
 
 
 def salvage_replay(folder: Path, acknowledge: Acknowledge) -> None:
-    assert ReplayBuffer.salvage(folder, *SIZES, CAPACITY)
+    assert salvage(folder, *SIZES, CAPACITY)
     acknowledge(1)
 
 
@@ -633,7 +635,7 @@ def main() -> int:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
         import tensorflow  # noqa: F401
 
-    replay_module.CHUNK_BYTES = 2 * 4 * (2 * SIZES[0] + SIZES[1] + 11)  # two rows
+    replay_file.CHUNK_BYTES = 2 * 4 * (2 * SIZES[0] + SIZES[1] + 11)  # two rows
     ways = [given.how] if given.how else HOWS
     print(f"{'points of failure':28}" + "".join(f"{how:>8}" for how in ways))
     bad = 0

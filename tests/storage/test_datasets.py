@@ -11,7 +11,8 @@ from support import make_config
 from support_storage import SIZES, former_run, one_line, rewards_in, transitions
 
 from steve.analysis.datasets import write_minari
-from steve.replay import IMPORTED, Origin, ReplayBuffer
+from steve.replay import ReplayBuffer
+from steve.replay_file import IMPORTED, Origin
 from steve.settings.interface import EnvSpec, Interface, Leaf
 from steve.settings.request import Request, Start
 from steve.storage import opening

@@ -19,7 +19,8 @@ from support_storage import (
     transitions,
 )
 
-from steve.replay import HEADER_BYTES, ReplayBuffer
+from steve.replay import ReplayBuffer
+from steve.replay_file import HEADER_BYTES
 from steve.settings.interface import EnvSpec, Interface
 from steve.settings.request import Request
 from steve.storage import checkpoint, conditions, opening
