@@ -45,6 +45,7 @@ class Learner(abc.ABC):
         is_compiled: whether XLA compiles the updates.
 
     Attributes:
+        updater: computes the updates, several in a call.
         updates: updates done; pretraining does not count.
         epoch: 0 before the first publication, then 1 and one more at each
             publication: every `epoch_every_n` updates, and where the run's limit
@@ -77,7 +78,7 @@ class Learner(abc.ABC):
         self._clock: float | None = None  # when `seconds` was last brought up to date
         self._logged_at = time.monotonic()
         run = context.run
-        self._updater = Updater(
+        self.updater = Updater(
             lambda rows: self.train_step(fields(rows, run.obs_dim, run.action_dim)),
             self.metric_names,
             updates_per_call(self.config, settings, is_compiled),
@@ -92,7 +93,7 @@ class Learner(abc.ABC):
             settings.batch_size,
             settings.replay_size,
             self._draw,
-            self._updater.block,
+            self.updater.block,
         )
 
     # -- what a subclass provides ----------------------------------------------
@@ -177,12 +178,12 @@ class Learner(abc.ABC):
         run = self.context.run
         width = row_width(run.obs_dim, run.action_dim)
         rows = tf.zeros([self.settings.batch_size, width])
-        self._updater.warm_up(rows, self.variables().values())
+        self.updater.warm_up(rows, self.variables().values())
 
     @property
     def updates_per_call(self) -> int:
         """How many updates `learn` does at most."""
-        return self._updater.block
+        return self.updater.block
 
     def _updates_now(self, room: int) -> int:
         """How many of the next updates have their frames: one at least."""
@@ -191,7 +192,7 @@ class Learner(abc.ABC):
 
     def learn(self, count: int) -> int:
         """So many updates, in one call, on batches of the newest transitions."""
-        self._updater.run(self._batches.take(self.steps, count), count)
+        self.updater.run(self._batches.take(self.steps, count), count)
         if self._batches.fell_short and not self._fell_short:
             self._fell_short = True
             self.note_chance("a batch was to come from rows that are lost")
@@ -212,7 +213,7 @@ class Learner(abc.ABC):
 
     def _record_computing(self) -> None:
         """Says in run.json how updates are computed, and what of it has changed."""
-        now = computing(self._updater.xla)
+        now = computing(self.updater.xla)
         changes = self.context.store(
             lambda: record_computing(self.folders, self.name, now)
         )
@@ -283,7 +284,7 @@ class Learner(abc.ABC):
         Raises:
             RunError: one is not finite: learning has diverged.
         """
-        means = self._updater.metric_means()
+        means = self.updater.metric_means()
         for name, value in means.items():
             if not math.isfinite(value):
                 raise self._diverged(f"{name} is {value}")
@@ -299,7 +300,7 @@ class Learner(abc.ABC):
         """Appends a line of means over the updates since the last one."""
         means = self.check_metrics()
         now = time.monotonic()
-        count = self._updater.reset_metrics()
+        count = self.updater.reset_metrics()
         rate = count / max(now - self._logged_at, 1e-9)
         self._logged_at = now
         values: dict[str, str | float] = {

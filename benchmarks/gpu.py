@@ -108,7 +108,7 @@ def operations(learner: Any) -> dict[str, int]:
 
     from steve.batch import row_width
 
-    updater, run = learner._updater, learner.context.run
+    updater, run = learner.updater, learner.context.run
     width = row_width(run.obs_dim, run.action_dim)
     batches = tf.zeros([updater.block, learner.settings.batch_size, width])
     arguments = batches, tf.constant(1)

@@ -71,7 +71,7 @@ def measure(path: str, overrides: list[str], seconds: float, rounds: int) -> dic
         run, _board = harness.open_run(config, devices.CPU, learners.ROWS)
         limit = learners.product_limit(devices.NO_GPU, config, seconds)
         learner = learners.build(WORLDMODEL, run, devices.NO_GPU).learner
-        if learner._updater.xla:
+        if learner.updater.xla:
             raise UserError(f"{path}: XLA compiles this update as a whole")
         calls = programs(learner, run.obs_dim, run.action_dim)
         rates: dict[str, list[float]] = {name: [] for name in calls}

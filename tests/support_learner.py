@@ -170,7 +170,7 @@ class Feeder:
 
 
 def traces_of(learner):
-    return learner._updater.call.experimental_get_tracing_count()
+    return learner.updater.call.experimental_get_tracing_count()
 
 
 def state_of(learner):

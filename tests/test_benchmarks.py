@@ -15,10 +15,13 @@ import pytest
 import scaling
 import tensorflow as tf
 from arithmetic import Net
+from support_learner import build, open_model
 
 from steve.compute import Updater
 from steve.settings import loading
 from steve.util import UserError
+from steve.worldmodel import weight_penalty
+from steve.worldmodel_learner import WorldmodelLearner
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = [
@@ -184,7 +187,7 @@ def test_operations_are_counted_whether_or_not_there_is_a_program(xla, name):
         return {"loss": tf.reduce_mean(rows)}
 
     learner = SimpleNamespace(
-        _updater=Updater(step, ["loss"], block=1, xla=xla),
+        updater=Updater(step, ["loss"], block=1, xla=xla),
         settings=SimpleNamespace(batch_size=2),
         context=SimpleNamespace(run=SimpleNamespace(obs_dim=3, action_dim=1)),
     )
@@ -281,6 +284,24 @@ def test_the_parts_of_an_update_add_up_to_it():
     assert result["its products at the limit"] > 0
 
 
+def test_each_program_of_an_update_adds_one_part_to_the_one_before_it(tmp_path):
+    run, board, _ = open_model(tmp_path)
+    learner = build(run, board, WorldmodelLearner)
+    calls = parts.programs(learner, run.obs_dim, run.action_dim)
+    variables = learner.model.variables
+    with tf.GradientTape() as tape:
+        penalty = weight_penalty(variables, learner.settings.weight_decay)
+    of_penalty = tape.gradient(penalty, variables, unconnected_gradients="zero")
+    assert any(tf.reduce_any(gradient != 0) for gradient in of_penalty)
+    fits, both = calls["losses and gradients"](), calls["regulariser"]()
+    for fit, added, gradient in zip(fits, of_penalty, both, strict=True):
+        np.testing.assert_allclose(gradient, fit + added, rtol=1e-5, atol=1e-7)
+    before = [variable.numpy() for variable in variables]
+    calls["Adam"]()
+    assert learner.optimizer.steps == 1
+    assert any((b != v.numpy()).any() for b, v in zip(before, variables, strict=True))
+
+
 @pytest.mark.parametrize(
     ("config", "said"),
     [
@@ -290,7 +311,7 @@ def test_the_parts_of_an_update_add_up_to_it():
 )
 def test_an_update_without_parts_is_one_line(config, said, monkeypatch):
     monkeypatch.setattr(parts.learners, "product_limit", lambda *_: {"NumPy": 1.0})
-    learner = SimpleNamespace(_updater=SimpleNamespace(xla=True))
+    learner = SimpleNamespace(updater=SimpleNamespace(xla=True))
     monkeypatch.setattr(
         parts.learners, "build", lambda *_: SimpleNamespace(learner=learner)
     )

@@ -331,8 +331,8 @@ def results(learner, count):
     batches = random_batches(UPDATES, seed=1)
     for first in range(0, UPDATES, count):
         part = part_of(batches, first, learner.updates_per_call)
-        learner._updater.run(part, count)
-    means = learner._updater.metric_means()
+        learner.updater.run(part, count)
+    means = learner.updater.metric_means()
     return {k: v.numpy() for k, v in learner.variables().items()}, means
 
 
@@ -361,7 +361,7 @@ def test_how_many_updates_a_call_has_changes_no_bit(
     for count in (1, 2, BLOCK):
         for name, variable in learner.variables().items():
             variable.assign(initial[name])
-        learner._updater.reset_metrics()
+        learner.updater.reset_metrics()
         several = results(learner, count)
         assert single[1] == several[1]
         for name, value in single[0].items():
@@ -389,10 +389,10 @@ def test_updates_need_no_soft_placement_and_are_traced_once(tmp_path, kind):
     try:
         learner.warm_up()
         for count in (1, BLOCK, 2):
-            learner._updater.run(random_batches(BLOCK, seed=count), count)
+            learner.updater.run(random_batches(BLOCK, seed=count), count)
     finally:
         tf.config.set_soft_device_placement(soft)
-    assert learner._updater.call.experimental_get_tracing_count() == 1
+    assert learner.updater.call.experimental_get_tracing_count() == 1
 
 
 @pytest.mark.parametrize("kind", [ValueRLLearner, WorldmodelLearner])
@@ -402,7 +402,7 @@ def test_warming_up_changes_nothing(tmp_path, kind):
     learner.warm_up()
     for name, variable in learner.variables().items():
         np.testing.assert_array_equal(variable, before[name], err_msg=name)
-    assert learner._updater.metric_means() == {}
+    assert learner.updater.metric_means() == {}
 
 
 def test_what_is_random_in_an_update_depends_on_its_number_alone(tmp_path):

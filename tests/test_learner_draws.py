@@ -64,14 +64,14 @@ def batch_of(learner, scale=1.0):
 
 def rewards_of_batches(learner, updates):
     """The rewards, which are numbers of frames, of each update's batch."""
-    seen, run, context = [], learner._updater.run, learner.context.run
+    seen, run, context = [], learner.updater.run, learner.context.run
 
     def watched(batches, count):
         rows = fields(batches.numpy(), context.obs_dim, context.action_dim)
         seen.extend(rows.reward[:count].tolist())
         run(batches, count)
 
-    learner._updater.run = watched
+    learner.updater.run = watched
     train(learner, updates)
     return seen
 
