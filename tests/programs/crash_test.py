@@ -153,6 +153,7 @@ class Harness:
         self.launcher: subprocess.Popen | None = None
         self._board: Board | None = None
         self.killed_here: collections.Counter[str] = collections.Counter()
+        self.stops_before = 0  # of earlier launches
 
     def violation(self, text: str) -> None:
         self.violations.append(text)
@@ -168,6 +169,7 @@ class Harness:
         options = ["--resume"] if hyperparameters.exists() else []
         self.counts["resumes" if options else "fresh starts"] += 1
         with open(self.folder / "output.txt", "ab") as output:
+            self.stops_before = self.stops()
             self.launcher = subprocess.Popen(
                 [sys.executable, "main.py", self.folder / "run.json", "cpu", *options],
                 cwd=PROJECT,
@@ -185,10 +187,16 @@ class Harness:
     def output(self) -> str:
         return (self.folder / "output.txt").read_text(errors="replace")
 
+    def stops(self) -> int:
+        return self.output().count("stopping: ")
+
     def notices(self) -> int:
         """How often the launcher said that a child is dead."""
-        output = self.output()
-        return output.count(" was ended by SIGKILL and") + output.count("stopping: ")
+        return self.output().count(" was ended by SIGKILL and") + self.stops()
+
+    def is_stopping(self) -> bool:
+        """Whether this launch ends already; it then restarts nobody."""
+        return self.stops() > self.stops_before
 
     def board(self) -> Board | None:
         """That of this launch, also when it is over; None where there is none yet."""
@@ -260,7 +268,7 @@ class Harness:
             self.launcher.wait()
         elif kind not in ("resource tracker", "measuring process"):
             noticed = self.until(lambda: self.notices() > notes, NOTICE_PATIENCE)
-            if not noticed:
+            if not noticed and not self.is_stopping():
                 self.violation(f"the death of {kind} was not noticed")
 
     def hang(self, kind: str, pid: int) -> None:
@@ -278,7 +286,8 @@ class Harness:
         self.killed[f"{kind} (stopped, as if it hung)"] += 1
         self.killed_here[kind] += 1
         patience = STEP_TIMEOUT + NOTICE_PATIENCE
-        if not self.until(lambda: self.notices() > notes, patience):
+        noticed = self.until(lambda: self.notices() > notes, patience)
+        if not noticed and not self.is_stopping():
             self.violation(f"{kind} hung and was not noticed in {patience:g} s")
 
     def may_have_ended(self) -> bool:
