@@ -375,7 +375,7 @@ class Learner(abc.ABC):
             raise self._diverged(error) from None
 
     def restore(self) -> None:
-        """Goes on from the newest state, if there is one."""
+        """Continues from the newest state, if there is one."""
         path = self.folders.state(self.name)
         if not path.exists():
             self._trim_log()

@@ -65,7 +65,7 @@ def parse_arguments(
             description={
                 "status": "Shows how far all runs are.",
                 "cancel": "Ends what runs, which saves first, and what waits.",
-                "retry": "Goes on with the runs that failed.",
+                "retry": "Resumes the runs that failed.",
             }[arguments[0]],
         )
         parser.add_argument("output_root", metavar="OUTPUT_ROOT", type=Path)

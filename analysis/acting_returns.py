@@ -20,7 +20,7 @@ def acting_returns(replay: ReplayBuffer) -> pd.DataFrame:
     """The returns of all whole episodes in a replay buffer.
 
     An episode of which a step is missing (overwritten, or lost with its environment)
-    and one that goes on are left out, and so are those of an initial dataset.
+    and one that continues are left out, and so are those of an initial dataset.
 
     Returns:
         A row for each episode, in the order of their ends: frames, the environment

@@ -23,6 +23,7 @@ PAGES = (
     *(PROJECT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
     PROJECT / "results" / "README.md",
     PROJECT / "config" / "cpu" / "README.md",
+    PROJECT / "config" / "fullsize" / "README.md",
 )
 FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s]+)\)")

@@ -116,7 +116,7 @@ def test_it_goes_on_from_the_previous_state_when_the_newest_is_damaged(
     assert "valuerl.previous.safetensors is used instead" in capsys.readouterr().out
 
 
-def test_with_both_states_damaged_it_does_not_start_anew(tmp_path):
+def test_with_both_states_damaged_it_does_not_start_again(tmp_path):
     run, board, _ = open_fake(tmp_path)
     learner = build(run, board)
     train(learner, 7)

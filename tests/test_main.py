@@ -422,7 +422,7 @@ def test_an_unwritable_output_is_one_line(tmp_path):
 
 
 def test_interrupted_refused_resumed_and_restarted(tmp_path):
-    """Ctrl-C saves; a resume goes on; another launch or configuration is refused."""
+    """Ctrl-C saves; a resume continues; another launch or configuration is refused."""
     endless = ("total_frames=null",)
     first = start(tmp_path, settings=endless)
     wait_for(lambda: len(scores(tmp_path)) >= 4, first)

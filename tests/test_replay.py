@@ -312,7 +312,7 @@ def test_recover_keeps_the_longest_run_of_good_rows(
     assert live_values(buffer) == list(range(*remaining))
     assert (buffer.oldest, buffer.frames) == remaining
     assert buffer.recover() == 0
-    # It goes on from there, and in the end the ring is full again.
+    # It continues there, and in the end the ring is full again.
     end = remaining[1]
     for start in range(end, end + 200, 10):
         buffer.append(rows(np.arange(start, start + 10)))
@@ -360,7 +360,7 @@ def test_recover_of_nothing_but_bad_rows_leaves_an_empty_buffer(tmp_path):
 
 
 def test_a_file_of_an_earlier_program_has_no_complements_and_gets_them(tmp_path):
-    # Earlier programs left zeros there, and do again when they go on with a file.
+    # Earlier programs left zeros there, and do again when they continue with a file.
     filled(tmp_path, 130).close()
     path = tmp_path / "replay.bin"
     counters, complements = struct.Struct("<3Q"), slice(88, 112)
@@ -425,7 +425,7 @@ def test_truncate_goes_back_and_on(tmp_path):
             buffer.truncate(frames)
     buffer.truncate(90)
     assert live_values(buffer) == list(range(30, 90))
-    # Frames 90 .. 129 are written anew; rows before 30 do not come back meanwhile.
+    # Frames 90 .. 129 are written again; rows before 30 do not come back meanwhile.
     for start in range(90, 150, 10):
         buffer.append(rows(np.arange(1000 + start, 1010 + start)))
         assert buffer.oldest == max(30, start + 10 - 100)

@@ -132,7 +132,7 @@ def test_a_jump_pays_the_reward_of_the_state_left():
     assert (returns[0, 1] == 99).all()  # -1 on leaving 99, 100 on leaving 100
 
 
-def test_jumps_are_as_frequent_as_told_uniform_and_drawn_anew():
+def test_jumps_are_as_frequent_as_told_uniform_and_drawn_again():
     rng = np.random.default_rng(0)
     starts = np.full(20000, 10)
     states, _ = toy_chain.sample_rollouts(starts, 2, 2, 0.1, rng)

@@ -152,7 +152,7 @@ def test_side_by_side_each_environment_runs_whole_episodes(tmp_path, monkeypatch
 
     monkeypatch.setattr(safe_env, "make_env", make_next)
     run_evaluator(run, board)
-    # The shortest is over first; the others go on without it. The rows keep the order.
+    # The shortest is over first; the others continue. The rows keep the order.
     np.testing.assert_allclose(scores_of(run.folders.scores), [1, 3, 2], atol=1e-5)
     assert len(support_env.steps) == 2 + 4 + 6
 

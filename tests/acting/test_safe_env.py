@@ -1,4 +1,4 @@
-"""Environments that fail: nothing wrong is stored, and the process goes on."""
+"""Environments that fail: nothing wrong is stored, and the process continues."""
 
 import os
 import random
@@ -176,7 +176,7 @@ def test_an_environment_that_fails_at_a_reset_is_made_again_with_another_seed(
     (first,), (second,) = envs[0].seeds, envs[1].seeds
     assert first != second
     assert (lost, failed) == ([], [1])
-    # The same failure gives the same seeds: a run that meets it again goes on alike.
+    # The same failure gives the same seeds: a run that meets it again continues alike.
     build().reset(7)
     assert [each.seeds for each in envs[2:]] == [[first], [second]]
 
@@ -223,7 +223,7 @@ def test_what_is_not_finite_is_lost_and_said(made, bad, capsys):
     assert f"me: a transition is dropped: {what} not finite" in capsys.readouterr().out
     env.reset(1)
     assert env.step(np.zeros(1)).reward == 2.0
-    assert len(envs) == 1, "it need not be built anew"
+    assert len(envs) == 1, "it need not be built again"
 
 
 def test_of_many_losses_the_first_are_said_then_a_count(made, capsys):
@@ -240,7 +240,7 @@ def test_of_many_losses_the_first_are_said_then_a_count(made, capsys):
     assert lines == [said] * 5 + counts
 
 
-def test_an_environment_that_raises_is_built_anew(made, capfd):
+def test_an_environment_that_raises_is_built_again(made, capfd):
     envs, script = made
     script += [ValueError("broken"), 1.0]
     lost = []

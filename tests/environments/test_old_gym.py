@@ -86,7 +86,7 @@ def test_real_mujoco_py_repeats_its_recorded_episodes(name, version):
     env = made(f"{stem}-{version}", obs_dims=[PAPER_SIZES[name][0]])
     for first, row in check_environments.episode_rows(recording["episode"]):
         if first:
-            env.reset()  # the engine's warm start too begins anew
+            env.reset()  # the engine's warm start too begins again
             env.unwrapped.set_state(recording["qpos"][row], recording["qvel"][row])
         obs, reward, *ends, _ = env.step(recording["action"][row])
         np.testing.assert_allclose(obs, recording["next_obs"][row], rtol=0, atol=1e-10)

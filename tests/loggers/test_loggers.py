@@ -145,7 +145,7 @@ def test_the_process_hands_over_all_before_it_ends(tmp_path, made):
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"id": 7}', '{"id": "x"}'])
-def test_a_damaged_record_begins_anew(tmp_path, made, content):
+def test_a_damaged_record_starts_over(tmp_path, made, content):
     run = run_with(tmp_path, {})
     run.folders.loggers.write_text(content)
     log(run, 100)

@@ -2,7 +2,7 @@
 
     python tests/programs/corruption_test.py
 
-prints a table: what was damaged, what was found, what the run goes on from. Under
+prints a table: what was damaged, what was found, where the run continues. Under
 pytest each line of it is a test.
 """
 
@@ -257,7 +257,7 @@ def new_run(folder: Path) -> tuple[Run, dict]:
 
 
 def resume_state(folder: Path, damage: Damage) -> tuple[str, str]:
-    """Damages the newest state; returns what a resume says and goes on from."""
+    """Damages the newest state; returns what a resume says, and where it continues."""
     run, merged = new_run(folder)
     path = run.folders.state("valuerl")
     damaged(path, damage)
@@ -340,7 +340,7 @@ def resume_other(folder: Path, kind: str, damage: Damage) -> tuple[str, str]:
 
 
 def table(folder: Path) -> Iterator[tuple[str, str, str, str]]:
-    """(file, what was damaged, what was found, what the run goes on from)"""
+    """(file, what was damaged, what was found, where the run continues)"""
     kinds = (("state", STATES, resume_state), ("replay", REPLAYS, resume_replay))
     for kind, damages, resume in kinds:
         for number, (name, damage) in enumerate(damages.items()):

@@ -61,7 +61,7 @@ class Kind:
     Attributes:
         prepare: what there is before.
         act: writes; acknowledges what is stored by then, as growing numbers.
-        check: recovers as the next launch does, goes on writing, and raises
+        check: recovers as the next launch does, continues writing, and raises
             AssertionError; is given the last number acknowledged, 0 for none.
     """
 

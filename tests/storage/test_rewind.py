@@ -96,7 +96,7 @@ def test_going_back_restores_states_replay_and_rows(config, folders):
     # 30 frames for the value learner, 32 for the world model.
     assert rewards_in(folders.replay) == list(range(40))
     epochs = [row[1] for row in rows_of(folders.scores)]
-    # The policy of epoch 5 is published, and evaluated, anew.
+    # The policy of epoch 5 is published, and evaluated, again.
     assert epochs == ["epochs", "1", "1", "4"]
     assert rows_of(folders.scores)[-1] == ["0.4", "4", "40", "-4"]
     assert json.loads(folders.hyperparameters.read_text()) == MERGED

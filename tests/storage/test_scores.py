@@ -161,7 +161,7 @@ def test_another_evaluator_cuts_the_torn_line_before_it_appends(csv, torn):
 
 
 @pytest.mark.parametrize("length", range(1, len(CSV_HEADER)))
-def test_a_torn_header_is_written_anew(csv, length):
+def test_a_torn_header_is_written_again(csv, length):
     csv.write_bytes(CSV_HEADER[:length])
     ScoreFile(csv, 2).record(policy_of(), 3.0)
     assert csv.read_bytes() == CSV_HEADER + line_of(policy_of(), 3.0)

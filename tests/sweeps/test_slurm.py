@@ -63,7 +63,7 @@ def start(sweep: Sweep, index: int) -> subprocess.Popen[str]:
 
 
 def signalled(sweep: Sweep, number: int) -> tuple[str, int]:
-    """Output and exit code of an element that gets a signal while its run goes on."""
+    """Output and exit code of an element that gets a signal while its run continues."""
     folder = Path(sweep.working_folder)
     (folder / "waits").touch()
     job = start(sweep, 1)
