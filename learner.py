@@ -274,7 +274,6 @@ class Learner(abc.ABC):
             self.seconds += now - self._clock
             self._clock = now
         self.row["updates"] = self.updates
-        self.row["epoch"] = self.epoch
         self.row["hours"] = self.seconds / 3600
         self.row["heartbeat"] = now
 
@@ -340,6 +339,7 @@ class Learner(abc.ABC):
         self._published_updates = self.updates
         self.save_state()
         self.publish()
+        self.row["epoch"] = self.epoch  # others may rely on what is published
 
     def save_state(self) -> None:
         """Publishes the full state; the one before it stays next to it.
@@ -377,9 +377,13 @@ class Learner(abc.ABC):
     def restore(self) -> None:
         """Continues from the newest state, if there is one."""
         path = self.folders.state(self.name)
-        if not path.exists():
+        if path.exists():
+            self._restore_state(path)
+        else:
             self._trim_log()
-            return
+        self.row["epoch"] = self.epoch
+
+    def _restore_state(self, path: Path) -> None:
         state = load_into(path, self.variables())
         self.updates = int(state.metadata["updates"])
         self._published_updates = int(state.metadata["published_updates"])

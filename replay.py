@@ -37,6 +37,7 @@ import io
 import math
 import mmap
 import os
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
@@ -182,7 +183,8 @@ class ReplayBuffer:
         frames = max((n for n in (frames, copy) if n <= limit), default=frames)
         possible = [n for n in intents if 0 <= n - frames <= self.capacity]
         intent = min(possible, default=intents[0])
-        self._counters.store({FRAMES: frames, INTENT: intent})
+        reserved = min(self._counters.both(RESERVED))  # more is reserved again
+        self._counters.store({FRAMES: frames, INTENT: intent, RESERVED: reserved})
 
     @property
     def obs_dim(self) -> int:
@@ -217,9 +219,12 @@ class ReplayBuffer:
         oldest, frames = self._window()
         if not self.has_origins:
             return 0
-        envs = self.origins(oldest, frames - oldest).env
-        count = int(np.count_nonzero(envs == IMPORTED))
-        return oldest + count if count else 0
+
+        def is_stepped(frame: int) -> bool:
+            return self.origins(frame, 1).env[0] != IMPORTED
+
+        end = oldest + bisect_left(range(oldest, frames), True, key=is_stepped)
+        return end if end > oldest else 0
 
     @property
     def oldest(self) -> int:
@@ -308,7 +313,7 @@ class ReplayBuffer:
         return True
 
     def settle_turn(self) -> None:
-        """Counts the vector step of a writer that was killed before it counted it."""
+        """Counts the last vector step where a store of the counters was cut short."""
         self._require_writable()
         with self._locked():
             self._counters.store({TURN: max(self.turn, self._turn_after(self.frames))})
@@ -569,9 +574,9 @@ class ReplayBuffer:
             found = {FRAMES: end}
             if start > oldest:
                 found[INTENT] = start + self.capacity
-            self._counters.store(found)
             if end < frames:
-                self._counters.store({TURN: self._turn_after(end)})
+                found[TURN] = self._turn_after(end)
+            self._counters.store(found)
             self._mend_turn()
         return (frames - oldest) - (end - start)
 
@@ -589,19 +594,6 @@ class ReplayBuffer:
                 raise became_shorter(self._path)
             content, offset = content[got:], offset + got
         return rows
-
-    def truncate(self, frames: int) -> None:
-        """Goes back to an earlier frame count, as a resume from a backup does.
-
-        Raises:
-            ValueError: there are not so many frames, or the ring has overwritten
-                the rows before it.
-        """
-        self._require_writable()
-        with self._locked():
-            self._check_end(frames)
-            self._counters.store({FRAMES: frames, TURN: self._turn_after(frames)})
-            self.sync()
 
     def _check_end(self, frames: int) -> None:
         oldest, committed = self._window()

@@ -272,12 +272,8 @@ class ValueRLLearner(Learner):
             except CheckpointError as error:
                 damage = error
                 print(f"{error}; the one before is used instead", flush=True)
-        raise damage or self._no_model()
-
-    def _no_model(self) -> CheckpointError:
-        return CheckpointError(
-            f"{self.folders.state(WORLDMODEL)}: there is no published world model "
-            "to resume with"
+        raise damage or CheckpointError(
+            f"{models.folder}: there is no published world model to resume with"
         )
 
     def _use_model(self, updates: int) -> None:
@@ -334,10 +330,8 @@ class ValueRLLearner(Learner):
         before = self.model_updates
         if not self.config.is_paced:
             self._use_newest_model()
-        elif self.folders.models.path(before).exists():
-            self._use_model(before)
         else:
-            raise self._no_model()
+            self._use_model(before)
         if self.model_updates != before:
             self._count_model()
 

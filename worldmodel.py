@@ -18,8 +18,8 @@ from .settings.schema import SINGLE_NET, Ensemble, WorldModelConfig
 class ModelMembers(NamedTuple):
     """The members that take part in targets; None stands for all.
 
-    Termination member m judges the rollout of transition member m, so it has no
-    sampled of its own.
+    Termination member m judges the rollout of transition member m, so no
+    members are sampled for it.
     """
 
     transition: tf.Tensor | None

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..batch import Batch
 from ..replay import ReplayBuffer
-from ..replay_file import Origin
+from ..replay_file import IMPORTED, Origin
 from ..running.child import Context
 from ..running.pace import frame_limit, policy_for
 from ..settings.roles import Kind
@@ -89,7 +89,6 @@ class Interactor:
 
     def run(self) -> None:
         """Steps and appends until asked to stop."""
-        self._replay.settle_turn()
         turn = self._next_turn(self._replay.turn)
         self._resume_episodes(turn)
         while (frames := self._wait_for_turn(turn)) is not None:
@@ -154,7 +153,9 @@ class Interactor:
             if self._context.stop():
                 return None
         else:
-            if turn // self._agent.count % self._agent.reload_every_n == 0:
+            since = turn // self._agent.count % self._agent.reload_every_n
+            if since == 0 or self._policy_turn < 0:
+                self._policy_turn = turn
                 self._reader.refresh()
             policy = self._reader.policy
         if policy is None or frames < self._agent.full_random_n:
@@ -169,6 +170,7 @@ class Interactor:
         if since == 0 or self._policy_turn < 0:
             self._policy_turn = turn - since * self._agent.count
             at = self._frames_of(self._policy_turn, turn, frames) if since else frames
+            at = max(at, self._replay.imported)  # a dataset was before all steps
             self._wanted = policy_for(self._config, at)
         if self._wanted is None or frames < self._agent.full_random_n:
             return None
@@ -211,7 +213,7 @@ class Interactor:
     def _step(self, turn: int, action: np.ndarray) -> bool:
         """One step of every environment, stored; False: stopped before that."""
         taken = step_all(self._envs, self._obs, action, self._beat)
-        self._check_losses(len(taken.kept))
+        self._check_losses(taken.kept)
         origin = Origin(
             self._numbers[taken.kept],
             self._episodes[taken.kept],
@@ -248,15 +250,19 @@ class Interactor:
                 return False
         return True
 
-    def _check_losses(self, kept: int) -> None:
-        """Counts the steps of a vector step whose transition was lost, and the others.
+    def _check_losses(self, kept: np.ndarray) -> None:
+        """Counts the environments whose transition was lost, and the others.
+
+        Args:
+            kept: the numbers of the others, of this interactor's.
 
         Raises:
             RunError: it was the last of too many losses.
         """
-        lost = len(self._envs) - kept
-        self._lost.extend([True] * lost + [False] * kept)
-        if lost and (count := sum(self._lost)) >= TOO_MANY_LOST:
+        lost = np.ones(len(self._envs), bool)
+        lost[kept] = False
+        self._lost.extend(lost.tolist())
+        if lost.any() and (count := sum(self._lost)) >= TOO_MANY_LOST:
             raise RunError(
                 f"{self._context.name}: {count} of the last {len(self._lost)} steps of "
                 f"{self._config.env.name} gave no transition that is finite; the run "
@@ -286,9 +292,12 @@ class Interactor:
         begin = self._rows_of_episodes()
         rows = self._replay.origins(begin, self._replay.frames - begin)
         for i, number in enumerate(self._numbers):
+            if self._stopping():
+                return
             mine = np.flatnonzero(rows.env == number)
             if mine.size == 0:  # each turn was an episode, as far as the rows say it
-                if begin:
+                # Before a row of a dataset there are only others.
+                if begin and not (rows.env[:1] == IMPORTED).any():
                     self._note_chance(
                         f"how many episodes environment {number} had is not known"
                     )
@@ -326,29 +335,34 @@ class Interactor:
 
         Returns:
             False where they are not all there, or give other observations: what is
-            stored then stays as it is, and the run cannot be repeated.
+            stored then stays as it is, and the run cannot be repeated. True also if
+            the process was asked to stop: it then stores nothing more.
         """
-        episode = rows.episode[frames[-1] - begin]
+        episode = int(rows.episode[frames[-1] - begin])
         frames = frames[rows.episode[frames - begin] == episode]
         steps = rows.step[frames - begin]
-        same = np.array_equal(steps, np.arange(len(steps)))
-        if same:
-            self._begin_episode(i, int(episode))
-        for frame in frames if same else ():
+        if np.array_equal(steps, np.arange(len(steps))):
+            self._begin_episode(i, episode)
+            if self._repeats(i, frames):
+                self._steps[i] = len(steps)
+                return True
+        self._note_chance(
+            f"environment {self._numbers[i]} did not repeat its stored steps"
+        )
+        return False
+
+    def _repeats(self, i: int, frames: np.ndarray) -> bool:
+        """Whether an environment gives again what is stored, as far as one asks."""
+        for frame in frames:
+            if self._stopping():
+                return True
             row = self._replay.read(int(frame), 1)
-            same = np.array_equal(row.obs[0], self._obs[i].astype(np.float32))
-            step = self._envs[i].step(row.action[0]) if same else None
-            self._beat()
+            if not np.array_equal(row.obs[0], self._obs[i].astype(np.float32)):
+                return False
+            step = self._envs[i].step(row.action[0])
             if step is None or step.over or not _equals(step, row):
-                same = False
-                break
+                return False
             self._obs[i] = step.obs
-        if not same:
-            self._note_chance(
-                f"environment {self._numbers[i]} did not repeat its stored steps"
-            )
-            return False
-        self._steps[i] = len(steps)
         return True
 
     # -- for others --------------------------------------------------------------------

@@ -16,7 +16,8 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
@@ -60,7 +61,9 @@ def train(
 
     Raises:
         UserError: a mistake in the request, or a run that failed (RunError).
-        KeyboardInterrupt: after the run has saved.
+        RuntimeError: the launcher ended by a fault of this program.
+        KeyboardInterrupt, and what `on_epoch` raises: after the run has ended as by
+            Ctrl-C. A note of it says so where not everything could be saved.
     """
     reading, writing = os.pipe()
     launcher = subprocess.Popen(
@@ -75,26 +78,34 @@ def train(
     )
     os.close(writing)
     events = os.fdopen(reading)
-    try:
-        content = {"request": asdict(request), "path": sys.path, "events": writing}
-        assert launcher.stdin is not None
-        assert launcher.stdout is not None
-        with contextlib.suppress(BrokenPipeError):  # its end then says why
-            launcher.stdin.write(json.dumps(content) + "\n")
-            launcher.stdin.flush()
-        result: dict[str, Any] = {}
-        for kind, value in _received(launcher.stdout, events):
+    assert launcher.stdout is not None
+    received = _received(launcher.stdout, events)
+    result: dict[str, Any] = {}
+
+    def take(on_epoch: Callable[[Epoch], object] | None) -> None:
+        for kind, value in received:
             if kind == "line":
                 show(value)
-            elif "epoch" in value:
-                if on_epoch is not None:
-                    value["scores"] = tuple(value["scores"])
-                    on_epoch(Epoch(**value))
-            else:
-                result |= value
+            elif "epoch" not in value:
+                result.update(value)
+            elif on_epoch is not None:
+                on_epoch(Epoch(**value | {"scores": tuple(value["scores"])}))
+
+    try:
+        content = {"request": asdict(request), "path": sys.path, "events": writing}
+        _tell(launcher, json.dumps(content) + "\n")
+        take(on_epoch)
+    except BaseException as error:
+        _ask_to_end(launcher)
+        take(None)
+        if "error" in result:
+            error.add_note(_in_python(result["error"]))
+        raise
     finally:
-        _ended(launcher)
+        _ask_to_end(launcher)
+        launcher.wait()
         events.close()
+        launcher.stdout.close()
     if "error" in result:
         error = UserError if result["code"] == 2 else RunError
         raise error(_in_python(result["error"]))
@@ -114,7 +125,10 @@ def _in_python(text: str) -> str:
 
 
 def _received(output: IO[str], events: IO[str]) -> Iterator[tuple[str, Any]]:
-    """What the launcher prints ("line") and reports ("event"), until it ends."""
+    """What the launcher prints ("line") and reports ("event"), until it ends.
+
+    An exception while one waits for the next does not end the iterator.
+    """
     arrived: queue.Queue[tuple[str, Any] | None] = queue.Queue()
 
     def forward(kind: str, stream: IO[str]) -> None:
@@ -127,17 +141,21 @@ def _received(output: IO[str], events: IO[str]) -> Iterator[tuple[str, Any]]:
 
     for kind, stream in (("line", output), ("event", events)):
         threading.Thread(target=forward, args=(kind, stream), daemon=True).start()
-    for _ in range(2):
-        while (item := arrived.get()) is not None:
-            yield item
+    return chain(iter(arrived.get, None), iter(arrived.get, None))
 
 
-def _ended(launcher: subprocess.Popen[str]) -> None:
-    """Waits for the launcher's end; a run that is not over saves first."""
+def _tell(launcher: subprocess.Popen[str], line: str) -> None:
+    assert launcher.stdin is not None
+    with contextlib.suppress(BrokenPipeError):  # its end then says why
+        launcher.stdin.write(line)
+        launcher.stdin.flush()
+
+
+def _ask_to_end(launcher: subprocess.Popen[str]) -> None:
+    """A run that is not over then saves; a second call does nothing."""
     assert launcher.stdin is not None
     with contextlib.suppress(BrokenPipeError):
-        launcher.stdin.close()  # which asks it to end
-    launcher.wait()
+        launcher.stdin.close()
 
 
 # ---- in the process of the launcher -------------------------------------------------
@@ -156,8 +174,7 @@ def serve() -> None:
     sys.path[:] = content["path"]
     events = os.fdopen(content["events"], "w")
     os.set_inheritable(events.fileno(), False)
-    named = {field.name for field in fields(Request)}
-    asked = {key: value for key, value in content["request"].items() if key in named}
+    asked = content["request"]
     asked |= {"start": Start(asked["start"]), "overrides": tuple(asked["overrides"])}
     request = Request(**asked)
     shown = request.config if isinstance(request.config, str) else "{...}"
@@ -172,7 +189,7 @@ def serve() -> None:
     class Reporter(Display):
         """Reports each epoch, in addition to showing the progress."""
 
-        epoch = 0
+        epoch = 0  # the last that was reported
 
         def show(self, progress: Progress, last: bool = False) -> None:
             super().show(progress, last)
@@ -190,8 +207,11 @@ def serve() -> None:
     try:
         folder = Folders.of(request.loaded.config, request.experiment).root
         display = Reporter(output_console(), request.experiment)
+        outcome = None
         with stop_as_by_ctrl_c(), opened(request, display.note) as run:
-            outcome = run_processes(run, display) if run else None
+            if run is not None:
+                display.epoch = _published_epoch(run.folders.policy)
+                outcome = run_processes(run, display)
         if outcome is not None and outcome.code:
             unsaved = "the run ended before everything was saved; resume it"
             tell(error=outcome.error or unsaved, code=outcome.code)
@@ -200,6 +220,16 @@ def serve() -> None:
         tell(error=str(error), code=2)
     except KeyboardInterrupt:
         tell(error="stopped before the start", code=2)
+
+
+def _published_epoch(policy: Path) -> int:
+    """The epoch of the newest policy; 0 where there is none."""
+    from ..storage import checkpoint
+
+    try:
+        return int(checkpoint.load(policy).metadata["epoch"])
+    except checkpoint.CheckpointError:
+        return 0
 
 
 def _end_with_the_program() -> None:

@@ -117,7 +117,7 @@ class Folders:
         return self.log / "processes" / f"{process}.txt"
 
     def state(self, learner: str) -> Path:
-        """A learner's newest state; the value learner loads world models from it."""
+        """A learner's newest state."""
         return self.checkpoints / f"{learner}.safetensors"
 
     def numbered_state(self, learner: str, updates: int) -> Path:

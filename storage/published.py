@@ -5,7 +5,6 @@ published file stays until no process can need it.
 """
 
 import os
-import shutil
 from pathlib import Path
 
 from ..util import fsync_folder
@@ -20,16 +19,16 @@ class Published:
     """
 
     def __init__(self, folder: Path, name: str) -> None:
-        self._folder = folder
+        self.folder = folder
         self._name = name
 
     def path(self, updates: int) -> Path:
         """Where the one of so many updates lies, or will lie."""
-        return self._folder / f"{self._name}-{updates}.safetensors"
+        return self.folder / f"{self._name}-{updates}.safetensors"
 
     def numbers(self) -> list[int]:
         """The numbers of updates of those that are there, ascending."""
-        stems = (path.stem for path in self._folder.glob(f"{self._name}-*.safetensors"))
+        stems = (path.stem for path in self.folder.glob(f"{self._name}-*.safetensors"))
         numbers = (stem.removeprefix(f"{self._name}-") for stem in stems)
         return sorted(int(number) for number in numbers if number.isdecimal())
 
@@ -49,16 +48,13 @@ class Published:
         Raises:
             OSError: the disk is full, say; a later call may succeed.
         """
-        self._folder.mkdir(exist_ok=True)
+        self.folder.mkdir(exist_ok=True)
         path = self.path(updates)
         temporary = path.with_name(f".{path.name}.tmp")
         temporary.unlink(missing_ok=True)  # of a process that was killed here
-        try:
-            os.link(file, temporary)
-        except OSError:  # a filesystem without hard links
-            shutil.copy2(file, temporary)
+        os.link(file, temporary)
         os.replace(temporary, path)
-        fsync_folder(self._folder)
+        fsync_folder(self.folder)
 
     def drop_before(self, updates: int) -> None:
         """Removes those of fewer updates."""

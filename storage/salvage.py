@@ -53,8 +53,8 @@ def salvage(
         if start == end:
             return None
         with new_file(workplace, layout) as descriptor:
-            for slot in {frame % capacity for frame in range(start, end)}:
-                offset = HEADER_BYTES + slot * layout.row_bytes
+            for frame in range(start, end):
+                offset = HEADER_BYTES + frame % capacity * layout.row_bytes
                 row = os.pread(file.fileno(), layout.row_bytes, offset)
                 write_all(descriptor, row, offset)
             header = layout.header(max(end, start + capacity if start else 0), end)
@@ -81,7 +81,8 @@ def _best_layout(descriptor: int, expected: Layout) -> tuple[Layout, tuple[int, 
         if rest == 0 and 1 <= capacity <= MAX_CAPACITY:
             layouts.append(replace(layout, capacity=capacity))
     layouts += [expected, replace(expected, version=1)]
-    found = [(layout, good_frames(descriptor, layout)) for layout in layouts]
+    tried = dict.fromkeys(layouts)
+    found = [(layout, good_frames(descriptor, layout)) for layout in tried]
     return max(found, key=lambda each: each[1][1] - each[1][0])
 
 

@@ -177,12 +177,14 @@ def test_mistakes_are_raised_and_a_run_resumes(trained, monkeypatch):
 def test_what_on_epoch_raises_ends_the_run_which_saves(tmp_path, monkeypatch):
     """From a thread, as from a notebook."""
     monkeypatch.chdir(tmp_path)
-    raised = []
+    raised, actions = [], []
+    folder = tmp_path / "output" / "InvertedPendulum-v5" / "quickstart"
 
     class Enough(Exception):
         pass
 
     def stop(epoch):
+        actions.append(steve.load_policy(folder).act([0.0] * 4))
         raise Enough
 
     def work():
@@ -194,8 +196,8 @@ def test_what_on_epoch_raises_ends_the_run_which_saves(tmp_path, monkeypatch):
     thread = threading.Thread(target=work)
     thread.start()
     thread.join(timeout=120)
-    assert len(raised) == 1
-    run = steve.load_run(tmp_path / "output" / "InvertedPendulum-v5" / "quickstart")
+    assert len(raised) == len(actions) == 1
+    run = steve.load_run(folder)
     assert not run.finished
     state = checkpoint.load(run.folder / "checkpoints" / "valuerl.safetensors")
     assert state.metadata["epoch"] >= 1

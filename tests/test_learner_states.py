@@ -6,6 +6,7 @@ import tensorflow as tf
 from support import append_frames
 from support_learner import (
     BEFORE,
+    FakeLearner,
     Killed,
     assert_same,
     assert_unequal,
@@ -255,3 +256,21 @@ def test_a_backup_that_a_kill_prevented_is_made_on_restore(tmp_path, monkeypatch
     append_frames(replay, 5)
     build(run, board).restore()
     assert checkpoint.load(path).metadata == state.metadata  # its frames, not today's
+
+
+def test_the_board_has_an_epoch_once_it_is_published(tmp_path):
+    """Who sees an epoch on the board may load its policy."""
+    run, board, _ = open_fake(tmp_path)
+    seen = []
+
+    class WatchedLearner(FakeLearner):
+        def publish(self):
+            super().publish()
+            seen.append((self.epoch, int(board[VALUERL]["epoch"])))
+
+    train(build(run, board, WatchedLearner), 7)
+    assert seen == [(1, 0), (2, 1), (3, 2)]
+    assert board[VALUERL]["epoch"] == 3
+    board[VALUERL]["epoch"] = 0
+    build(run, board).restore()
+    assert board[VALUERL]["epoch"] == 3

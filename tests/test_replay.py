@@ -223,7 +223,6 @@ def test_a_reader_cannot_write(tmp_path):
     reader = ReplayBuffer.open(tmp_path)
     for change in (
         lambda: reader.append(rows([1])),
-        lambda: reader.truncate(1),
         reader.recover,
     ):
         with pytest.raises(ValueError, match="opened for reading only"):
@@ -415,15 +414,16 @@ def test_a_bad_row_is_not_read_or_sampled(tmp_path, monkeypatch):
         buffer.sample(4, 100, np.random.default_rng(0))
 
 
-# Going back, copies
+# Copies
 
 
-def test_truncate_goes_back_and_on(tmp_path):
-    buffer = filled(tmp_path, 130, capacity=100)
+def test_a_shorter_copy_continues_where_it_ends(tmp_path):
+    whole = filled(tmp_path / "whole", 130, capacity=100)
     for frames in (29, 131):
         with pytest.raises(ValueError, match="possible are 30 to 130"):
-            buffer.truncate(frames)
-    buffer.truncate(90)
+            whole.copy_to(tmp_path / "back", frames)
+    whole.copy_to(tmp_path / "back", 90)
+    buffer = ReplayBuffer.open(tmp_path / "back", writable=True)
     assert live_values(buffer) == list(range(30, 90))
     # Frames 90 .. 129 are written again; rows before 30 do not come back meanwhile.
     for start in range(90, 150, 10):

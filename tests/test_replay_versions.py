@@ -107,12 +107,6 @@ def test_recover_drops_no_more_than_the_bad_rows(tmp_path, frames):
     assert live_values(buffer)[-1] == frames - 7
 
 
-def test_it_goes_back(tmp_path, frames):
-    buffer = of_format_1(tmp_path, frames)
-    buffer.truncate(frames - 3)
-    assert live_values(buffer) == list(range(buffer.oldest, frames - 3))
-
-
 def test_a_copy_is_of_format_1_too(tmp_path, frames):
     buffer = of_format_1(tmp_path / "a", frames)
     buffer.append(rows([frames]))

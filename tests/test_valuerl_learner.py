@@ -439,18 +439,24 @@ def test_a_restored_value_learner_publishes_a_policy_that_is_due(tmp_path, found
 
 
 @pytest.mark.parametrize("found", ["none", "pretraining"])
-def test_without_a_world_model_a_value_learner_does_not_go_on(tmp_path, found):
-    run, board, _ = open_value(tmp_path)
+@pytest.mark.parametrize("paced", [False, True])
+def test_without_a_world_model_a_value_learner_does_not_continue(
+    tmp_path, found, paced
+):
+    pace = {"frames_per_update": 0.5} if paced else {}
+    run, board, replay = open_value(tmp_path, policy_config=pace, model_config=pace)
+    append_frames(replay, 10)
     publish_model(run, 0.5)
-    train(build(run, board, WatchedLearner), 4)
-    path = run.folders.state(WORLDMODEL)
+    train(build(run, board, WatchedLearner), 2)
+    run.folders.state(WORLDMODEL).unlink()
+    path = run.folders.models.path(0)
     path.unlink()
-    run.folders.models.path(0).unlink()
     if found == "pretraining":
         publish_model(run, 0.25, epoch=0)
-    with pytest.raises(CheckpointError, match="no published world model") as raised:
+    wanted = path if paced else path.parent
+    with pytest.raises(CheckpointError, match=rf"{wanted}: there is no ") as raised:
         build(run, board, WatchedLearner).restore()
-    assert str(path) in str(raised.value)
+    assert str(raised.value).endswith(("checkpoint here", "model to resume with"))
 
 
 @pytest.mark.parametrize("model", [False, True])

@@ -165,6 +165,35 @@ def test_the_frames_of_a_dataset_belong_to_no_environment(tmp_path):
     assert "not_reproducible" not in read_run(run.folders)
 
 
+def test_a_dataset_longer_than_all_running_episodes_hides_none(tmp_path):
+    """Its frames have turns too, but no policy was looked for in them."""
+    run, board, replay = interacting(
+        tmp_path,
+        env=REPEATABLE | {"max_frames": 7},
+        agent_config={"batch_size": 2, "full_random_n": 0, "reload_every_n": 10},
+        policy_config={
+            "frames_before_learning": 40,
+            "frames_per_update": 1.0,
+            "epoch_every_n": 2,
+            "explore_chance": 0.0,
+        },
+    )
+    obs, zero = np.ones((1, 3)), np.zeros(1)
+    for step in range(55):
+        origin = Origin(np.array([IMPORTED]), zero, np.array([step]), zero, zero)
+        rows = Batch(obs, np.zeros((1, 1)), zero, obs, zero)
+        assert replay.append(rows, origin=origin)
+    board[VALUERL]["updates"] = 20
+    wanted, earlier = (policy_for(run.config, frames) for frames in (55, 50))
+    assert wanted != earlier
+    publish_policy(run.folders.policy, 0.5, epoch=8, updates=wanted)
+    stop = Script(lambda: replay.frames > 55)
+    interact(context_of(run, board, "interactor0", stop))
+    assert replay.origins(55, 2).env.tolist() == [0, 1]
+    assert greedy_share(replay.read(55, 2)) == 1
+    assert "not_reproducible" not in read_run(run.folders)
+
+
 def test_seeds_reach_resets_and_actions(tmp_path):
     (_, first), (_, second) = (
         rows_of(tmp_path / str(seed), 30, seed=seed) for seed in (0, 1)
@@ -299,6 +328,25 @@ def test_too_many_lost_transitions_end_the_run_in_one_line(
         f"interactor0: {said} of Counting-v0 gave no transition that is finite; the "
         "run stops. Correct the environment"
     )
+
+
+def test_too_many_lost_transitions_of_many_environments_end_the_run(
+    tmp_path, monkeypatch
+):
+    """More in one vector step than are looked back at."""
+    run, board, _ = interacting(
+        tmp_path, agent_config={"batch_size": 300, "full_random_n": 10**6}
+    )
+    step, lost = SafeEnv.step, []
+
+    def step_or_lose(env, action):
+        lost.append(len(lost) % 3 > 0)
+        return None if lost[-1] else step(env, action)
+
+    monkeypatch.setattr(SafeEnv, "step", step_or_lose)
+    stop = Script(lambda: len(lost) > 300)
+    with pytest.raises(RunError, match=r"13[34] of the last 200 steps"):
+        Interactor(context_of(run, board, "interactor0", stop)).run()
 
 
 def test_the_slower_of_two_learners_holds_the_interactor_back(tmp_path):
@@ -523,6 +571,19 @@ def test_a_new_policy_is_looked_for_every_so_many_vector_steps(
     interact(context_of(run, board, "interactor0", Script(on_question)))
     assert greedy_share(replay.read(0, taken_up)) == 0
     assert greedy_share(replay.read(taken_up, 100 - taken_up)) == 1
+
+
+def test_a_new_process_looks_for_a_policy_at_its_first_step(tmp_path):
+    run, board, replay = interacting(
+        tmp_path,
+        agent_config={"batch_size": 4, "full_random_n": 0, "reload_every_n": 10},
+        policy_config=learning(explore_chance=0.0),
+    )
+    publish_policy(run.folders.policy, 0.5, epoch=1)
+    for end in (12, 24):  # the second begins with the fourth vector step
+        stop = Script(lambda end=end: replay.frames >= end)
+        interact(context_of(run, board, "interactor0", stop))
+    assert greedy_share(replay.read(0, 24)) == 1
 
 
 @pytest.mark.parametrize(("capacity", "lost"), [(400, 0), (32, 0), (32, 1), (400, 1)])

@@ -263,18 +263,31 @@ def others(frames: int) -> list[int]:
     return counts[counts.index(frames) + 1 :][:1]
 
 
-def truncate_replay(folder: Path, acknowledge: Acknowledge) -> None:
-    with ReplayBuffer.open(folder, writable=True) as replay:
-        append_frames(replay, 4)
-        replay.truncate(3)
-        acknowledge(3)
+def prepare_cut(folder: Path) -> None:
+    """A power failure took the last row of a vector step, and not the counters."""
+    prepare_turns(folder)
+    append_turns(folder, lambda _: None)
+    with ReplayBuffer.open(folder) as replay:
+        slot, row_bytes = (replay.frames - 2) % CAPACITY, 4 * replay._rows.shape[1]
+    with open(folder / "replay.bin", "r+b") as file:
+        file.seek(replay_file.HEADER_BYTES + slot * row_bytes)
+        file.write(bytes(row_bytes))
 
 
-def check_truncated(folder: Path, acknowledged: int) -> None:
+def recover_replay(folder: Path, acknowledge: Acknowledge) -> None:
     with ReplayBuffer.open(folder, writable=True) as replay:
-        assert replay.recover() == 0
-        assert replay.frames == 3 if acknowledged else replay.frames in (2, 3, 6)
-        assert rewards(replay) == list(range(replay.frames))
+        replay.recover()
+        acknowledge(1)
+
+
+def check_recovered(folder: Path, acknowledged: int) -> None:
+    """The step that is not whole is done again as a whole, and the one after it."""
+    recover_replay(folder, lambda _: None)
+    with ReplayBuffer.open(folder, writable=True) as replay:
+        assert (replay.frames, replay.turn) == (sum(STEPS[:3]), 3)
+        for turn in range(3, len(STEPS)):
+            assert take_step(replay, STEPS[turn], turn)
+        assert rewards(replay) == list(range(replay.oldest, sum(STEPS)))
 
 
 def copy_replay(folder: Path, acknowledge: Acknowledge) -> None:
@@ -524,7 +537,7 @@ KINDS = {
     "replay, made": Kind(nothing, create_replay, check_created),
     "replay, appended to": Kind(prepare_replay, append_around, check_appended),
     "replay, in turns": Kind(prepare_turns, append_turns, check_turns),
-    "replay, cut back": Kind(prepare_replay, truncate_replay, check_truncated),
+    "replay, recovered": Kind(prepare_cut, recover_replay, check_recovered),
     "replay, copied": Kind(prepare_replay, copy_replay, check_copied),
     "replay, salvaged": Kind(prepare_damaged, salvage_replay, check_salvaged),
     "scores": Kind(nothing, record_scores, check_recorded),

@@ -1,6 +1,5 @@
 """Published policies and world models under the number of their updates."""
 
-import errno
 import os
 
 import pytest
@@ -53,16 +52,6 @@ def test_what_is_published_stays_when_the_file_is_replaced(policies, file):
 def test_a_second_name_takes_no_further_space(policies, file):
     policies.add(1, file)
     assert policies.path(1).stat().st_ino == file.stat().st_ino
-
-
-def test_without_hard_links_it_is_a_copy(policies, file, monkeypatch):
-    def refused(*_):
-        raise OSError(errno.EPERM, "Operation not permitted")
-
-    monkeypatch.setattr(os, "link", refused)
-    policies.add(1, file)
-    assert policies.path(1).read_bytes() == b"first"
-    assert policies.path(1).stat().st_ino != file.stat().st_ino
 
 
 def test_publishing_a_number_again_replaces_it(policies, file):

@@ -20,6 +20,7 @@ from support_storage import (
 )
 
 from steve.replay import ReplayBuffer
+from steve.replay_file import FRAMES
 from steve.storage import checkpoint
 from steve.storage import rewind as rewinding
 from steve.storage.folders import Folders
@@ -198,7 +199,7 @@ def test_a_replay_that_was_overwritten_since_is_an_error(config, folders):
 def test_a_replay_that_lost_transitions_since_is_an_error(config, folders):
     former_run(folders)
     with ReplayBuffer.open(folders.replay, writable=True) as replay:
-        replay.truncate(30)
+        replay._counters.store({FRAMES: 30})
     message = rewind_error(folders, config, 100)
     assert "2 of the transitions of 100 updates are lost" in message
 

@@ -1,0 +1,56 @@
+"""The launch behind `steve.train`: what its end says. test_api.py trains."""
+
+import json
+
+import pytest
+
+from steve.running import training
+from steve.settings.request import Request
+
+EVENT = {"epoch": 1, "updates": 0, "frames": 8, "hours": 0.0, "scores": [1.0, 2.0]}
+LAUNCHER = """
+import json, os, sys
+events = os.fdopen(json.loads(sys.stdin.readline())["events"], "w")
+events.write('%s' + "\\n")
+events.flush()
+sys.stdin.read()  # until it is asked to end
+print("valuerl was ended by SIGKILL")
+events.write('%s' + "\\n")
+"""
+
+
+def pretend(monkeypatch, last):
+    """A launcher that reports an epoch, and how the run ended once asked to end."""
+    program = LAUNCHER % (json.dumps(EVENT), json.dumps(last))
+    monkeypatch.setattr(training, "SERVE", program)
+
+
+@pytest.mark.parametrize("kind", [ValueError, KeyboardInterrupt])
+@pytest.mark.parametrize(
+    ("last", "notes"),
+    [
+        ({"error": "not saved; --resume it", "code": 1}, ["not saved; resume=True it"]),
+        ({"folder": "output"}, []),
+    ],
+)
+def test_what_on_epoch_raises_comes_with_how_the_run_ended(
+    monkeypatch, kind, last, notes
+):
+    pretend(monkeypatch, last)
+    epochs, lines = [], []
+
+    def on_epoch(epoch):
+        epochs.append(epoch)
+        raise kind("enough")
+
+    with pytest.raises(kind, match="enough") as raised:
+        training.train(Request("quickstart", "cpu"), on_epoch, lines.append)
+    assert epochs == [training.Epoch(1, 0, 8, 0.0, (1.0, 2.0))]
+    assert lines == ["valuerl was ended by SIGKILL"]
+    assert getattr(raised.value, "__notes__", []) == notes
+
+
+def test_a_launcher_that_reports_no_end_is_a_fault(monkeypatch):
+    monkeypatch.setattr(training, "SERVE", "import sys; sys.exit(3)")
+    with pytest.raises(RuntimeError, match="ended with exit code 3"):
+        training.train(Request("quickstart", "cpu"), show=lambda line: None)
