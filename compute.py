@@ -103,8 +103,9 @@ class BatchSource:
         replay: read by this object alone.
         batch_size: B.
         newest: draws come from the newest so many transitions.
-        draw: says how the batch of an update is drawn, by the update's number.
-        block: K.
+        rng_of: the generator of an update's batch, by the update's number.
+        end_of: that batch comes from the frames before this one; None: from all.
+        updates_per_call: K.
     """
 
     def __init__(
@@ -112,14 +113,16 @@ class BatchSource:
         replay: ReplayBuffer,
         batch_size: int,
         newest: int,
-        draw: Callable[[int], Draw],
-        block: int,
+        rng_of: Callable[[int], np.random.Generator],
+        end_of: Callable[[int], int | None],
+        updates_per_call: int,
     ) -> None:
         self._replay = replay
         self._batch_size = batch_size
         self._newest = newest
-        self._draw_of = draw
-        self._block = block
+        self._rng_of = rng_of
+        self._end_of = end_of
+        self._updates_per_call = updates_per_call
         gpu = tf.config.list_logical_devices("GPU")
         self._device = "GPU:0" if gpu else "CPU:0"
         self._thread = ThreadPoolExecutor(1, "batches")
@@ -164,16 +167,17 @@ class BatchSource:
     def _ready(self, first: int) -> int:
         """How many batches from that of update `first` on can be drawn now, 0 .. K."""
         frames = self._replay.frames
-        for count in range(self._block, 0, -1):
-            end = self._draw_of(first + count - 1).end
+        for count in range(self._updates_per_call, 0, -1):
+            end = self._end_of(first + count - 1)
             if end is None or end <= frames:
                 return count
         return 0
 
     def _draw(self, first: int, count: int) -> tf.Tensor:
-        draws = [self._draw_of(update) for update in range(first, first + count)]
+        updates = range(first, first + count)
+        draws = [Draw(self._rng_of(n), self._end_of(n)) for n in updates]
         rows = self._replay.sample_rows(self._batch_size, self._newest, draws)
-        padding = [(0, self._block - count), (0, 0), (0, 0)]
+        padding = [(0, self._updates_per_call - count), (0, 0), (0, 0)]
         with tf.device(self._device):
             return tf.convert_to_tensor(np.pad(rows, padding))
 
@@ -191,7 +195,7 @@ class Updater:
     Args:
         step: one update on a batch, rows [B, words]; returns the metrics.
         metric_names: those that are kept.
-        block: K, the updates of a call at most.
+        updates_per_call: K, the updates of a call at most.
         xla: whether XLA compiles the calls.
     """
 
@@ -199,12 +203,12 @@ class Updater:
         self,
         step: Callable[[tf.Tensor], dict[str, tf.Tensor]],
         metric_names: Sequence[str],
-        block: int = 1,
+        updates_per_call: int = 1,
         xla: bool = False,
     ) -> None:
         self._step = step
         self._metric_names = metric_names
-        self.block = block
+        self.updates_per_call = updates_per_call
         self.xla = xla
         self._sums = tf.Variable(tf.zeros([len(metric_names)]))
         self._count = 0  # updates in the sums
@@ -221,11 +225,15 @@ class Updater:
             self._sums.assign_add(values)
             return k + 1
 
-        if self.block == 1 and not self.xla:
+        if self.updates_per_call == 1 and not self.xla:
             update(0)
         else:
             # With one batch, as without the loop, XLA fuses, and so sums, otherwise.
-            batches = tf.concat([batches, batches], 0) if self.block == 1 else batches
+            batches = (
+                tf.concat([batches, batches], 0)
+                if self.updates_per_call == 1
+                else batches
+            )
             tf.while_loop(
                 lambda k: k < count,
                 lambda k: [update(k)],
@@ -244,7 +252,7 @@ class Updater:
             variables: all that an update changes.
         """
         before = [(variable, variable.numpy()) for variable in variables]
-        self._call(tf.stack([batch] * self.block), 1)
+        self._call(tf.stack([batch] * self.updates_per_call), 1)
         for variable, value in before:
             variable.assign(value)
         self.reset_metrics()

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
 import tensorflow as tf
 
 from .batch import Batch, fields, row_width
@@ -17,7 +18,7 @@ from .compute import (
     computing,
     prepare_tensorflow,
 )
-from .replay import Draw, ReplayBuffer
+from .replay import ReplayBuffer
 from .running import pace
 from .running.child import Context
 from .running.pace import is_done, may_update
@@ -92,8 +93,9 @@ class Learner(abc.ABC):
             ReplayBuffer.open(self.folders.replay),
             settings.batch_size,
             settings.replay_size,
-            self._draw,
-            self.updater.block,
+            self._rng_for,
+            self._end_for,
+            self.updater.updates_per_call,
         )
 
     # -- what a subclass provides ----------------------------------------------
@@ -183,7 +185,7 @@ class Learner(abc.ABC):
     @property
     def updates_per_call(self) -> int:
         """How many updates `learn` does at most."""
-        return self.updater.block
+        return self.updater.updates_per_call
 
     def _updates_now(self, room: int) -> int:
         """How many of the next updates have their frames: one at least."""
@@ -195,7 +197,7 @@ class Learner(abc.ABC):
         self.updater.run(self._batches.take(self.steps, count), count)
         if self._batches.fell_short and not self._fell_short:
             self._fell_short = True
-            self.note_chance("a batch was to come from rows that are lost")
+            self.note_nondeterminism("a batch was to come from rows that are lost")
         return count
 
     @property
@@ -203,10 +205,13 @@ class Learner(abc.ABC):
         """Updates done, with pretraining."""
         return self.updates
 
-    def _draw(self, step: int) -> Draw:
-        """How the batch of an update is drawn, by the `steps` before it."""
-        rng = generator(self.config.seed, self.batch_stream, step)
-        return Draw(rng, self._frames_for(step) if self.config.is_paced else None)
+    def _rng_for(self, step: int) -> np.random.Generator:
+        """What draws the batch of an update, by the `steps` before it."""
+        return generator(self.config.seed, self.batch_stream, step)
+
+    def _end_for(self, step: int) -> int | None:
+        """That batch comes from the frames before this one; None: from all."""
+        return self._frames_for(step) if self.config.is_paced else None
 
     def _frames_for(self, step: int) -> int:
         return pace.frames_for_update(self.settings, step)
@@ -218,11 +223,11 @@ class Learner(abc.ABC):
             lambda: record_computing(self.folders, self.name, now)
         )
         for change in changes if self.steps else ():
-            self.note_chance(f"{change}, from update {self.updates:,} on")
+            self.note_nondeterminism(f"{change}, from update {self.updates:,} on")
 
-    def note_chance(self, why: str) -> None:
+    def note_nondeterminism(self, why: str) -> None:
         """Says that the run cannot be repeated from here on."""
-        self.context.note_chance(self.replay.frames, why)
+        self.context.note_nondeterminism(self.replay.frames, why)
 
     def wait(self, condition: Callable[[], bool]) -> bool:
         """Waits for a condition; False: the run was stopped, or its limit reached."""

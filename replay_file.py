@@ -1,6 +1,18 @@
 """The file format of the replay buffer: `replay.bin`.
 
-A header page, and then `capacity` rows. Frame f, the f-th transition ever appended,
+A header of 4096 bytes, and then `capacity` rows. The header, little-endian as all is:
+
+    at 0   "STEVERPL", version, O, A, words of a row          8 bytes, 4 x uint32
+           capacity                                           uint64
+           CRC-32 of what comes before it                     uint32
+    at 64  counters: intent, frames, reserved                 3 x uint64
+           their complements                                  3 x uint64
+           counter: turn, and its complement                  2 x uint64
+
+The first `reserved` rows have disk space. What the other counters mean, and the order
+in which they are stored, is told in `replay`. All eight words lie in one cache line.
+
+Frame f, the f-th transition ever appended,
 lies in row f mod capacity:
 
     obs [O], next_obs [O], action [A], reward, terminated     float32
@@ -12,9 +24,6 @@ lies in row f mod capacity:
 The second and third line say where a row comes from (`Origin`): by them a resume
 finds the episodes that were running. Format 1 lacks them; its files are read and
 appended to as they are.
-
-The counters of the header and their complements lie in one cache line. What they
-mean, and the order in which they are stored, is told in `replay`.
 """
 
 import io

@@ -229,7 +229,7 @@ class ValueRLLearner(Learner):
         ):
             return False
         if not models.path(wanted).exists():
-            self.note_chance(f"there is no world model of {wanted} updates")
+            self.note_nondeterminism(f"there is no world model of {wanted} updates")
             wanted = models.nearest(wanted)
         if wanted != self.model_updates:
             self._use_model(wanted)
@@ -322,7 +322,7 @@ class ValueRLLearner(Learner):
         if self.updates == self._published_updates:
             self.publish()  # ended between the state and the policy of an epoch
         else:
-            self.note_chance("the policy of the last epoch is lost")
+            self.note_nondeterminism("the policy of the last epoch is lost")
             self._publish_policy(self._published_updates)
 
     def _restore_model(self) -> None:

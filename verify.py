@@ -141,7 +141,7 @@ def experiment_at(folder: Path) -> tuple[dict[str, Any], Folders]:
     for reason in reasons_of(record_of(folders)):
         print(f"note: {reason}")
     if not config.is_paced:
-        raise UserError(f"{folder}: {config.sources_of_chance[0]}")
+        raise UserError(f"{folder}: {config.sources_of_nondeterminism[0]}")
     if not read_digests(folders.digests):
         raise UserError(
             f"{folders.digests}: is missing or empty; the run has ended no epoch, or "

@@ -339,7 +339,7 @@ class Evaluator:
             f"{LOST_IN_A_ROW}",
             flush=True,
         )
-        self._note_chance("rows of scores are missing")
+        self._note_nondeterminism("rows of scores are missing")
         return True
 
     # -- for others --------------------------------------------------------------------
@@ -348,11 +348,11 @@ class Evaluator:
         self._row["dropped"] += 1
 
     def _note_failure(self) -> None:
-        self._note_chance("an environment failed and was made again")
+        self._note_nondeterminism("an environment failed and was made again")
 
-    def _note_chance(self, why: str) -> None:
+    def _note_nondeterminism(self, why: str) -> None:
         policy = self._reader.policy
-        self._context.note_chance(policy.frames if policy else 0, why)
+        self._context.note_nondeterminism(policy.frames if policy else 0, why)
 
     def _is_final(self) -> bool:
         return int(self._context.board[LAUNCHER]["phase"]) == FINAL_EPISODES

@@ -186,7 +186,7 @@ class Interactor:
         there = policies.numbers()
         if not there or there[-1] < self._wanted or self._wanted in there:
             return False
-        self._note_chance(f"the policy of {self._wanted} updates is gone")
+        self._note_nondeterminism(f"the policy of {self._wanted} updates is gone")
         self._wanted = policies.nearest(self._wanted)
         return self._reader.load(self._wanted) is not None
 
@@ -203,7 +203,9 @@ class Interactor:
                 return replay.oldest + int(np.searchsorted(turns, turn))
         if frames in (0, now * size):
             return min(frames, turn * size)
-        self._note_chance("at which frames the policy was chosen is not known any more")
+        self._note_nondeterminism(
+            "at which frames the policy was chosen is not known any more"
+        )
         return frames
 
     def _stopping(self) -> bool:
@@ -298,7 +300,7 @@ class Interactor:
             if mine.size == 0:  # each turn was an episode, as far as the rows say it
                 # Before a row of a dataset there are only others.
                 if begin and not (rows.env[:1] == IMPORTED).any():
-                    self._note_chance(
+                    self._note_nondeterminism(
                         f"how many episodes environment {number} had is not known"
                     )
                 self._begin_episode(i, self._turns_between(-1, turn))
@@ -346,7 +348,7 @@ class Interactor:
             if self._repeats(i, frames):
                 self._steps[i] = len(steps)
                 return True
-        self._note_chance(
+        self._note_nondeterminism(
             f"environment {self._numbers[i]} did not repeat its stored steps"
         )
         return False
@@ -382,10 +384,10 @@ class Interactor:
         self._row["dropped"] += 1
 
     def _note_failure(self) -> None:
-        self._note_chance("an environment failed and was made again")
+        self._note_nondeterminism("an environment failed and was made again")
 
-    def _note_chance(self, why: str) -> None:
-        self._context.note_chance(self._replay.frames, why)
+    def _note_nondeterminism(self, why: str) -> None:
+        self._context.note_nondeterminism(self._replay.frames, why)
 
 
 def _equals(step: Step, row: Batch[np.ndarray]) -> bool:

@@ -110,11 +110,11 @@ def operations(learner: Any) -> dict[str, int]:
 
     updater, run = learner.updater, learner.context.run
     width = row_width(run.obs_dim, run.action_dim)
-    batches = tf.zeros([updater.block, learner.settings.batch_size, width])
+    batches = tf.zeros([updater.updates_per_call, learner.settings.batch_size, width])
     arguments = batches, tf.constant(1)
     try:
         text = updater.call.experimental_get_compiler_ir(*arguments)("optimized_hlo")
-        return {"kernels": count_kernels(text, updater.block > 1)}
+        return {"kernels": count_kernels(text, updater.updates_per_call > 1)}
     except Exception:  # it is not compiled, or this device does not give the text
         graph = updater.call.get_concrete_function(*arguments).graph
         no_work = {"Const", "Placeholder", "Identity", "NoOp"}

@@ -26,7 +26,7 @@ from ..storage.checkpoint import CheckpointError
 from ..storage.disk import file_error_line, full_disk_line, is_full
 from ..storage.folders import Run
 from ..storage.locks import present
-from ..storage.record import record_chance
+from ..storage.record import record_nondeterminism
 from ..util import (
     RunError,
     UserError,
@@ -123,11 +123,11 @@ class Context:
                 row["heartbeat"] = time.monotonic()
                 return result
 
-    def note_chance(self, frame: int, why: str) -> None:
+    def note_nondeterminism(self, frame: int, why: str) -> None:
         """Says here and in run.json that the run cannot be repeated from a frame on."""
         line = f"{self.name}: {why}"
         print(f"{line}; this run cannot be repeated to the bit", flush=True)
-        self.store(lambda: record_chance(self.run.folders, frame, line))
+        self.store(lambda: record_nondeterminism(self.run.folders, frame, line))
 
     def while_there_is(self, cause: Callable[[], Wait | None]) -> Callable[[], bool]:
         """A condition for `wait_until`: nothing is left to wait for.

@@ -107,8 +107,8 @@ def train(
         events.close()
         launcher.stdout.close()
     if "error" in result:
-        error = UserError if result["code"] == 2 else RunError
-        raise error(_in_python(result["error"]))
+        kind = UserError if result["code"] == 2 else RunError
+        raise kind(_in_python(result["error"]))
     if "folder" not in result:
         raise RuntimeError(
             f"the launcher ended with exit code {launcher.returncode}; what it printed "

@@ -795,7 +795,7 @@ class Config(Section):
         return max(each.replay_size for _, each in self._learners())
 
     @property
-    def sources_of_chance(self) -> list[str]:
+    def sources_of_nondeterminism(self) -> list[str]:
         """Why two runs of this configuration differ; of a paced run none."""
         found = [
             f"{section}.frames_per_update is false: timing decides what is learned"

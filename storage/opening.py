@@ -28,7 +28,7 @@ from .record import (
     read_json,
     read_run,
     reasons_of,
-    record_chance,
+    record_nondeterminism,
     record_start,
     write_json,
 )
@@ -298,10 +298,10 @@ def _record_changes(run: Run, before: int | None) -> None:
     with ReplayBuffer.open(run.folders.replay) as replay:
         if not replay.has_origins:
             why = "the run was begun by version 1.0"
-            record_chance(run.folders, replay.frames, why)
+            record_nondeterminism(run.folders, replay.frames, why)
         if before not in (None, count):
             why = f"agent_config.count was {before} and is {count}"
-            record_chance(run.folders, replay.frames, why)
+            record_nondeterminism(run.folders, replay.frames, why)
 
 
 def _mended_replay(run: Run) -> list[str]:
@@ -443,7 +443,7 @@ def _adopt_files(run: Run) -> None:
         return
     folders.models.add(wanted, source)
     if found != wanted:
-        record_chance(
+        record_nondeterminism(
             folders,
             0,
             f"the world model of {wanted} updates is missing; that of {found} is used "

@@ -44,7 +44,7 @@ def record_start(run: Run, resumed: bool, frames: int = 0) -> None:
         _record_start(content, run, resumed)
         for start in earlier:
             for why in differences(start, content["starts"][-1]):
-                _add_chance(content, frames, why)
+                _add_nondeterminism(content, frames, why)
 
 
 def record_computing(
@@ -71,10 +71,12 @@ def _record_start(content: dict[str, Any], run: Run, resumed: bool) -> None:
         for name in learners(run.config)
     }
     content["starts"].append(start_record(run.config, run.launch, devices, resumed))
-    for why in run.config.sources_of_chance:
-        _add_chance(content, 0, why)
+    for why in run.config.sources_of_nondeterminism:
+        _add_nondeterminism(content, 0, why)
     if not (run.cpu_learners or run.config.deterministic):
-        _add_chance(content, 0, "a GPU decides the order of sums (deterministic false)")
+        _add_nondeterminism(
+            content, 0, "a GPU decides the order of sums (deterministic false)"
+        )
 
 
 def record_finish(
@@ -108,13 +110,13 @@ def was_killed(start: Any) -> bool:
     return isinstance(start, dict) and start.get("ended", "unknown") is None
 
 
-def record_chance(folders: Folders, frame: int, why: str) -> None:
+def record_nondeterminism(folders: Folders, frame: int, why: str) -> None:
     """Says in run.json that the run cannot be repeated from a frame on, and why."""
     with _locked(folders) as content:
-        _add_chance(content, frame, why)
+        _add_nondeterminism(content, frame, why)
 
 
-def _add_chance(content: dict[str, Any], frame: int, why: str) -> None:
+def _add_nondeterminism(content: dict[str, Any], frame: int, why: str) -> None:
     """A reason counts once, from the first frame at which it was met."""
     reasons = content.setdefault("not_reproducible", [])
     if all(each["why"] != why for each in reasons):

@@ -187,7 +187,7 @@ def test_operations_are_counted_whether_or_not_there_is_a_program(xla, name):
         return {"loss": tf.reduce_mean(rows)}
 
     learner = SimpleNamespace(
-        updater=Updater(step, ["loss"], block=1, xla=xla),
+        updater=Updater(step, ["loss"], updates_per_call=1, xla=xla),
         settings=SimpleNamespace(batch_size=2),
         context=SimpleNamespace(run=SimpleNamespace(obs_dim=3, action_dim=1)),
     )

@@ -9,7 +9,7 @@ from support import append_frames, make_config, open_run
 from steve import compute, learner, valuerl_learner, worldmodel_learner
 from steve.batch import fields
 from steve.compute import BatchSource, Updater
-from steve.replay import Draw, ReplayBuffer
+from steve.replay import ReplayBuffer
 from steve.running.child import Context
 from steve.settings.roles import VALUERL, WORLDMODEL
 from steve.util import UserError
@@ -123,13 +123,14 @@ def replay(tmp_path):
 
 def draw_of(end=None, seed=3):
     """Each update's own generator; frames before `end(update)`, None: all."""
-    return lambda update: Draw(
-        np.random.default_rng([seed, update]), end and end(update)
-    )
+    return {
+        "rng_of": lambda update: np.random.default_rng([seed, update]),
+        "end_of": end or (lambda update: None),
+    }
 
 
 def source_of(replay, **keys):
-    keys = {"batch_size": 4, "newest": 1000, "draw": draw_of(), "block": 1} | keys
+    keys = {"batch_size": 4, "newest": 1000, "updates_per_call": 1} | draw_of() | keys
     return BatchSource(ReplayBuffer.open(replay._path.parent), **keys)
 
 
@@ -147,7 +148,7 @@ def taken(source, first, count):
 
 
 def test_batches_have_the_shapes_of_updates_and_rows_stay_whole(replay):
-    source = source_of(replay, block=3)
+    source = source_of(replay, updates_per_call=3)
     for first, count in ((0, 1), (1, 3)):
         batches = fields_of(source.take(first, count))
         assert batches.reward.shape == (3, 4)
@@ -161,7 +162,7 @@ def test_batches_have_the_shapes_of_updates_and_rows_stay_whole(replay):
 
 
 def test_the_next_batches_are_drawn_when_the_last_ones_are_taken(replay):
-    source = source_of(replay, newest=1, block=2)
+    source = source_of(replay, newest=1, updates_per_call=2)
     first = source.take(0, 2)
     source._next[2].result()  # the next is drawn
     append_frames(replay, 1)
@@ -175,7 +176,11 @@ def test_the_next_batches_are_drawn_when_the_last_ones_are_taken(replay):
 def test_a_batch_is_that_of_its_update_however_the_calls_are_cut(replay):
     drawn = []
     for cuts in ([1] * 12, [12], [3, 3, 3, 3], [1, 4, 4, 1, 1, 1], [5, 1, 6]):
-        source, parts, first = source_of(replay, batch_size=20, block=12), [], 0
+        source, parts, first = (
+            source_of(replay, batch_size=20, updates_per_call=12),
+            [],
+            0,
+        )
         for count in cuts:
             parts.append(taken(source, first, count))
             first += count
@@ -188,7 +193,7 @@ def test_a_batch_is_that_of_its_update_however_the_calls_are_cut(replay):
 
 
 def test_a_batch_that_was_drawn_ahead_for_another_update_is_not_used(replay):
-    source, other = (source_of(replay, block=3) for _ in range(2))
+    source, other = (source_of(replay, updates_per_call=3) for _ in range(2))
     source.take(0, 2)  # draws 2 and 3 ahead
     np.testing.assert_array_equal(taken(source, 0, 2), taken(other, 0, 2))
     np.testing.assert_array_equal(taken(source, 7, 1), taken(other, 7, 1))
@@ -201,7 +206,7 @@ def test_a_batch_does_not_depend_on_the_frames_that_came_since(replay):
     def end(update):
         return 90 + 5 * update
 
-    keys = {"batch_size": 50, "newest": 20, "draw": draw_of(end), "block": 9}
+    keys = {"batch_size": 50, "newest": 20, "updates_per_call": 9} | draw_of(end)
     slow = source_of(replay, **keys)
     one = [taken(slow, update, 1) for update in range(3)]
     append_frames(replay, 50)
@@ -219,7 +224,7 @@ def test_a_batch_does_not_depend_on_the_frames_that_came_since(replay):
 
 
 def test_nothing_is_drawn_ahead_from_frames_that_are_not_there_yet(replay):
-    source = source_of(replay, draw=draw_of(lambda update: 98 + update))
+    source = source_of(replay, **draw_of(lambda update: 98 + update))
     source.take(0, 1)
     assert source._next is not None  # update 1 draws from 99 frames, and there are 100
     source.take(2, 1)
@@ -231,7 +236,9 @@ def test_nothing_is_drawn_ahead_from_frames_that_are_not_there_yet(replay):
 
 
 def test_as_many_are_drawn_ahead_as_have_their_frames(replay):
-    source = source_of(replay, draw=draw_of(lambda update: 98 + update), block=4)
+    source = source_of(
+        replay, **draw_of(lambda update: 98 + update), updates_per_call=4
+    )
     source.take(0, 1)
     assert source._next[:2] == (1, 2)  # of 99 and of 100 frames
     append_frames(replay, 9)
@@ -246,10 +253,10 @@ def test_a_batch_from_rows_that_are_gone_is_noticed(tmp_path):
     )
     for _ in range(4):
         append_frames(small, 25)  # frames 50 .. 99 are left
-    whole = source_of(small, newest=10, draw=draw_of(lambda update: 60))
+    whole = source_of(small, newest=10, **draw_of(lambda update: 60))
     whole.take(0, 1)
     assert not whole.fell_short
-    gone = source_of(small, newest=20, draw=draw_of(lambda update: 60))
+    gone = source_of(small, newest=20, **draw_of(lambda update: 60))
     gone.take(0, 1)
     assert gone.fell_short
     whole.close()
@@ -257,7 +264,7 @@ def test_a_batch_from_rows_that_are_gone_is_noticed(tmp_path):
 
 
 def test_every_draw_is_another_one_and_uniform_over_the_newest(replay):
-    source = source_of(replay, batch_size=50, newest=20, block=4)
+    source = source_of(replay, batch_size=50, newest=20, updates_per_call=4)
     calls = ((0, 1), (1, 4), (5, 4))
     drawn = np.concatenate([taken(source, *call).ravel() for call in calls])
     numbers, counts = np.unique(drawn, return_counts=True)
@@ -424,7 +431,9 @@ def test_what_is_random_in_an_update_depends_on_its_number_alone(tmp_path):
 
 def test_means_are_over_all_updates_since_the_last_reset():
     count = tf.Variable(0.0)
-    updater = Updater(lambda batch: {"x": count.assign_add(1.0)}, ["x"], block=3)
+    updater = Updater(
+        lambda batch: {"x": count.assign_add(1.0)}, ["x"], updates_per_call=3
+    )
     assert updater.metric_means() == {}
     batches = random_batches(3, seed=0)
     updater.run(batches, 3)

@@ -13,8 +13,8 @@ from steve.storage import checkpoint
 from steve.storage.digests import Digest, append_digest
 from steve.storage.folders import Folders
 from steve.storage.record import (
-    record_chance,
     record_computing,
+    record_nondeterminism,
     record_start,
     write_json,
 )
@@ -160,7 +160,7 @@ def test_the_largest_difference_of_a_weight_is_said_where_both_policies_are_kept
 def test_what_made_the_run_impossible_to_repeat_is_said_first(
     earlier, repetition, capsys
 ):
-    record_chance(earlier, 1200, "valuerl: rows are lost")
+    record_nondeterminism(earlier, 1200, "valuerl: rows are lost")
     code, (note, _) = verified(earlier, capsys)
     assert code == 0
     assert re.fullmatch(r"note: from frame 1,200 on .*: valuerl: rows are lost", note)

@@ -15,7 +15,7 @@ from steve.running.child import FULL_DISK, HOPELESS, MISTAKE, STOPPED
 from steve.running.supervisor import STOP_PATIENCE, TICK, Supervisor
 from steve.settings.roles import LAUNCHER, VALUERL, WORLDMODEL
 from steve.storage.board import FINAL_EPISODES
-from steve.storage.record import record_chance
+from steve.storage.record import record_nondeterminism
 
 pytestmark = pytest.mark.usefixtures("no_stray_signal")
 
@@ -397,7 +397,7 @@ def test_why_a_run_cannot_be_repeated_is_shown_once(pretend):
 
     def on_show():
         if world.now in reasons:
-            record_chance(world.run.folders, int(world.now), reasons[world.now])
+            record_nondeterminism(world.run.folders, int(world.now), reasons[world.now])
         if world.now == 20:
             os.kill(os.getpid(), signal.SIGTERM)
 

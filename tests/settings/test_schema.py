@@ -174,10 +174,11 @@ def test_a_run_is_paced_where_all_learners_are(tree, policy, model, is_paced):
     tree.write(a=minimal(policy_config={"frames_per_update": policy}, **keys))
     config = tree.load().config
     assert config.is_paced == is_paced
-    assert len(config.sources_of_chance) == [policy, model].count(False)
+    assert len(config.sources_of_nondeterminism) == [policy, model].count(False)
     for section, value in (("policy_config", policy), ("model_config", model)):
         named = any(
-            f"{section}.frames_per_update" in s for s in config.sources_of_chance
+            f"{section}.frames_per_update" in s
+            for s in config.sources_of_nondeterminism
         )
         assert named == (value is False)
 
@@ -199,7 +200,7 @@ def test_policies_are_evaluated_in_order_unless_it_is_switched_off(
     tree.write(a=minimal(evaluator_config=keys))
     config = tree.load().config
     assert config.evaluator_config.in_order == in_order
-    assert len(config.sources_of_chance) == sources
+    assert len(config.sources_of_nondeterminism) == sources
 
 
 def test_a_replay_buffer_smaller_than_two_vector_steps_is_refused(tree):

@@ -23,9 +23,9 @@ from steve.storage.record import (
     program_commit,
     read_run,
     reasons_of,
-    record_chance,
     record_computing,
     record_finish,
+    record_nondeterminism,
     record_start,
     start_record,
     write_json,
@@ -164,7 +164,7 @@ def test_a_start_names_the_keys_that_leave_results_to_chance(folders, tmp_path):
         start(folders, config)
     found = read_run(folders)["not_reproducible"]
     assert [each["from_frame"] for each in found] == [0, 0]
-    assert [each["why"] for each in found] == config.sources_of_chance
+    assert [each["why"] for each in found] == config.sources_of_nondeterminism
     assert "policy_config.frames_per_update" in found[0]["why"]
     assert "every_n_epochs" in found[1]["why"]
 
@@ -172,7 +172,7 @@ def test_a_start_names_the_keys_that_leave_results_to_chance(folders, tmp_path):
 def test_a_reason_counts_from_the_first_frame_at_which_it_was_met(config, folders):
     start(folders, config)
     for frame, why in ((70, "a"), (90, "b"), (80, "a"), (100, "a")):
-        record_chance(folders, frame, why)
+        record_nondeterminism(folders, frame, why)
     record = read_run(folders)
     assert record["not_reproducible"] == [
         {"from_frame": 70, "why": "a"},
@@ -183,7 +183,7 @@ def test_a_reason_counts_from_the_first_frame_at_which_it_was_met(config, folder
 
 def test_the_end_is_recorded_next_to_what_is_there(config, folders):
     start(folders, config)
-    record_chance(folders, 7, "a")
+    record_nondeterminism(folders, 7, "a")
     record_finish(folders, 100, 0.5, -3.0)
     record = read_run(folders)
     finished = record["finished"]
@@ -241,7 +241,7 @@ def test_how_a_learner_computes_is_compared_with_the_last_launch_that_says_it(
 
 def note_reasons(folders, writer):
     for number in range(25):
-        record_chance(folders, number, f"{writer}: {number}")
+        record_nondeterminism(folders, number, f"{writer}: {number}")
 
 
 def test_no_reason_of_several_processes_is_lost(config, folders):
