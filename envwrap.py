@@ -1,6 +1,6 @@
 """Environments as the agents see them: flat observations, actions in [-1, 1]^A.
 
-`make_env` accepts the paper's names, whose physics lives in `classic_envs`, any id
+`make_env` accepts the paper's names, whose physics is in `environments/`, any id
 registered with gymnasium, and the old `-v2` / `-v3` MuJoCo ids where gym and
 mujoco-py are installed. Whatever the user can get wrong is a one-line `UserError`.
 

@@ -182,7 +182,7 @@ def run(arguments: argparse.Namespace) -> None:
     }
     out = Path(os.path.abspath(arguments.out))
     with appearing(out) as unfinished, environment(on_cpu):
-        np.savez(unfinished / NUMPY_NAME, allow_pickle=False, **arrays)
+        np.savez(unfinished / NUMPY_NAME, **arrays)
         write_saved_model(arrays, unfinished / TENSORFLOW_NAME)
     counters = ", ".join(f"{arrays[key]:,} {key}" for key in ("updates", "frames"))
     print(f"{path} ({counters}): written to {arguments.out}/")

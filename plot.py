@@ -104,15 +104,19 @@ def printed_aggregate(over: OverEnvironments) -> str:
     """Statistics over environments, and who is better than whom, for the terminal."""
     rows = [("algorithm", "runs", "IQM", "95% interval", "mean", "optimality gap")]
     for row in over.scores.itertuples():
-        interval = f"{row.low:.3f} .. {row.high:.3f}"
+        interval = _interval(row.low, row.high, 3)
         cells = (f"{row.iqm:.3f}", interval, f"{row.mean:.3f}", f"{row.gap:.3f}")
         rows.append((row.algorithm, str(row.runs), *cells))
     better = [("P(better)", "than", "is", "95% interval")]
     for row in over.improvement.itertuples():
-        interval = f"{row.low:.2f} .. {row.high:.2f}"
+        interval = _interval(row.low, row.high, 2)
         better.append((row.algorithm, row.than, f"{row.probability:.2f}", interval))
     tables = [text_table(rows), *([text_table(better)] if better[1:] else [])]
     return "\n\n".join(tables)
+
+
+def _interval(low: float, high: float, digits: int) -> str:
+    return "-" if math.isnan(low) else f"{low:.{digits}f} .. {high:.{digits}f}"
 
 
 def printed_groups(runs: Sequence[Record], group_by: str) -> str:

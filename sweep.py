@@ -245,7 +245,8 @@ def find_best(arguments: argparse.Namespace) -> int:
         raise UserError("--optuna: name what is searched by --search KEY=LOW:HIGH")
     output_root, ends = _ends(arguments, spaces)
     path = output_root / record.FOLDER / f"{ends[0].experiment}.optuna"
-    asked = json.dumps([arguments.paths, arguments.set, arguments.metric])
+    limits = [each for each in (arguments.frames, arguments.hours) if each is not None]
+    asked = json.dumps([arguments.paths, arguments.set, arguments.metric, *limits])
     if arguments.trial is not None:
         return _become(arguments, output_root, search.Study(path, spaces, asked))
     on_slurm = arguments.engine == SLURM
@@ -547,7 +548,7 @@ def _cost(runs: Sequence[PlannedRun], updates_per_s: float) -> str:
 def _run_pool(
     runs: Sequence[tuple[Sweep, int]], slots: list[dict[str, str]], program: str
 ) -> int:
-    codes = Pool(runs, slots, lambda line: print(line, flush=True)).run()
+    codes = Pool(runs, slots, _say).run()
     print(f"to see all runs: {_status_command(program, runs[0][0])}")
     return 1 if set(codes) - set(NO_FAILURE) else 0
 
@@ -616,19 +617,18 @@ def retry(output_root: Path, program: str) -> int:
         if not failed:
             print("no run has failed")
             return 0
-        local = []
+        local: dict[tuple[int, int | None], list[tuple[Sweep, int]]] = {}
         for sweep in sweeps:
             indices = failed.get(sweep.folder, [])
             if sweep.engine == LOCAL:
-                local += [(sweep, index) for index in indices]
+                places = local.setdefault((sweep.gpus_per_run, sweep.max_parallel), [])
+                places += [(sweep, index) for index in indices]
             elif indices:
                 job = slurm.submit(sweep, indices)
                 submitted = counted(len(indices), "run")
                 print(f"submitted {submitted} as job {job}: {sweep.script}")
-        if not local:
-            return 0
-        last = local[-1][0]
-        return _run_pool(local, _slots(last.gpus_per_run, last.max_parallel), program)
+        pools = [(runs, _slots(*places)) for places, runs in local.items() if runs]
+        return max((_run_pool(*pool, program) for pool in pools), default=0)
 
 
 def main(arguments: Sequence[str] | None = None, program: str = "sweep.py") -> int:

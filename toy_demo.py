@@ -168,7 +168,7 @@ def target_error_figure(histories: dict[str, History]) -> "Figure":
             style = TARGET_STYLES[name]
             plot_band(axes, middle, error[:, i], name, style, zorder=9 - i)
         from_zero(axes, steps)
-        axes.set_title(f"ToyLearner: {title}", fontsize=10)
+        axes.set_title(title, fontsize=10)
         axes.set_xlabel(f"updates (windows of {math.ceil(steps / WINDOWS)})")
     panels[0].set_ylabel("squared error of the target (reward\N{SUPERSCRIPT TWO})")
     panels[0].legend(frameon=False, handlelength=3)

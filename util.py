@@ -172,9 +172,9 @@ def exit_code(program: str, command: Callable[[], int | None]) -> int:
     """Runs a command; what its user can mend is one line on stderr, no stack trace.
 
     Returns:
-        the exit code: the command's own (None: 0), 2 after a UserError, 1 after an
-        OSError that names a file, or where nobody reads the output any more, 130
-        after Ctrl-C. Any other exception is a bug of ours and is raised.
+        the exit code: the command's own (None: 0); 2 after a UserError, 1 where it is a
+        RunError; 1 after an OSError that names a file, or where nobody reads the output
+        any more; 130 after Ctrl-C. Any other exception is a bug of ours and is raised.
     """
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as during the imports
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -184,7 +184,7 @@ def exit_code(program: str, command: Callable[[], int | None]) -> int:
         return code
     except UserError as error:
         print(f"{program}: {error}", file=sys.stderr)
-        return 2
+        return 1 if isinstance(error, RunError) else 2
     except BrokenPipeError:
         drop_unwritten_output()  # `| head`, say
         return 1

@@ -19,6 +19,7 @@ O observation, A action.
 import argparse
 import importlib.util
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Sequence
@@ -325,8 +326,14 @@ def run(arguments: argparse.Namespace) -> None:
                 )
         print(summary(episodes), flush=True)
         about = origin(
-            f"visualizer.py {arguments.config} {trained.path} "
-            f"--episodes {arguments.episodes} --seed {arguments.seed}",
+            shlex.join(
+                [
+                    *("visualizer.py", arguments.config, arguments.gpu_id),
+                    *(str(trained.path), "--episodes", str(arguments.episodes)),
+                    *("--seed", str(arguments.seed)),
+                    *(["--set", *arguments.set] if arguments.set else []),
+                ]
+            ),
             steve.__version__,
         )
         (unfinished / "episodes.csv").write_bytes(episodes_csv(episodes))

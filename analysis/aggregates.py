@@ -66,8 +66,12 @@ def interval(
     each algorithm by itself.
 
     Returns:
-        its lower and its upper end, each of the statistic's shape.
+        its lower and its upper end, each of the statistic's shape; NaN where an
+        environment has a single run, of whose spread nothing is known.
     """
+    if any(len(each) < 2 for one in scores for each in one):
+        unknown = np.full(np.shape(statistic(*scores)), np.nan)
+        return unknown, unknown
     rng = np.random.default_rng(0)
     drawn = [
         statistic(
@@ -112,7 +116,8 @@ def over_environments(
         smooth: the window's share of the x axis.
 
     Raises:
-        UserError: an environment has no runs, or no algorithm has some on all.
+        UserError: an environment has no runs, a run has no score by the last frames
+            that all have, or no algorithm has runs on all.
     """
     found: dict[str, dict[str, np.ndarray]] = {}
     scored = [run for run in runs if run.end("frames")]
@@ -127,6 +132,12 @@ def over_environments(
                 values = [
                     curve(run.known(SCORE, "frames"), at, window) for run in group
                 ]
+                for run, value in zip(group, values, strict=True):
+                    if np.isnan(value).any():
+                        raise UserError(
+                            f"{run.path} has no score by {at[0]:,.0f} frames, where "
+                            f"the shortest run on {environment} ends; leave one out"
+                        )
                 normalised = (np.concatenate(values) - low) / (high - low)
                 found.setdefault(algorithm, {})[environment] = normalised
     complete = {

@@ -1,6 +1,5 @@
 """Experiments read back from their folders: `steve.load_run`, `steve.load_policy`."""
 
-import json
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from ..settings.interface import Interface
 from ..settings.loading import LoadedConfig
 from ..settings.schema import Config
 from ..storage import checkpoint
+from ..storage.record import read_json
 from ..util import UserError
 from .trained import as_published, load_state
 
@@ -40,23 +40,43 @@ class LoadedRun:
     @property
     def name(self) -> str:
         """The experiment's name."""
-        return self.folder.name
+        return self.folder.resolve().name
 
     @property
     def finished(self) -> bool:
-        """Whether the run ended at its limit."""
+        """Whether the run ended at its limit.
+
+        Raises:
+            UserError: its record is damaged.
+        """
         for name in ("run.json", "compute.json"):  # the latter of collected results
             path = self.log_folder / name
             if path.is_file():
-                return bool(json.loads(path.read_text()).get("finished"))
+                return bool(read_json(path).get("finished"))
         return False
 
     @property
     def scores(self) -> "pd.DataFrame":
-        """A row for each evaluation episode: hours, epochs, frames, score."""
+        """A row for each evaluation episode: hours, epochs, frames, score.
+
+        Raises:
+            UserError: there is more than one table of scores, or it cannot be read.
+        """
         from .records import SUFFIX
 
-        return self._table(f"{self.name}{SUFFIX}", SCORE_COLUMNS)
+        # A folder that was renamed or put aside has them under the earlier name.
+        found = {
+            path.name.removesuffix(".gz")
+            for path in self.log_folder.glob(f"*{SUFFIX}*")
+            if path.name.removesuffix(".gz").endswith(SUFFIX)
+        }
+        if len(found) > 1:
+            raise UserError(
+                f"{self.log_folder} holds the scores of more than one run: "
+                f"{', '.join(sorted(found))}"
+            )
+        (name,) = found or {f"{self.name}{SUFFIX}"}
+        return self._table(name, SCORE_COLUMNS)
 
     def log(self, learner: str) -> "pd.DataFrame":
         """The log of a learner, "valuerl" or "worldmodel": a row for each line.

@@ -18,7 +18,8 @@ from ..settings.roles import VALUERL, WORLDMODEL
 from ..settings.schema import PAPER_HORIZON, Config
 from ..storage.folders import ASIDE
 from ..storage.record import read_json
-from ..util import UserError, files_below
+from ..storage.tables import parsed_table
+from ..util import UserError, counted, files_below
 
 SUFFIX = ".greedy.csv"
 X_AXES = ("frames", "hours", "updates")
@@ -47,12 +48,14 @@ class Record:
             others' is 0 by definition). Scores have a row for each policy, the mean of
             its episodes.
         title: the name of its group where the configuration does not tell it.
+        damaged: lines of these files that are left out.
     """
 
     path: Path
     config: Config
     tables: list[pd.DataFrame]
     title: str | None = None
+    damaged: int = 0
 
     @property
     def environment(self) -> str:
@@ -160,19 +163,20 @@ def read_experiment(path: Path) -> Record:
         UserError: a file is missing or cannot be used.
     """
     config = read_config(path.with_name("hps.json"))
-    scores = read_table(path, ("hours", "epochs", "frames", SCORE))
+    scores, damaged = _read_table(path, ("hours", "epochs", "frames", SCORE))
     scores = scores.groupby(["epochs", "frames", "hours"], as_index=False)[SCORE].mean()
     every = config.policy_config.epoch_every_n
     tables = [scores.assign(updates=(scores["epochs"] - 1) * every)]
     for learner in (VALUERL, WORLDMODEL):
         for name in (f"{learner}.log", f"{learner}.log.gz"):
             if (log := path.with_name(name)).is_file():
-                table = read_table(log, X_AXES)
+                table, broken = _read_table(log, X_AXES)
+                damaged += broken
                 tables.append(table[table["updates"] > 0])  # not the pretraining
                 break
     if not config.logs_usage:
         tables = [table.drop(columns=USAGE, errors="ignore") for table in tables]
-    return Record(path, config, tables)
+    return Record(path, config, tables, damaged=damaged)
 
 
 def read_config(path: Path) -> Config:
@@ -192,27 +196,30 @@ def read_config(path: Path) -> Config:
 def read_table(path: Path, required: Sequence[str]) -> pd.DataFrame:
     """A csv of finite numbers with a header; an empty file gives no rows.
 
-    A last line without its end is still being written, or was torn by a kill: it is
-    left out, since a part of a number is a number too.
+    Damaged lines are left out, and so is a last line without its end: it is still being
+    written, or was torn by a kill, and a part of a number is a number too.
 
     Raises:
-        UserError: the file cannot be read, lacks a column, or has a broken line.
+        UserError: the file cannot be read, lacks a column, or has no whole line.
     """
+    return _read_table(path, required)[0]
+
+
+def _read_table(path: Path, required: Sequence[str]) -> tuple[pd.DataFrame, int]:
+    """Also says how many lines are damaged."""
     try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rt") as file:
-            header, *lines = file.read().split("\n")[:-1] or [",".join(required)]
-        # Of no lines loadtxt would warn.
-        values = (
-            np.loadtxt(lines, delimiter=",", comments=None, ndmin=2) if lines else ()
-        )
-        table = pd.DataFrame(values, columns=header.split(","), dtype=float)
-    except (OSError, EOFError, ValueError, zlib.error) as error:
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
+            table = parsed_table(file.read())
+    except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
-    if missing := [name for name in required if name not in table]:
+    if table is None:
+        return pd.DataFrame(columns=list(required), dtype=float), 0
+    if missing := [name for name in required if name not in table.columns]:
         raise UserError(f"{path} has no column {missing[0]!r} in its first line")
-    if len(broken := np.flatnonzero(~np.isfinite(table).all(axis=1))):
-        raise UserError(f"{path}, line {broken[0] + 2}: not a finite number")
-    return table
+    rows = [row for row in table.rows if row]
+    if table.damaged and not rows:
+        raise UserError(f"{path}: no line is whole")
+    return pd.DataFrame(rows, columns=table.columns, dtype=float), table.damaged
 
 
 # ---- Grouping -----------------------------------------------------------------------
@@ -291,9 +298,9 @@ def _value(content: dict[str, Any], key: str) -> str:
 
 
 def remarks(runs: Sequence[Record], group_by: str = "algorithm") -> list[str]:
-    """What a reader of the curves should know, one line each: runs without scores or
-    much shorter than others of their group, settings that differ within a group, and
-    seeds that occur twice in it."""
+    """What a reader of the curves should know, one line each: damaged lines, runs
+    without scores or much shorter than others of their group, settings that differ
+    within a group, and seeds that occur twice in it."""
     return [
         line
         for key, group in grouped(runs, group_by).items()
@@ -304,6 +311,9 @@ def remarks(runs: Sequence[Record], group_by: str = "algorithm") -> list[str]:
 def _remarks(environment: str, name: str, group: Sequence[Record]) -> Iterator[str]:
     ends = {run.path: run.end("frames") for run in group}
     longest = max(ends.values())
+    for run in group:
+        if run.damaged:
+            yield f"{run.path.parent}: {counted(run.damaged, 'damaged line')} left out"
     for path, end in ends.items():
         if not end:
             yield f"{path} has no evaluation yet"

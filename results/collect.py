@@ -4,10 +4,10 @@
 
 ENVIRONMENT/EXPERIMENT/ gets the scores, those of the final episodes and of the acting
 agent, the learners' logs, the digests, the configuration, the last policy and
-`compute.json`: versions, starts and the end. A run that is not finished is passed over,
-one that is here with the same scores is left alone. One that was continued to more
-frames replaces what is here of it. One that is here with other scores is refused: such
-a result is replaced only by hand.
+`compute.json`: versions, starts and the end. A run that is not finished, or was put
+aside, is passed over; one that is here with the same scores is left alone. One that was
+continued to more frames replaces what is here of it. One that is here with other scores
+is refused: such a result is replaced only by hand.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from steve.analysis.records import read_config
 from steve.replay import ReplayBuffer
 from steve.settings.roles import learners
 from steve.settings.schema import Config
-from steve.storage.folders import Folders
+from steve.storage.folders import ASIDE, Folders
 from steve.storage.record import read_json, read_run, write_json
 from steve.util import OneLineParser, UserError, appearing, exit_code
 
@@ -59,6 +59,8 @@ def collect(output_root: Path, results: Path) -> list[str]:
     for path in paths:
         config = read_config(path)
         root = path.parents[1]
+        if ASIDE.fullmatch(root.name):
+            continue
         folders = Folders(root, path.parent, root / config.save_model_path, root.name)
         record = read_run(folders)
         if not record["finished"]:

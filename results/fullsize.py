@@ -334,7 +334,7 @@ def run(folders: Sequence[Path], out: Path | None) -> None:
     print(table(rows))
     records = [run.record for run in runs]
     for inner in (value_estimates, usage):
-        print(f"\n{inner(records, INNER)}")
+        print(f"\n{inner(records, INNER, WINDOW)}")
     hours = sum(run.record.end("hours") for run in runs)
     print(f"\n{len(runs)} runs of ours, {hours:.1f} hours of learning")
     if out is not None:

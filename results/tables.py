@@ -56,12 +56,21 @@ def window(run: Record) -> float:
     return SMOOTH * (run.config.total_frames or run.end("frames"))
 
 
-def at(run: Record, quantity: str, frames: Sequence[float]) -> np.ndarray:
-    """A run's curve at some frame counts; NaN where it has none."""
+def at(
+    run: Record, quantity: str, frames: Sequence[float], width: float | None = None
+) -> np.ndarray:
+    """A run's curve at some frame counts; NaN where it has none.
+
+    Args:
+        run: that one.
+        quantity: a column of its tables.
+        frames: where.
+        width: of the window, in frames; None: the run's own.
+    """
     series = run.series(quantity, "frames")
     if series is None:
         return np.full(len(frames), np.nan)
-    return curve(series, np.asarray(frames), window(run))
+    return curve(series, np.asarray(frames), width or window(run))
 
 
 def first_reached(run: Record, score: float) -> str:
@@ -88,7 +97,9 @@ def scores(runs: Sequence[Record]) -> str:
     return markdown(rows)
 
 
-def value_estimates(runs: Sequence[Record], frames: Sequence[int] = AT) -> str:
+def value_estimates(
+    runs: Sequence[Record], frames: Sequence[int] = AT, width: float | None = None
+) -> str:
     """Mean Q of the policy's actions / the discounted return that its scores mean.
 
     Where no episode terminates, a score of S over T steps is a return of about
@@ -99,8 +110,8 @@ def value_estimates(runs: Sequence[Record], frames: Sequence[int] = AT) -> str:
         env = group[0].config.env
         if environment not in ("HalfCheetah-v1", "Swimmer-v1"):
             continue
-        q = np.mean([-at(run, "policy_loss", frames) for run in group], axis=0)
-        score = np.mean([at(run, SCORE, frames) for run in group], axis=0)
+        q = np.mean([-at(run, "policy_loss", frames, width) for run in group], axis=0)
+        score = np.mean([at(run, SCORE, frames, width) for run in group], axis=0)
         earned = env.reward_scale * score / env.max_frames / (1 - env.discount)
         cells = [
             f"{a:.0f} / {b:.0f}" if np.isfinite(a + b) else "-"
@@ -110,13 +121,15 @@ def value_estimates(runs: Sequence[Record], frames: Sequence[int] = AT) -> str:
     return markdown(rows)
 
 
-def usage(runs: Sequence[Record], frames: Sequence[int] = AT) -> str:
+def usage(
+    runs: Sequence[Record], frames: Sequence[int] = AT, width: float | None = None
+) -> str:
     """Model usage of the STEVE runs, means over runs."""
     rows = [("environment", "experiment", *(f"{count:,}" for count in frames))]
     for environment, name, group in groups(runs):
         if group[0].series(USAGE, "frames") is None:
             continue
-        means = np.mean([at(run, USAGE, frames) for run in group], axis=0)
+        means = np.mean([at(run, USAGE, frames, width) for run in group], axis=0)
         cells = [f"{mean:.2f}" if np.isfinite(mean) else "-" for mean in means]
         rows.append((environment, name, *cells))
     return markdown(rows)

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from ..storage import locks, record
 from ..storage.folders import Folders
-from ..util import UserError
+from ..util import UserError, named
 
 FOLDER = "sweeps"  # of the output root
 RECORD, SCRIPT, LOCK = "sweep.json", "job.sh", ".lock"
@@ -122,13 +122,8 @@ def claimed(output_root: Path) -> Iterator[None]:
     flags = portalocker.LOCK_EX | portalocker.LOCK_NB
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with portalocker.Lock(
-            path, "a+", timeout=locks.ASKING_PATIENCE, flags=flags
-        ) as file:
-            file.truncate(0)
-            file.write(f"{os.getpid()} {platform.node()}")
-            file.flush()
-            yield
+        lock = portalocker.Lock(path, "a+", timeout=locks.ASKING_PATIENCE, flags=flags)
+        file = lock.acquire()
     except portalocker.LockException:
         raise UserError(
             f"another sweep.py starts runs in {output_root} now; wait for its end, or "
@@ -136,6 +131,14 @@ def claimed(output_root: Path) -> Iterator[None]:
         ) from None
     except OSError as error:
         raise UserError(f"{error.filename or path}: {error.strerror}") from None
+    try:
+        with named(path):
+            file.truncate(0)
+            file.write(f"{os.getpid()} {platform.node()}")
+            file.flush()
+        yield
+    finally:
+        lock.release()
 
 
 def holder(output_root: Path) -> tuple[int, str] | None:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import portalocker
+from scipy.integrate import trapezoid
 
 from ..storage.scores import LAST_SCORES
 from ..storage.tables import read_table
@@ -101,26 +102,31 @@ def _mistake(text: str) -> UserError:
 
 
 def area(scores: Path) -> float | None:
-    """Mean score over the frames of a run: the area under its curve, by its width."""
-    frames, values = _curve(scores)
-    if not len(values):
+    """Mean score over the frames of a run: the area under its curve, by its width.
+
+    The curve goes through the mean of each policy's episodes (SPEC section 9).
+    """
+    policies: dict[tuple[float, float], list[float]] = {}
+    for row in _rows(scores):
+        policies.setdefault((row["frames"], row["epochs"]), []).append(row["score"])
+    if not policies:
         return None
+    frames = np.array([frames for frames, _ in sorted(policies)])
+    values = np.array([np.mean(policies[policy]) for policy in sorted(policies)])
     if frames[0] == frames[-1]:
         return float(np.mean(values))
-    return float(np.trapezoid(values, frames) / (frames[-1] - frames[0]))
+    return float(trapezoid(values, frames) / (frames[-1] - frames[0]))
 
 
 def final(scores: Path) -> float | None:
     """Mean of the last scores."""
-    _, values = _curve(scores)
-    return float(np.mean(values[-LAST_SCORES:])) if len(values) else None
+    values = [row["score"] for row in _rows(scores)[-LAST_SCORES:]]
+    return float(np.mean(values)) if values else None
 
 
-def _curve(scores: Path) -> tuple[np.ndarray, np.ndarray]:
+def _rows(scores: Path) -> list[dict[str, float]]:
     table = read_table(scores)
-    rows = [row for row in table.rows if row] if table else []
-    by_frames = sorted((row["frames"], row["score"]) for row in rows)
-    return np.array([f for f, _ in by_frames]), np.array([s for _, s in by_frames])
+    return [row for row in table.rows if row] if table else []
 
 
 METRICS: dict[str, Callable[[Path], float | None]] = {"auc": area, "final": final}

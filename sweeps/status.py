@@ -6,12 +6,14 @@ import signal
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 
 from ..replay import ReplayBuffer
 from ..settings.roles import VALUERL
 from ..storage import locks, record
 from ..storage.folders import ASIDE, Folders
+from ..storage.scores import LAST_SCORES
 from ..storage.tables import last_rows
 from ..util import UserError, files_below, regular_opener
 from . import record as sweeps_record
@@ -27,7 +29,6 @@ STATES = (WAITING, RUNNING, FINISHED, FAILED, STOPPED)
 WITHOUT_A_WORD = "ended without a word: killed together with what watched it"
 HYPERPARAMETERS = "hps.json"
 DEFAULTS = {"log_path": "log", "save_model_path": "checkpoints"}
-LAST_SCORES = 10  # evaluation episodes that the shown score is the mean of
 STARTED = b"== started "
 ON_A_JOB = re.compile(r"== started \S+ on \S+ by job (\S+)")
 ENDED = re.compile(r"== ended \S+ with exit code (\d+)")
@@ -96,8 +97,8 @@ def already(
         return RUNNING
     for sweep in sweeps:
         for index, earlier in enumerate(sweep.runs):
-            task = _task(sweep, index, queue)
-            if task and earlier.name == run.name:
+            task = _task(sweep, index, queue) if earlier.name == run.name else None
+            if task:
                 return WAITING if task.is_pending else RUNNING
     with suppress(UserError):  # its run.json is damaged: its launch says that
         if record.is_finished(folders, run.frames, run.hours):
@@ -131,6 +132,8 @@ def _state(
             return replace(state, state=WAITING)
         return replace(state, why="not started")
     if attempt.failed:
+        if attempt.code is None and _ended_since(sweep.folders(index), attempt.started):
+            return _ended(state, sweep.folders(index))
         lost = attempt.job if attempt.code is None else None
         return replace(state, state=FAILED, why=attempt.why, lost_job=lost)
     return state
@@ -257,7 +260,20 @@ def _alone(run: PlannedRun, output_root: Path) -> State:
         return _timed(state, output_root)
     if state.state != STOPPED:
         return state
-    starts = record.read_run(run.folders(output_root))["starts"]
+    return _ended(state, run.folders(output_root))
+
+
+def _ended_since(folders: Folders, started: str) -> bool:
+    """Whether a launch ended after that time, as its pool or job could not say."""
+    with suppress(UserError, LookupError, TypeError, ValueError):
+        last = record.read_run(folders)["starts"][-1]["ended"]["time"]
+        return datetime.fromisoformat(last) >= datetime.fromisoformat(started)
+    return False
+
+
+def _ended(state: State, folders: Folders) -> State:
+    """The state of a run that is not at work, by how its last launch ended."""
+    starts = record.read_run(folders)["starts"]
     last = starts[-1] if starts and isinstance(starts[-1], dict) else {}
     if "ended" not in last:  # of an earlier version
         return state
@@ -281,11 +297,13 @@ class Attempt:
             it down.
         last_line: the last that main.py printed.
         job: the Slurm job's id; None for a local run.
+        started: when, as ISO 8601 has it.
     """
 
     code: int | None
     last_line: str
     job: str | None
+    started: str
 
     @property
     def failed(self) -> bool:
@@ -320,6 +338,7 @@ def last_attempt(log: Path) -> Attempt | None:
         code=int(code[1]) if code else None,
         last_line=lines[-1].strip() if lines else "",
         job=job[1] if job else None,
+        started=text.removeprefix(STARTED.decode()).partition(" ")[0],
     )
 
 

@@ -15,7 +15,7 @@ from steve import __main__, export, main, toy_demo, visualizer
 from steve.__main__ import COMMANDS
 from steve.settings import loading
 from steve.storage.folders import Folders
-from steve.util import SUBCOMMANDS, RunError, UserError, python_word
+from steve.util import SUBCOMMANDS, RunError, UserError, exit_code, python_word
 
 
 def test_options_may_stand_between_configuration_and_gpu():
@@ -88,6 +88,15 @@ def test_a_run_that_cannot_continue_is_no_mistake_of_the_call(
     monkeypatch.setattr(main, "train", train)
     assert main.main([QUICKSTART, "cpu"]) == code
     assert capsys.readouterr().err == "main.py: what is wrong\n"
+
+
+@pytest.mark.parametrize(("kind", "code"), [(UserError, 2), (RunError, 1)])
+def test_every_command_tells_a_mistake_from_what_failed(capsys, kind, code):
+    def command():
+        raise kind("what is wrong")
+
+    assert exit_code("verify.py", command) == code
+    assert capsys.readouterr().err == "verify.py: what is wrong\n"
 
 
 def test_packaged_configurations_are_found_from_any_folder(tmp_path, monkeypatch):

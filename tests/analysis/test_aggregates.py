@@ -144,6 +144,27 @@ def test_scores_are_normalised_by_the_references(runs):
     assert len(aggregate_figure(over).axes) == 2
 
 
+def test_a_run_without_a_score_by_then_is_named(tmp_path):
+    write_experiment(tmp_path / "short0", [(0.1, 1, 100, 1.0), (0.2, 2, 200, 2.0)])
+    write_experiment(tmp_path / "late0", [(0.1, 1, 900, 1.0), (0.2, 2, 1000, 2.0)])
+    with pytest.raises(
+        UserError, match=r"late0\.greedy\.csv has no score by 200 frames"
+    ):
+        over_environments(find_runs([tmp_path]), {"Chain-v0": (0.0, 1.0)})
+
+
+def test_of_the_spread_of_a_single_run_nothing_is_said():
+    single = [ONE[0], np.array([2.0])]
+    for scores, statistic in (
+        ((single,), iqm),
+        ((ONE, single), probability_of_improvement),
+    ):
+        assert np.isnan(interval(statistic, *scores)).all()
+    low, high = interval(lambda drawn: profile(drawn, np.arange(3.0)), single)
+    assert np.isnan(low).all()
+    assert low.shape == high.shape == (3,)
+
+
 def test_only_algorithms_with_runs_on_all_environments_are_compared(runs):
     over = over_environments(runs, {"A-v0": (0.0, 10.0), "B-v0": (0.0, 2.0)})
     assert over.scores["algorithm"].tolist() == ["STEVE"]

@@ -58,6 +58,13 @@ def test_a_record_that_is_no_file_is_not_waited_for(tmp_path):
         record.load_all(tmp_path)
 
 
+def test_what_is_raised_meanwhile_is_not_blamed_on_the_lock(tmp_path):
+    with pytest.raises(OSError, match="No space left"), record.claimed(tmp_path):
+        raise OSError(28, "No space left on device")
+    with record.claimed(tmp_path):  # which is free again
+        assert record.holder(tmp_path) is not None
+
+
 def test_one_call_at_a_time_starts_runs(tmp_path, monkeypatch):
     monkeypatch.setattr(locks, "ASKING_PATIENCE", 0.0)
     assert record.holder(tmp_path) is None

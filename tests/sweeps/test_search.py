@@ -47,6 +47,18 @@ def test_a_run_is_worth_its_mean_score_over_frames_or_its_last_scores(tmp_path):
     assert METRICS["auc"](scores) == 10
 
 
+def test_each_policy_has_one_weight_in_the_area_whatever_its_episodes(tmp_path):
+    scores = tmp_path / "scores.csv"
+    rows = [
+        f"0.1,{epoch},{100 * epoch},{score}\n"
+        for epoch in (1, 2, 3)
+        for score in (100, 0, 0, 0)
+    ]
+    scores.write_text("hours,epochs,frames,score\n" + "".join(rows))
+    assert METRICS["auc"](scores) == 25
+    assert METRICS["final"](scores) == 20  # two of the last ten are 100
+
+
 def test_without_optuna_one_line_names_the_extra(tmp_path, monkeypatch):
     real = builtins.__import__
 

@@ -99,6 +99,26 @@ def test_why_a_run_failed_is_the_last_that_it_said(sweep, text, why, monkeypatch
     assert (state.state, state.why) == (FAILED, why)
 
 
+@pytest.mark.parametrize(
+    ("ended", "expected"),
+    [
+        ({"time": "2030-01-01T00:00:05+00:00", "code": 0, "why": None}, (STOPPED, "")),
+        ({"time": "2030-01-01T00:00:05+00:00", "code": 1, "why": "x"}, (FAILED, "x")),
+        ({"time": "2029-12-31T00:00:00+00:00", "code": 0, "why": None}, None),
+        (None, None),
+    ],
+)
+def test_a_run_whose_pool_was_killed_says_itself_how_it_ended(sweep, ended, expected):
+    local = replace(sweep, engine="local")
+    local.log(0).write_text(f"{START}a line\n")
+    folders = local.folders(0)
+    folders.log.mkdir(parents=True)
+    record.write_json(folders.run, {"starts": [{"ended": ended}], "finished": None})
+    state = state_of(local)
+    without = FAILED, "ended without a word: killed together with what watched it"
+    assert (state.state, state.why) == (expected or without)
+
+
 def test_a_run_that_was_asked_to_end_before_it_could_answer_has_not_failed(sweep):
     sweep.log(0).write_text(f"{START}{END}{128 + signal.SIGTERM}\n")
     assert state_of(sweep).state == STOPPED
