@@ -9,7 +9,6 @@ loaded when it is first used.
 """
 
 import importlib
-import json
 from collections.abc import Callable, Mapping
 from os import PathLike
 from typing import TYPE_CHECKING, Any
@@ -120,7 +119,7 @@ def train(
     from .analysis.loaded import load_run
     from .running import training
     from .settings.request import Request, Start
-    from .util import UserError
+    from .util import UserError, to_json
 
     if resume is not False and overwrite:
         raise UserError("resume and overwrite contradict each other: give one")
@@ -131,7 +130,7 @@ def train(
         config=dict(config) if isinstance(config, Mapping) else fspath(config),
         device=str(device),
         start=start,
-        overrides=tuple(f"{k}={json.dumps(v)}" for k, v in (set or {}).items()),
+        overrides=tuple(f"{k}={to_json(v, k)}" for k, v in (set or {}).items()),
         name=name,
         frames=frames,
         hours=hours,

@@ -5,12 +5,10 @@ interactors and evaluators, and watches them until the run's limit or Ctrl-C.
 """
 
 import argparse
-import errno
 import shlex
 import signal
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 if __name__ == "__main__":  # Ctrl-C ends the imports without a stack trace
     signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -22,15 +20,12 @@ except ModuleNotFoundError:
 
 from steve import __version__
 from steve.running.display import Display
-from steve.running.launch import opened, run_processes
+from steve.running.launch import end_of, opened, run_processes
 from steve.settings.files import locate
 from steve.settings.request import Request, Start
-from steve.storage.disk import file_error_line, full_disk_line, is_full
 from steve.storage.folders import Folders
 from steve.util import (
-    NO_SPACE,
     OneLineParser,
-    RunError,
     UserError,
     drop_unwritten_output,
     example,
@@ -42,8 +37,6 @@ from steve.util import (
     shown_path,
     stop_as_by_ctrl_c,
 )
-
-DISK_ERRORS = (*NO_SPACE, errno.EFBIG, errno.EACCES, errno.EROFS, errno.EIO)
 
 
 def parse_arguments(
@@ -226,17 +219,10 @@ def main(arguments: Sequence[str] | None = None, program: str = "main.py") -> in
     try:
         with stop_as_by_ctrl_c():  # until the supervisor takes over
             return train(request_of(parsed), program)
-    except UserError as error:
-        print(f"{program}: {error}", file=sys.stderr)
-        return 1 if isinstance(error, RunError) else 2
-    except OSError as error:
-        if error.errno not in DISK_ERRORS:
-            raise  # a bug of ours
-        line = file_error_line(error)
-        if is_full(error):
-            line = f"{full_disk_line(error, Path.cwd())}; free some and --resume"
+    except (UserError, OSError) as error:
+        line, code = end_of(error)
         print(f"{program}: {line}", file=sys.stderr)
-        return 1
+        return code
     except KeyboardInterrupt:
         print("stopped before the start", file=sys.stderr)
         return 0

@@ -8,6 +8,7 @@ import errno
 import fnmatch
 import io
 import itertools
+import json
 import math
 import os
 import shutil
@@ -22,7 +23,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 NOT_A_TERMINAL = 1000  # columns: in a file no line is broken
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)  # on the disk, or in the user's quota
@@ -71,6 +72,26 @@ class UserError(Exception):
 
 class RunError(UserError):
     """A run that cannot continue, through nobody's bug: one line, and no restart."""
+
+
+def to_json(value: Any, what: str) -> str:
+    """A value as JSON; NumPy's numbers and arrays are taken as Python's.
+
+    Raises:
+        UserError: it holds something else that is no JSON; names `what`.
+    """
+
+    def plain(part: Any) -> Any:
+        if hasattr(part, "tolist"):
+            return part.tolist()
+        if isinstance(part, os.PathLike):
+            return os.fspath(part)
+        raise TypeError(f"{type(part).__name__} is no value of JSON")
+
+    try:
+        return json.dumps(value, default=plain)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{what}: {error}") from None
 
 
 class OneLineParser(argparse.ArgumentParser):

@@ -172,7 +172,7 @@ class ValueRLLearner(Learner):
         if self.config.is_paced:
             needed = pace.policy_for(self.config, self.replay.frames - reload) or 0
         oldest = needed - 2 * self.settings.epoch_every_n
-        waiting = self.epoch - self._evaluated() + SPARE
+        waiting = max(0, self.epoch - self._evaluated()) + SPARE
         policies.drop_before(min(oldest, *policies.numbers()[-waiting:]))
         if self.world_model is not None:
             spare = 2 * self.config.model_section.epoch_every_n

@@ -198,7 +198,7 @@ class Evaluator:
         """Mean score of `final_episodes` episodes with uniformly random actions.
 
         NaN where the run has no final episodes, or was stopped meanwhile. The mean is
-        of fewer where LOST_IN_A_ROW episodes are lost.
+        of fewer where more than LOST_IN_A_ROW episodes are lost.
         """
         seed, env = self._config.seed, self._envs[0]
         scores: list[float] = []

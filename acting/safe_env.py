@@ -136,11 +136,21 @@ class SafeEnv:
         close_env(self._env, patience)
 
     def _rebuild(self, error: Exception) -> None:
-        """Makes the environment again after an error.
+        """Makes the environment again after an error; a failure of that is one more.
 
         Raises:
             RunError: it was the last of too many errors.
         """
+        self._count_failure(error)
+        self.close()
+        while True:
+            try:
+                self._env = make_env(self._config)
+                return
+            except UserError as again:
+                self._count_failure(again)
+
+    def _count_failure(self, error: Exception) -> None:
         traceback.print_exception(error)
         self._on_failure()
         now = time.monotonic()
@@ -153,8 +163,6 @@ class SafeEnv:
                 f"{WINDOW / 60:g} minutes, last with {type(error).__name__}: "
                 f"{one_line(error)}; the run stops"
             )
-        self.close()
-        self._env = make_env(self._config)
 
 
 class Closable(Protocol):

@@ -1,11 +1,13 @@
 """Launches a run: opens its output, runs its processes."""
 
+import errno
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from ..settings import extensions
 from ..settings.interface import EnvSpec
@@ -14,10 +16,19 @@ from ..settings.roles import VALUERL, WORLDMODEL, Kind, process_names, roles
 from ..settings.schema import Config
 from ..storage import opening
 from ..storage.board import Board
+from ..storage.disk import file_error_line, full_disk_line, is_full
 from ..storage.folders import Run
 from ..storage.locks import unwritable
 from ..storage.record import read_run, record_end, record_finish, was_killed
-from ..util import UserError, environment, redirected
+from ..util import (
+    NO_SPACE,
+    RunError,
+    UserError,
+    environment,
+    on_stop_signals,
+    one_line,
+    redirected,
+)
 from . import devices, leftovers
 from .child import end_with_parent
 from .devices import CPU, NO_GPU, VARIABLE
@@ -25,6 +36,7 @@ from .display import Display, closing_lines
 from .supervisor import Child, Outcome, Supervisor
 
 DETERMINISTIC_XLA = "--xla_gpu_deterministic_ops=true"
+DISK_ERRORS = (*NO_SPACE, errno.EFBIG, errno.EACCES, errno.EROFS, errno.EIO)
 IMPORT_PATIENCE = 60.0  # seconds, in addition to step_timeout, to import the simulator
 ONE_THREAD = dict.fromkeys(
     ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"
@@ -64,7 +76,9 @@ def run_processes(run: Run, display: Display) -> Outcome:
     What came out is shown; what went wrong is for the caller to print.
 
     Raises:
-        UserError: the status board cannot be written.
+        UserError: the status board cannot be written; as RunError, the replay buffer
+            was damaged meanwhile.
+        OSError: the end cannot be recorded.
     """
     display.note(f"results go to {run.folders.root}")
     _end_leftovers(run)
@@ -73,19 +87,46 @@ def run_processes(run: Run, display: Display) -> Outcome:
     except OSError as error:
         raise unwritable(error, run.folders) from None
     supervisor = Supervisor(run, board, plan_children(run), display)
-    outcome = supervisor.run()
     progress = supervisor.progress
-    if outcome.finished:
-        record_finish(
-            run.folders, progress.frames, progress.hours, progress.random_score()
-        )
-    with suppress(OSError, UserError):  # what went wrong is told by the outcome
+    with on_stop_signals(supervisor.on_signal):  # also until the end is recorded
+        try:
+            outcome = supervisor.run()
+            if outcome.finished:
+                record_finish(
+                    run.folders,
+                    progress.frames,
+                    progress.hours,
+                    progress.random_score(),
+                )
+        except Exception as error:
+            _record_end(run, 1, one_line(error))
+            raise
         lines = (outcome.error or "").splitlines()
-        record_end(run.folders, outcome.code, lines[-1] if lines else None)
+        _record_end(run, outcome.code, lines[-1] if lines else None)
     if not outcome.error:
         for line in closing_lines(progress, outcome.finished):
             display.note(line)
     return outcome
+
+
+def _record_end(run: Run, code: int, why: str | None) -> None:
+    with suppress(OSError, UserError):  # what went wrong is told in another way
+        record_end(run.folders, code, why)
+
+
+def end_of(error: Exception) -> tuple[str, int]:
+    """The line that says what ended a launch, and its exit code (SPEC section 12).
+
+    Raises:
+        Exception: the error itself, where it is a fault of this program.
+    """
+    if isinstance(error, UserError):
+        return str(error), 1 if isinstance(error, RunError) else 2
+    if not isinstance(error, OSError) or error.errno not in DISK_ERRORS:
+        raise error
+    if is_full(error):
+        return f"{full_disk_line(error, Path.cwd())}; free some and --resume", 1
+    return file_error_line(error), 1
 
 
 def _end_leftovers(run: Run) -> None:

@@ -38,6 +38,12 @@ ACTOR_RESTARTS, RESTART_WINDOW = 5, 600.0  # times, in seconds
 LEARNER_RESTARTS = 1
 GIVEN_UP = (MISTAKE, HOPELESS, FULL_DISK)  # with one line
 ACTOR_NICE = 10
+OUTPUT_BYTES = 1 << 16  # of a child, that are looked at after its end
+TRACEBACK = "Traceback (most recent call last)"
+CHAINED = (  # before the traceback of an exception that another one led to
+    "During handling of the above exception, another exception occurred:",
+    "The above exception was the direct cause of the following exception:",
+)
 SPAWN = multiprocessing.get_context("spawn")
 
 
@@ -175,7 +181,7 @@ class Supervisor:
     def run(self) -> Outcome:
         """Starts the children and returns when all have ended."""
         outcome = Outcome(1)
-        with on_stop_signals(self._on_signal):
+        with on_stop_signals(self.on_signal):
             try:
                 self.start()
                 while (reason := self.watch_once()) is None:
@@ -190,7 +196,8 @@ class Supervisor:
         for child in self._children:
             self._start(child)
 
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+    def on_signal(self, number: int, frame: FrameType | None) -> None:
+        """Asks the run to end; a second one, at once."""
         now = self._clock()
         if self._stop_requested_at is None:
             self._stop_requested_at = now
@@ -354,11 +361,19 @@ class Supervisor:
                 error=f"{self._output(child)}\n{child.name} {how} after "
                 f"{child.starts - 1} restarts; the run stops (its output: {file})",
             )
-        if code < 0:
-            leftovers.end(self._marks[child.name])
+        self._end_leftovers(child)
         self._display.note(f"{child.name} {how} and is restarted")
         self._start(child)
         return None
+
+    def _end_leftovers(self, child: Child) -> None:
+        """Ends what a child that is gone had started and did not end itself.
+
+        A learner starts nothing, and what a logger started may yet be at work.
+        """
+        is_actor = not (child.is_learner or child.is_logger)
+        if is_actor or child.exit_code < 0:
+            leftovers.end(self._marks[child.name])
 
     def _last_line(self, child: Child) -> str:
         """The line with which a child gave up; names the child."""
@@ -370,14 +385,17 @@ class Supervisor:
         return line if line.startswith(child.name) else f"{child.name}: {line}"
 
     def _output(self, child: Child) -> str:
-        """What the child's last start printed, from its traceback on if it has one."""
+        """What the child's last start printed, from its last traceback on if any."""
         path = self._run.folders.process_output(child.name)
         if not path.exists():
             return ""
         with open(path, "rb") as file:
-            file.seek(child.output_from)
+            end = file.seek(0, os.SEEK_END)
+            file.seek(max(child.output_from, end - OUTPUT_BYTES))
             text = file.read().decode(errors="replace").strip()
-        start = text.find("Traceback (most recent call last)")
+        start = text.rfind(TRACEBACK)
+        while start > 0 and text[:start].rstrip().endswith(CHAINED):
+            start = text.rfind(TRACEBACK, 0, start)
         return text[start:] if start >= 0 else "\n".join(text.splitlines()[-20:])
 
     # -- the end -----------------------------------------------------------------
@@ -400,24 +418,35 @@ class Supervisor:
             child.started.kill()
             child.started.join()
         for child in self._children:
-            if child.process is not None and child.exit_code < 0:
-                leftovers.end(self._marks[child.name])
-        killed = [child.name for child in alive if child.is_learner]
+            if child.process is not None:
+                self._end_leftovers(child)
+        # One that is not ready has restored nothing yet, and has nothing to save.
+        killed = [
+            child.name
+            for child in alive
+            if child.is_learner and self._board[child.name]["ready"]
+        ]
         if killed:
             self._display.note(
                 f"{', '.join(killed)} killed before the end of its saving; "
                 "--resume continues from its last state"
             )
-        failures = [
-            self._failure_at_the_end(child)
-            for child in self._children
-            if not (child.done or child in alive or child.process is None)
-            and not self._ended_as_asked(child)
-        ]
-        self._note_reasons()
-        self._events.close()
-        self._display.show(self.progress, last=True)
-        self._display.close()
+        failures = []
+        for child in self._children:
+            if child.done or child in alive or child.process is None:
+                continue
+            if not self._ended_as_asked(child):
+                failure = self._failure_at_the_end(child)
+                if child.is_learner:
+                    failures.append(failure)
+                else:  # it had nothing to save
+                    self._display.note(failure.splitlines()[-1])
+        try:
+            self._note_reasons()
+            self._events.close()
+            self._display.show(self.progress, last=True)
+        finally:
+            self._display.close()
         if outcome.code == 0 and (self._at_once or killed or failures):
             return Outcome(1, error="\n".join(failures) or None)
         return outcome

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ..settings.request import Request, Start
-from ..util import RunError, UserError
+from ..util import RunError, UserError, to_json
 
 SERVE = "from steve.running.training import serve; serve()"
 
@@ -65,6 +65,8 @@ def train(
         KeyboardInterrupt, and what `on_epoch` raises: after the run has ended as by
             Ctrl-C. A note of it says so where not everything could be saved.
     """
+    content = {"path": sys.path, "request": asdict(request)}
+    given = json.loads(to_json(content, "the configuration"))
     reading, writing = os.pipe()
     launcher = subprocess.Popen(
         [sys.executable, "-c", SERVE],
@@ -92,8 +94,7 @@ def train(
                 on_epoch(Epoch(**value | {"scores": tuple(value["scores"])}))
 
     try:
-        content = {"request": asdict(request), "path": sys.path, "events": writing}
-        _tell(launcher, json.dumps(content) + "\n")
+        _tell(launcher, json.dumps(given | {"events": writing}) + "\n")
         take(on_epoch)
     except BaseException as error:
         _ask_to_end(launcher)
@@ -166,7 +167,7 @@ def serve() -> None:
     from ..storage.folders import Folders
     from ..util import escape_unknown_characters, output_console, stop_as_by_ctrl_c
     from .display import Display
-    from .launch import opened, run_processes
+    from .launch import end_of, opened, run_processes
     from .progress import Progress
 
     escape_unknown_characters()
@@ -216,8 +217,9 @@ def serve() -> None:
             unsaved = "the run ended before everything was saved; resume it"
             tell(error=outcome.error or unsaved, code=outcome.code)
         tell(folder=str(folder.absolute()))
-    except UserError as error:
-        tell(error=str(error), code=2)
+    except (UserError, OSError) as error:
+        line, code = end_of(error)
+        tell(error=line, code=code)
     except KeyboardInterrupt:
         tell(error="stopped before the start", code=2)
 

@@ -48,7 +48,7 @@ class Entry:
             known = ", ".join(self.defaults) or "none"
             return f"has no {unknown[0]} (settings of {self.name}: {known})"
         needed = [n for n, value in self.defaults.items() if value is None]
-        missing = [name for name in needed if name not in settings]
+        missing = [name for name in needed if settings.get(name) is None]
         return f"must set {missing[0]} of {self.name}" if missing else None
 
 
@@ -71,6 +71,15 @@ class Weighting(Entry):
     title: str = ""
     adaptive: bool = True
     ensembles: bool = True
+
+    def settings_fault(self, settings: Mapping[str, Any]) -> str | None:
+        """As of any entry; all settings of the paper's weightings are numbers."""
+        fault = super().settings_fault(settings)
+        if fault is None and isinstance(self.target, str):
+            for name, value in settings.items():
+                if isinstance(value, bool) or not isinstance(value, int | float):
+                    return f"must set {name} of {self.name} to a number"
+        return fault
 
 
 @dataclass(frozen=True)

@@ -432,7 +432,10 @@ class ValueExpansion(Section):
     def title(self) -> str:
         """What tables and figures call the weighting."""
         settings = {**self.entry.defaults, **self.choice[1]}
-        return self.entry.title.format(**settings)
+        try:
+            return self.entry.title.format(**settings)
+        except (TypeError, ValueError):  # values that its check refuses
+            return self.entry.name
 
 
 class LearnerConfig(Section):

@@ -7,6 +7,7 @@ of one batch, all float32. A run that is refused could not have made its first u
 import re
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
@@ -210,7 +211,10 @@ def free_bytes(folders: Folders) -> int:
     """Bytes that this run may still fill, those that it has filled included."""
     place = folders.root.absolute()
     there = next(each for each in (place, *place.parents) if each.exists())
-    own = sum(p.stat().st_blocks * 512 for p in place.rglob("*") if p.is_file())
+    own = 0
+    for path in place.rglob("*"):
+        with suppress(FileNotFoundError):  # a launch is at work there
+            own += path.stat().st_blocks * 512 if path.is_file() else 0
     return shutil.disk_usage(there).free + own
 
 

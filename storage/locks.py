@@ -119,9 +119,10 @@ def in_use(folders: Folders) -> bool:
 
 
 def is_locked(path: Path) -> bool:
-    """Whether somebody holds a lock for himself; asks without keeping him from it.
+    """Whether another process holds the lock exclusively.
 
-    Who wants the lock must ask again for a moment (ASKING_PATIENCE).
+    The probe takes a shared lock for an instant, so exclusive lockers must retry
+    (ASKING_PATIENCE).
     """
     shared = portalocker.LOCK_SH | portalocker.LOCK_NB
     try:

@@ -102,6 +102,8 @@ def record_end(folders: Folders, code: int, why: str | None) -> None:
         why: the last line of its error; None where there was none.
     """
     with _locked(folders) as content:
+        if not content["starts"]:  # its user has removed run.json
+            return
         content["starts"][-1]["ended"] = {"time": now(), "code": code, "why": why}
 
 

@@ -39,6 +39,7 @@ def rewind(folders: Folders, config: Config, updates: int) -> Path:
     Raises:
         UserError: no such checkpoint, or its replay has been overwritten; nothing has
             been changed then.
+        OSError: the disk is full, say; as above.
     """
     available = numbered_checkpoints(folders, config)
     if updates not in available:
@@ -55,6 +56,19 @@ def rewind(folders: Folders, config: Config, updates: int) -> Path:
     )
     if root.exists():
         shutil.rmtree(root)  # of a rewind that was interrupted
+    try:
+        _build(folders, staging, config, updates)
+    except Exception:
+        shutil.rmtree(root, ignore_errors=True)
+        raise
+    aside = put_aside(folders)
+    root.rename(folders.root)
+    fsync_folder(root.parent)
+    return aside
+
+
+def _build(folders: Folders, staging: Folders, config: Config, updates: int) -> None:
+    """Builds the folder of the run as it was; it is complete on the disk then."""
     staging.checkpoints.mkdir(parents=True)
     staging.log.mkdir(parents=True)
     frames = 0
@@ -62,8 +76,8 @@ def rewind(folders: Folders, config: Config, updates: int) -> Path:
         numbered = folders.numbered_state(name, updates)
         state = checkpoint.load(numbered)
         frames = max(frames, int(state.metadata["frames"]))
-        shutil.copy2(numbered, staging.state(name))
-        shutil.copy2(numbered, staging.numbered_state(name, updates))
+        for target in (staging.state(name), staging.numbered_state(name, updates)):
+            _copy(numbered, target)
         copy_rows(
             folders.learner_log(name), staging.learner_log(name), "updates", updates
         )
@@ -75,11 +89,16 @@ def rewind(folders: Folders, config: Config, updates: int) -> Path:
     ahead = VECTOR_STEPS_AHEAD * config.agent_config.batch_size
     _copy_replay(folders, staging, updates, frames, ahead if config.is_paced else 0)
     write_json(staging.run, {**read_run(folders), "finished": None})
-    shutil.copy2(folders.hyperparameters, staging.log)
-    aside = put_aside(folders)
-    root.rename(folders.root)
-    fsync_folder(root.parent)
-    return aside
+    _copy(folders.hyperparameters, staging.hyperparameters)
+    for folder in (staging.checkpoints, staging.log, staging.root):
+        fsync_folder(folder)
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copies a file; it is on the disk then, its name with its folder's fsync."""
+    shutil.copy2(source, target)
+    with open(target, "rb") as file:
+        os.fsync(file.fileno())
 
 
 def finish_rewind(folders: Folders) -> None:

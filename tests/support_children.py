@@ -13,6 +13,8 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
+from collections.abc import Callable
 
 from steve.running import child as child_module
 from steve.running.child import Context
@@ -88,19 +90,35 @@ def speak_of_paths(context: Context) -> None:
 
 def leave_a_program(context: Context) -> None:
     """Starts a program, as an environment does; is killed, the first time."""
+    leave_programs(context, lambda: os.kill(os.getpid(), signal.SIGKILL))
+
+
+def leave_a_program_and_fail(context: Context) -> None:
+    """Likewise, but fails by itself, as where an environment cannot be closed."""
+    leave_programs(context, lambda: os._exit(5))
+
+
+def leave_programs(context: Context, end: Callable[[], None]) -> None:
     count = starts(context)
     program = subprocess.Popen(["sleep", "98765"])
     mark(context, f"program{count}", program.pid)
     if count == 1:
-        os.kill(os.getpid(), signal.SIGKILL)
+        end()
     mark(context, "ready")
     beat_until_stopped(context)
     signal.pause()  # it does not end when asked
 
 
 def fail(context: Context) -> None:
-    print("before the failure")
-    raise ValueError(f"failure {starts(context)}")
+    """Has survived an exception before it meets one that another one led to."""
+    try:
+        raise LookupError("survived")
+    except LookupError:
+        traceback.print_exc()
+    try:
+        raise LookupError("what led to it")
+    except LookupError as error:
+        raise ValueError(f"failure {starts(context)}") from error
 
 
 def mistake(context: Context) -> None:
@@ -197,7 +215,13 @@ def obey_slowly(context: Context) -> None:
 
 
 def ignore(context: Context) -> None:
-    """Does not end when it is asked to."""
+    """Has learned something, and does not end when it is asked to."""
+    context.board[context.name]["ready"] = 1
+    ignore_while_it_starts(context)
+
+
+def ignore_while_it_starts(context: Context) -> None:
+    """Does not end when it is asked to, as a learner that compiles."""
     mark(context, "ready")
     beat_until_stopped(context)
     mark(context, "asked")

@@ -9,7 +9,9 @@ import signal
 import stat
 import subprocess
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 from support import PATIENCE
 
@@ -17,11 +19,13 @@ from steve import util
 from steve.util import (
     Every,
     RunError,
+    UserError,
     appearing,
     atomic_write,
     clock,
     named,
     number,
+    to_json,
     unused,
     wait_until,
 )
@@ -583,3 +587,10 @@ import_modules(["noisy"])
         command, cwd=tmp_path, capture_output=True, encoding="latin-1"
     )
     assert (done.returncode, done.stderr) == (0, ERROR)
+
+
+def test_values_of_numpy_and_paths_become_json_and_others_are_named():
+    value = {"a": np.int64(3), "b": np.array([0.5]), "c": Path("x"), "d": None}
+    assert to_json(value, "it") == '{"a": 3, "b": [0.5], "c": "x", "d": null}'
+    with pytest.raises(UserError, match=r"env\.name: set is no value of JSON"):
+        to_json({1}, "env.name")

@@ -256,6 +256,32 @@ def test_an_environment_that_raises_is_built_again(made, capfd):
     assert "ValueError: broken" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("failures", [1, 4, 5])
+def test_an_environment_that_cannot_be_made_at_once_is_tried_again(
+    made, monkeypatch, failures
+):
+    envs, script = made
+    script += [ValueError("the server is gone"), 1.0]
+    env = build([])
+    env.reset(0)
+    make, left = safe_env.make_env, ["its port is busy"] * failures
+
+    def make_later(config):
+        if left:
+            raise UserError(left.pop())
+        return make(config)
+
+    monkeypatch.setattr(safe_env, "make_env", make_later)
+    if failures == 5:
+        with pytest.raises(RunError, match=r"failed 6 times .* its port is busy"):
+            env.step(np.zeros(1))
+        return
+    assert env.step(np.zeros(1)) is None
+    env.reset(1)
+    assert env.step(np.zeros(1)).reward == 1.0
+    assert len(envs) == 2
+
+
 def test_a_fork_that_comes_back_from_a_step_ends(made):
     """Else two processes would do the same work, and the second outlive the run."""
     env = build()

@@ -228,6 +228,34 @@ def test_a_learner_that_is_killed_before_it_has_saved_is_no_success(
     assert scene.display.notes[-1].startswith("valuerl killed before the end of its")
 
 
+def test_a_learner_that_is_killed_while_it_starts_had_nothing_to_save(
+    watched, monkeypatch
+):
+    monkeypatch.setattr(supervisor_module, "STOP_PATIENCE", 0.5)
+    supervisor, scene = watched({VALUERL: "ignore_while_it_starts"})
+    when_ready(scene, lambda: send(signal.SIGTERM))
+    assert supervisor.run().code == 0
+    assert scene.children[0].process.exitcode == -signal.SIGKILL
+    assert scene.display.notes == ["stopping: saving what was learned"]
+
+
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [
+        ("fail_to_save", "ended with exit code 1 when asked to end"),
+        ("die_while_saving", "was ended by SIGKILL when asked to end"),
+    ],
+)
+def test_an_actor_that_fails_at_the_end_is_a_note(watched, function, said):
+    """It has nothing to save; what was learned is saved."""
+    supervisor, scene = watched({VALUERL: "obey", "interactor0": function})
+    when_ready(scene, lambda: send(signal.SIGTERM))
+    outcome = supervisor.run()
+    assert (outcome.code, outcome.error) == (0, None)
+    assert scene.display.notes[-1] == f"interactor0 {said}"
+    assert marked(scene, "saved") == {VALUERL}
+
+
 def test_who_has_lost_the_first_request_is_asked_again(watched):
     functions = {VALUERL: "obey", "interactor0": "lose_the_first_signal"}
     supervisor, scene = watched(functions)
@@ -259,6 +287,8 @@ def test_a_failure_beyond_the_restarts_shows_its_last_traceback_and_saves_the_re
     assert outcome.code == 1
     first, *_, cause, last = outcome.error.splitlines()
     assert first == "Traceback (most recent call last):"
+    assert "LookupError: what led to it" in outcome.error
+    assert "survived" not in outcome.error
     assert cause == "ValueError: failure 2"
     assert last == (
         "valuerl ended with exit code 1 after 1 restarts; the run stops "
@@ -339,9 +369,10 @@ def test_a_process_that_hangs_is_killed_and_started_again(watched):
     assert marked(scene, "saved") == set(functions)
 
 
-def test_what_a_killed_process_had_started_ends_with_it(watched, monkeypatch):
+@pytest.mark.parametrize("function", ["leave_a_program", "leave_a_program_and_fail"])
+def test_what_a_process_had_started_ends_with_it(watched, monkeypatch, function):
     monkeypatch.setattr(supervisor_module, "STOP_PATIENCE", 0.0)
-    functions = {VALUERL: "obey", "interactor0": "leave_a_program"}
+    functions = {VALUERL: "obey", "interactor0": function}
     supervisor, scene = watched(functions)
 
     def program(number):

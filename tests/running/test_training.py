@@ -1,11 +1,14 @@
 """The launch behind `steve.train`: what its end says. test_api.py trains."""
 
+import errno
 import json
 
 import pytest
 
 from steve.running import training
+from steve.running.launch import end_of
 from steve.settings.request import Request
+from steve.util import RunError, UserError
 
 EVENT = {"epoch": 1, "updates": 0, "frames": 8, "hours": 0.0, "scores": [1.0, 2.0]}
 LAUNCHER = """
@@ -48,6 +51,27 @@ def test_what_on_epoch_raises_comes_with_how_the_run_ended(
     assert epochs == [training.Epoch(1, 0, 8, 0.0, (1.0, 2.0))]
     assert lines == ["valuerl was ended by SIGKILL"]
     assert getattr(raised.value, "__notes__", []) == notes
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (UserError("a mistake"), ("a mistake", 2)),
+        (RunError("it failed"), ("it failed", 1)),
+        (OSError(errno.EIO, "Input/output error", "run.json"), (None, 1)),
+        (OSError(errno.ENOSPC, "No space left on device", "/"), (None, 1)),
+    ],
+)
+def test_what_ends_a_launch_is_a_line_and_a_code(error, expected):
+    line, code = end_of(error)
+    assert (code, "\n" in line) == (expected[1], False)
+    assert line == expected[0] or error.strerror.lower() in line.lower()
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EBADF, "Bad"), ValueError("a bug")])
+def test_a_fault_of_ours_is_raised(error):
+    with pytest.raises(type(error)):
+        end_of(error)
 
 
 def test_a_launcher_that_reports_no_end_is_a_fault(monkeypatch):

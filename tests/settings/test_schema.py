@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from support import PROJECT
 from support_settings import SIZES, minimal, updates, with_expansion
 
+from steve.settings.extensions import WEIGHTINGS
 from steve.settings.schema import (
     Config,
     all_paths,
@@ -523,3 +524,26 @@ def test_log_and_checkpoints_do_not_share_a_folder(tree):
     assert tree.refusal() == (
         'a.json: save_model_path must not be the folder of log_path too ("checkpoints")'
     )
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({}, "must set decay of lambda_return"),
+        ({"decay": None}, "must set decay of lambda_return"),
+        ({"decay": "high"}, "must set decay of lambda_return to a number"),
+        ({"decay": True}, "must set decay of lambda_return to a number"),
+        ({"decay": 0.5}, None),
+    ],
+)
+def test_a_weighting_has_a_name_whatever_its_settings_are(settings, said):
+    """They are checked where the user's own weightings are registered too."""
+    expansion = {
+        "rollout_len": 3,
+        "weighting": "lambda_return",
+        "weighting_settings": settings,
+    }
+    content = {"env": {"name": "x"}, "policy_config": {"value_expansion": expansion}}
+    config = Config.model_validate(content | {"model_config": {}})
+    assert config.algorithm
+    assert WEIGHTINGS["lambda_return"].settings_fault(settings) == said
