@@ -387,6 +387,7 @@ class Learner(abc.ABC):
         else:
             self._trim_log()
         self.row["epoch"] = self.epoch
+        self.tick()
 
     def _restore_state(self, path: Path) -> None:
         state = load_into(path, self.variables())
@@ -395,7 +396,6 @@ class Learner(abc.ABC):
         self.epoch = int(state.metadata["epoch"])
         self.seconds = float(state.metadata["hours"]) * 3600
         self.restore_counters(state.metadata)
-        self.tick()
         self._trim_log()
         if self.updates and self.updates % self.settings.backup_every_n == 0:
             # It may have been killed before it came to that.

@@ -9,6 +9,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 
 if __name__ == "__main__":  # Ctrl-C ends the imports without a stack trace
     signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -169,16 +170,17 @@ def train(request: Request, program: str) -> int:
         UserError: a mistake; nothing has been written if it shows before the start.
     """
     display = Display(output_console(), request.experiment)
-    with opened(request, display.note) as run:
-        if run is None:
-            return 0
-        outcome = run_processes(run, display)
-    if outcome.error:
-        print(outcome.error, file=sys.stderr)
+    with ExitStack() as ends:
+        with opened(request, display.note) as run:
+            if run is None:
+                return 0
+            outcome = run_processes(run, display, ends)
+        if outcome.error:
+            print(outcome.error, file=sys.stderr)
+            return outcome.code
+        for line in next_steps(request, program, run.folders, outcome.finished):
+            display.note(line)
         return outcome.code
-    for line in next_steps(request, program, run.folders, outcome.finished):
-        display.note(line)
-    return outcome.code
 
 
 def next_steps(

@@ -615,7 +615,7 @@ class ReplayBuffer:
 
         Raises:
             FileExistsError: the folder has a replay buffer already.
-            ValueError: `frames` cannot be had, as for `truncate`.
+            ValueError: `frames` is not among those that are there.
         """
         with new_file(folder, self._layout) as descriptor, self._locked():
             oldest, committed = self._window()

@@ -212,7 +212,7 @@ def submit(arguments: argparse.Namespace) -> int:
             sweep = _sweep(arguments, output_root, left)
             record.save(sweep)
             places = [(sweep, index) for index in range(len(left))]
-            return _run_pool(places, slots, arguments.program)
+            return _run_pool(places, slots, arguments.program)[0]
         _submit_arrays(arguments, _arrays(arguments, output_root, left))
         return 0
 
@@ -547,10 +547,12 @@ def _cost(runs: Sequence[PlannedRun], updates_per_s: float) -> str:
 
 def _run_pool(
     runs: Sequence[tuple[Sweep, int]], slots: list[dict[str, str]], program: str
-) -> int:
-    codes = Pool(runs, slots, _say).run()
+) -> tuple[int, bool]:
+    """The exit code, and whether a signal ended it."""
+    pool = Pool(runs, slots, _say)
+    codes = pool.run()
     print(f"to see all runs: {_status_command(program, runs[0][0])}")
-    return 1 if set(codes) - set(NO_FAILURE) else 0
+    return (1 if set(codes) - set(NO_FAILURE) else 0), pool.stopped
 
 
 # ---- looking after what was submitted -----------------------------------------------
@@ -617,18 +619,25 @@ def retry(output_root: Path, program: str) -> int:
         if not failed:
             print("no run has failed")
             return 0
-        local: dict[tuple[int, int | None], list[tuple[Sweep, int]]] = {}
+        pools: dict[tuple[int, int | None], list[tuple[Sweep, int]]] = {}
         for sweep in sweeps:
             indices = failed.get(sweep.folder, [])
+            if not indices:
+                continue
             if sweep.engine == LOCAL:
-                places = local.setdefault((sweep.gpus_per_run, sweep.max_parallel), [])
-                places += [(sweep, index) for index in indices]
-            elif indices:
+                places = sweep.gpus_per_run, sweep.max_parallel
+                pools.setdefault(places, []).extend((sweep, i) for i in indices)
+            else:
                 job = slurm.submit(sweep, indices)
                 submitted = counted(len(indices), "run")
                 print(f"submitted {submitted} as job {job}: {sweep.script}")
-        pools = [(runs, _slots(*places)) for places, runs in local.items() if runs]
-        return max((_run_pool(*pool, program) for pool in pools), default=0)
+        codes = [0]
+        for places, together in pools.items():
+            code, stopped = _run_pool(together, _slots(*places), program)
+            codes.append(code)
+            if stopped:
+                break
+        return max(codes)
 
 
 def main(arguments: Sequence[str] | None = None, program: str = "sweep.py") -> int:

@@ -59,7 +59,9 @@ class Interactor:
         self._steps = np.zeros(size, int)  # of the running episodes
         self._obs = np.zeros((size, context.run.obs_dim))
         # Whether the transition was lost, of each of the last steps.
-        self._lost: deque[bool] = deque(maxlen=2 * TOO_MANY_LOST)
+        remembered = max(2 * TOO_MANY_LOST, size)
+        self._lost: deque[bool] = deque(maxlen=remembered)
+        self._too_many = remembered // 2
 
     def _make_envs(self, size: int) -> None:
         config, name = self._config, self._context.name
@@ -89,6 +91,7 @@ class Interactor:
 
     def run(self) -> None:
         """Steps and appends until asked to stop."""
+        self._replay.settle_turn()
         turn = self._next_turn(self._replay.turn)
         self._resume_episodes(turn)
         while (frames := self._wait_for_turn(turn)) is not None:
@@ -264,7 +267,7 @@ class Interactor:
         lost = np.ones(len(self._envs), bool)
         lost[kept] = False
         self._lost.extend(lost.tolist())
-        if lost.any() and (count := sum(self._lost)) >= TOO_MANY_LOST:
+        if lost.any() and (count := sum(self._lost)) >= self._too_many:
             raise RunError(
                 f"{self._context.name}: {count} of the last {len(self._lost)} steps of "
                 f"{self._config.env.name} gave no transition that is finite; the run "

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from ..settings import extensions
@@ -70,10 +70,16 @@ def opened(request: Request, note: Callable[[str], None]) -> Iterator[Run | None
         yield run
 
 
-def run_processes(run: Run, display: Display) -> Outcome:
+def run_processes(run: Run, display: Display, ends: ExitStack) -> Outcome:
     """Runs all processes of an opened run until its limit, a failure or a signal.
 
     What came out is shown; what went wrong is for the caller to print.
+
+    Args:
+        run: that one.
+        display: shows how far it is.
+        ends: until it is left, a signal asks this run to end; when its processes have
+            ended, it does nothing more.
 
     Raises:
         UserError: the status board cannot be written; as RunError, the replay buffer
@@ -88,21 +94,18 @@ def run_processes(run: Run, display: Display) -> Outcome:
         raise unwritable(error, run.folders) from None
     supervisor = Supervisor(run, board, plan_children(run), display)
     progress = supervisor.progress
-    with on_stop_signals(supervisor.on_signal):  # also until the end is recorded
-        try:
-            outcome = supervisor.run()
-            if outcome.finished:
-                record_finish(
-                    run.folders,
-                    progress.frames,
-                    progress.hours,
-                    progress.random_score(),
-                )
-        except Exception as error:
-            _record_end(run, 1, one_line(error))
-            raise
-        lines = (outcome.error or "").splitlines()
-        _record_end(run, outcome.code, lines[-1] if lines else None)
+    ends.enter_context(on_stop_signals(supervisor.on_signal))
+    try:
+        outcome = supervisor.run()
+        if outcome.finished:
+            record_finish(
+                run.folders, progress.frames, progress.hours, progress.random_score()
+            )
+    except Exception as error:
+        _record_end(run, 1, one_line(error))
+        raise
+    lines = (outcome.error or "").splitlines()
+    _record_end(run, outcome.code, lines[-1] if lines else None)
     if not outcome.error:
         for line in closing_lines(progress, outcome.finished):
             display.note(line)

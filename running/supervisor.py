@@ -394,8 +394,11 @@ class Supervisor:
             file.seek(max(child.output_from, end - OUTPUT_BYTES))
             text = file.read().decode(errors="replace").strip()
         start = text.rfind(TRACEBACK)
-        while start > 0 and text[:start].rstrip().endswith(CHAINED):
-            start = text.rfind(TRACEBACK, 0, start)
+        while text[: max(start, 0)].rstrip().endswith(CHAINED):
+            earlier = text.rfind(TRACEBACK, 0, start)
+            if earlier < 0:
+                break
+            start = earlier
         return text[start:] if start >= 0 else "\n".join(text.splitlines()[-20:])
 
     # -- the end -----------------------------------------------------------------

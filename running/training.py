@@ -130,7 +130,8 @@ def _received(output: IO[str], events: IO[str]) -> Iterator[tuple[str, Any]]:
 
     An exception while one waits for the next does not end the iterator.
     """
-    arrived: queue.Queue[tuple[str, Any] | None] = queue.Queue()
+    # Of a SimpleQueue nothing is lost where an exception interrupts `get`.
+    arrived: queue.SimpleQueue[tuple[str, Any] | None] = queue.SimpleQueue()
 
     def forward(kind: str, stream: IO[str]) -> None:
         with contextlib.suppress(ValueError):  # closed meanwhile
@@ -209,14 +210,15 @@ def serve() -> None:
         folder = Folders.of(request.loaded.config, request.experiment).root
         display = Reporter(output_console(), request.experiment)
         outcome = None
-        with stop_as_by_ctrl_c(), opened(request, display.note) as run:
-            if run is not None:
-                display.epoch = _published_epoch(run.folders.policy)
-                outcome = run_processes(run, display)
-        if outcome is not None and outcome.code:
-            unsaved = "the run ended before everything was saved; resume it"
-            tell(error=outcome.error or unsaved, code=outcome.code)
-        tell(folder=str(folder.absolute()))
+        with stop_as_by_ctrl_c(), contextlib.ExitStack() as ends:
+            with opened(request, display.note) as run:
+                if run is not None:
+                    display.epoch = _published_epoch(run.folders.policy)
+                    outcome = run_processes(run, display, ends)
+            if outcome is not None and outcome.code:
+                unsaved = "the run ended before everything was saved; resume it"
+                tell(error=outcome.error or unsaved, code=outcome.code)
+            tell(folder=str(folder.absolute()))
     except (UserError, OSError) as error:
         line, code = end_of(error)
         tell(error=line, code=code)

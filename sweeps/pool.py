@@ -96,6 +96,11 @@ class Pool:
         self._signals = 0
         self._passed_on = 0
 
+    @property
+    def stopped(self) -> bool:
+        """Whether a signal asked it to end."""
+        return self._signals > 0
+
     def run(self) -> list[int]:
         """Returns the exit codes of all runs that were started, as a shell would."""
         codes = []

@@ -200,7 +200,21 @@ def test_what_on_epoch_raises_ends_the_run_which_saves(tmp_path, monkeypatch):
     run = steve.load_run(folder)
     assert not run.finished
     state = checkpoint.load(run.folder / "checkpoints" / "valuerl.safetensors")
-    assert state.metadata["epoch"] >= 1
+    published = state.metadata["epoch"]
+    assert published >= 1
+
+    def stop_again(epoch):
+        assert epoch.epoch > published  # that one was reported before
+        raise Enough
+
+    with pytest.raises(Enough):
+        steve.train(
+            "quickstart",
+            set=QUICK,
+            resume=True,
+            on_epoch=stop_again,
+            show=lambda line: None,
+        )
 
 
 def test_a_script_without_a_main_guard_trains(tmp_path):

@@ -500,3 +500,33 @@ def test_a_mistake_in_a_search_is_one_line(tmp_path, capsys, arguments, message)
     assert message in shown
     assert shown.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("stops", [False, True])
+def test_failed_runs_are_retried_in_places_as_they_had(tmp_path, monkeypatch, stops):
+    """One pool after the other; where one is stopped, no other begins."""
+    made = []
+    for name, gpus_per_run, max_parallel in (("a", 2, 1), ("b", 0, 8), ("c", 2, 1)):
+        whole = make_sweep(tmp_path, name)
+        content = json.loads((whole.folder / "sweep.json").read_text())
+        content |= {"gpus_per_run": gpus_per_run, "max_parallel": max_parallel}
+        write_json(whole.folder / "sweep.json", content)
+        ended = "== ended 2030-01-01T00:00:00Z with exit code 1\n"
+        whole.log(0).write_text(f"== started 2030-01-01T00:00:00Z on host\n{ended}")
+
+    class FakePool:
+        def __init__(self, runs, slots, tell):
+            made.append(([s.runs[i].experiment for s, i in runs], slots))
+            self.stopped = stops
+
+        def run(self):
+            return [len(made) - 1]
+
+    monkeypatch.setattr(sweep, "Pool", FakePool)
+    monkeypatch.setattr(sweep, "_slots", lambda *places: [{"places": str(places)}])
+    assert sweep.main(["retry", str(tmp_path)]) == (0 if stops else 1)
+    expected = [
+        (["a", "c"], [{"places": "(2, 1)"}]),
+        (["b"], [{"places": "(0, 8)"}]),
+    ]
+    assert made == expected[: 1 if stops else 2]
