@@ -476,7 +476,13 @@ def regular_opener(path: str, flags: int) -> int:
 
 
 def file_stamp(path: Path) -> tuple[int, int, int] | None:
-    """Changes when a file is written or replaced; None where there is none."""
+    """Changes when a file is written or replaced, at the cost of one `stat`.
+
+    Take it before the file is read: what is written in between is then read twice.
+
+    Returns:
+        inode, modification time (ns) and size; None where there is no file.
+    """
     try:
         status = path.stat()
     except FileNotFoundError:

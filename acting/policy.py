@@ -8,7 +8,7 @@ import numpy as np
 from ..running.child import Context
 from ..storage import checkpoint
 from ..storage.checkpoint import Checkpoint, CheckpointError
-from ..util import RunError
+from ..util import RunError, file_stamp
 
 
 class Policy:
@@ -127,7 +127,7 @@ class PolicyReader:
         Raises:
             RunError: the file was there and is gone.
         """
-        stamp = checkpoint.stamp(self._path)
+        stamp = file_stamp(self._path)
         if stamp is None and self._stamp is not None:
             raise RunError(f"{self._path} is gone: somebody removed or renamed it")
         if stamp is not None and stamp != self._stamp:

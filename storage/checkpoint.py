@@ -215,28 +215,13 @@ def load_newest(path: Path) -> tuple[Checkpoint, str | None]:
     except CheckpointError as error:
         newest_error = error
     previous = previous_path(path)
-    if stamp(previous) is None:
+    if not previous.exists():
         raise newest_error
     try:
         checkpoint = load(previous)
     except CheckpointError as error:
         raise CheckpointError(f"{newest_error}; {error}") from None
     return checkpoint, f"{newest_error}; {previous.name} is used instead"
-
-
-def stamp(path: Path) -> tuple[int, int, int] | None:
-    """Tells one published file from the next at the cost of one `stat`.
-
-    Take it before `load`: a state published in between is then only read twice.
-
-    Returns:
-        inode, modification time (ns) and size; None if there is no file.
-    """
-    try:
-        status = os.stat(path)
-    except FileNotFoundError:
-        return None
-    return status.st_ino, status.st_mtime_ns, status.st_size
 
 
 def check_tensors(

@@ -27,7 +27,7 @@ from steve.settings.roles import VALUERL
 from steve.storage import checkpoint
 from steve.storage.checkpoint import CheckpointError
 from steve.storage.record import read_run, reasons_of, record_start
-from steve.util import RunError
+from steve.util import RunError, file_stamp
 
 pytestmark = pytest.mark.usefixtures("nobody_sleeps")
 
@@ -160,9 +160,9 @@ def test_a_log_without_anything_to_cut_stays_as_it_is(tmp_path):
     run, board, _ = open_fake(tmp_path)
     learner = build(run, board)
     train(learner, 6)
-    stamp = checkpoint.stamp(learner.folders.learner_log(VALUERL))
+    stamp = file_stamp(learner.folders.learner_log(VALUERL))
     build(run, board).restore()
-    assert checkpoint.stamp(learner.folders.learner_log(VALUERL)) == stamp
+    assert file_stamp(learner.folders.learner_log(VALUERL)) == stamp
 
 
 @pytest.mark.parametrize(

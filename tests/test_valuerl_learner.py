@@ -34,6 +34,7 @@ from steve.storage.board import Wait
 from steve.storage.checkpoint import CheckpointError
 from steve.storage.digests import append_digest, read_digests
 from steve.storage.record import read_run
+from steve.util import file_stamp
 from steve.valuerl_learner import METRIC_NAMES, MOST_UNEVALUATED, ValueRLLearner
 from steve.worldmodel import WorldModel
 
@@ -426,11 +427,11 @@ def test_a_restored_value_learner_publishes_a_policy_that_is_due(tmp_path, found
         damage(path)
     elif found != "same":
         publish_policy(path, 0.5, epoch={"older": 1, "newer": 3}[found])
-    stamp = checkpoint.stamp(path)
+    stamp = file_stamp(path)
     other = build(run, board, WatchedLearner, seed=1)
     other.restore()
     if found in ("same", "newer"):
-        assert checkpoint.stamp(path) == stamp
+        assert file_stamp(path) == stamp
         return
     policy = checkpoint.load(path)
     assert policy.metadata["epoch"] == 2

@@ -24,9 +24,8 @@ from steve.storage.checkpoint import (
     load_newest,
     previous_path,
     publish,
-    stamp,
 )
-from steve.util import UserError
+from steve.util import UserError, file_stamp
 
 SPAWN = multiprocessing.get_context("spawn")
 PATIENCE = 30  # seconds until a test gives a process up
@@ -403,18 +402,18 @@ def test_a_killed_publisher_leaves_complete_states(path, call, nth, numbers):
 
 def test_an_unfinished_file_is_not_seen(path):
     (path.parent / f".{path.name}.1.tmp").write_bytes(b"half")
-    assert stamp(path) is None
+    assert file_stamp(path) is None
     with pytest.raises(CheckpointError, match="there is no checkpoint here"):
         load_newest(path)
 
 
 def test_the_stamp_changes_with_every_publication(path):
-    assert stamp(path) is None
+    assert file_stamp(path) is None
     stamps = []
     for _ in range(20):
         put(path, 1)
-        assert stamp(path) == stamp(path)
-        stamps.append(stamp(path))
+        assert file_stamp(path) == file_stamp(path)
+        stamps.append(file_stamp(path))
     assert all(a != b for a, b in pairwise(stamps))
 
 
