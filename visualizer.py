@@ -326,14 +326,7 @@ def run(arguments: argparse.Namespace) -> None:
                 )
         print(summary(episodes), flush=True)
         about = origin(
-            shlex.join(
-                [
-                    *("visualizer.py", arguments.config, arguments.gpu_id),
-                    *(str(trained.path), "--episodes", str(arguments.episodes)),
-                    *("--seed", str(arguments.seed)),
-                    *(["--set", *arguments.set] if arguments.set else []),
-                ]
-            ),
+            command_of(arguments, trained.path),
             steve.__version__,
         )
         (unfinished / "episodes.csv").write_bytes(episodes_csv(episodes))
@@ -345,6 +338,15 @@ def run(arguments: argparse.Namespace) -> None:
             for line in shown.lines:
                 print(line, flush=True)
     print(f"\n{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
+
+
+def command_of(arguments: argparse.Namespace, path: Path) -> str:
+    """The command that makes these figures again, of the checkpoint at `path`."""
+    words = ["visualizer.py", arguments.config, arguments.gpu_id]
+    if arguments.checkpoint is not None:  # else the config is the experiment's folder
+        words.append(str(path))
+    words += ["--episodes", str(arguments.episodes), "--seed", str(arguments.seed)]
+    return shlex.join(words + (["--set", *arguments.set] if arguments.set else []))
 
 
 def _described(trained: LoadedCheckpoint) -> str:

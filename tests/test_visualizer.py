@@ -5,6 +5,7 @@ one test, marked gl, renders MuJoCo: python -m pytest -m gl tests/test_visualize
 """
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -477,3 +478,17 @@ def test_mujoco_is_drawn_beside_a_tensorflow_parent(make_lab):
     frames = frames_of(out / "episodes.mp4")
     assert len(frames) > 25  # at least the last picture's second
     assert frames[0, 40:].std() > 10
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["quickstart.json", "cpu", "old/policy.safetensors"],
+        ["a run", "1", "--seed", "3", "--set", "env.name=x y"],
+    ],
+)
+def test_the_command_in_the_figures_makes_them_again(arguments):
+    asked = visualizer.parse_arguments(arguments)
+    words = shlex.split(visualizer.command_of(asked, Path("old/policy.safetensors")))
+    assert words[0] == "visualizer.py"
+    assert visualizer.parse_arguments(words[1:]) == asked

@@ -20,7 +20,6 @@ from steve.running.pace import policy_for
 from steve.settings.roles import VALUERL, WORLDMODEL
 from steve.storage.board import Board, Wait
 from steve.storage.record import read_run
-from steve.util import RunError
 
 SPAWN = multiprocessing.get_context("spawn")
 
@@ -300,63 +299,6 @@ def test_frames_stay_within_the_band_and_use_it_up(tmp_path, model):
     assert stood[0] == 28
     assert stood[-1] == (28 + 55 // 2) // 4 * 4
     check_chains(replay, 5, terminates=True)
-
-
-@pytest.mark.parametrize(
-    ("is_lost", "said"),
-    [
-        (lambda step: True, "100 of the last 100 steps"),
-        (lambda step: step % 2, "100 of the last 199 steps"),
-        (lambda step: step % 3 == 0, None),
-    ],
-)
-def test_too_many_lost_transitions_end_the_run_in_one_line(
-    tmp_path, monkeypatch, is_lost, said
-):
-    run, board = new_run(
-        tmp_path,
-        agent_config={"batch_size": 1, "full_random_n": 10**6},
-        policy_config={"frames_before_learning": 10**6},
-    )
-    ReplayBuffer.create(run.folders.replay, 3, 1, 1000).close()
-    steps, step = [], SafeEnv.step
-
-    def step_or_lose(env, action):
-        steps.append(env)
-        return None if is_lost(len(steps)) else step(env, action)
-
-    monkeypatch.setattr(SafeEnv, "step", step_or_lose)
-    stop = Script(lambda: len(steps) >= 1000)
-    context = context_of(run, board, "interactor0", stop)
-    if said is None:
-        Interactor(context).run()
-        assert len(steps) == 1000
-        return
-    with pytest.raises(RunError) as caught:
-        Interactor(context).run()
-    assert str(caught.value) == (
-        f"interactor0: {said} of Counting-v0 gave no transition that is finite; the "
-        "run stops. Correct the environment"
-    )
-
-
-def test_too_many_lost_transitions_of_many_environments_end_the_run(
-    tmp_path, monkeypatch
-):
-    """One vector step is more than what is looked back at otherwise."""
-    run, board, _ = interacting(
-        tmp_path, agent_config={"batch_size": 300, "full_random_n": 10**6}
-    )
-    step, lost = SafeEnv.step, []
-
-    def step_or_lose(env, action):
-        lost.append(len(lost) % 3 > 0)
-        return None if lost[-1] else step(env, action)
-
-    monkeypatch.setattr(SafeEnv, "step", step_or_lose)
-    stop = Script(lambda: len(lost) > 300)
-    with pytest.raises(RunError, match=r"200 of the last 300 steps"):
-        Interactor(context_of(run, board, "interactor0", stop)).run()
 
 
 def test_the_slower_of_two_learners_holds_the_interactor_back(tmp_path):

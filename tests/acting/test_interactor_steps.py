@@ -3,9 +3,12 @@
 import numpy as np
 import pytest
 from support import make_config
+from support_actors import Script, context_of, new_run
 
-from steve.acting.interactor import step_all
+from steve.acting.interactor import Interactor, step_all
 from steve.acting.safe_env import SafeEnv
+from steve.replay import ReplayBuffer
+from steve.util import RunError
 
 
 def counting_envs(tmp_path, endings, length=3, max_frames=100):
@@ -102,3 +105,60 @@ def test_a_batch_is_float32_in_the_shapes_of_the_replay(tmp_path):
     assert [field.dtype for field in batch] == [np.float32] * 5
     shapes = [field.shape for field in batch]
     assert shapes == [(2, 3), (2, 1), (2,), (2, 3), (2,)]
+
+
+@pytest.mark.parametrize(
+    ("is_lost", "said"),
+    [
+        (lambda step: True, "100 of the last 100 steps"),
+        (lambda step: step % 2, "100 of the last 199 steps"),
+        (lambda step: step % 3 == 0, None),
+    ],
+)
+def test_too_many_lost_transitions_end_the_run_in_one_line(
+    tmp_path, monkeypatch, is_lost, said
+):
+    run, board = new_run(
+        tmp_path,
+        agent_config={"batch_size": 1, "full_random_n": 10**6},
+        policy_config={"frames_before_learning": 10**6},
+    )
+    ReplayBuffer.create(run.folders.replay, 3, 1, 1000).close()
+    steps, step = [], SafeEnv.step
+
+    def step_or_lose(env, action):
+        steps.append(env)
+        return None if is_lost(len(steps)) else step(env, action)
+
+    monkeypatch.setattr(SafeEnv, "step", step_or_lose)
+    stop = Script(lambda: len(steps) >= 1000)
+    context = context_of(run, board, "interactor0", stop)
+    if said is None:
+        Interactor(context).run()
+        assert len(steps) == 1000
+        return
+    with pytest.raises(RunError) as caught:
+        Interactor(context).run()
+    assert str(caught.value) == (
+        f"interactor0: {said} of Counting-v0 gave no transition that is finite; the "
+        "run stops. Correct the environment"
+    )
+
+
+def test_too_many_lost_transitions_of_many_environments_end_the_run(
+    tmp_path, monkeypatch
+):
+    """One vector step is more than what is looked back at otherwise."""
+    many = {"batch_size": 300, "full_random_n": 10**6}
+    run, board = new_run(tmp_path, agent_config=many)
+    ReplayBuffer.create(run.folders.replay, 3, 1, 1000).close()
+    step, lost = SafeEnv.step, []
+
+    def step_or_lose(env, action):
+        lost.append(len(lost) % 3 > 0)
+        return None if lost[-1] else step(env, action)
+
+    monkeypatch.setattr(SafeEnv, "step", step_or_lose)
+    stop = Script(lambda: len(lost) > 300)
+    with pytest.raises(RunError, match=r"200 of the last 300 steps"):
+        Interactor(context_of(run, board, "interactor0", stop)).run()
