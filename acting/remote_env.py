@@ -12,6 +12,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -24,6 +25,8 @@ from ..util import UserError
 from .safe_env import CLOSE_PATIENCE, SafeEnv, Step
 
 SPAWN = multiprocessing.get_context("spawn")
+# What a message of the environment's process tells; what a call returned comes last.
+LOSS, FAILURE, RESULT = "loss", "failure", "result"
 
 
 class RemoteEnv:
@@ -34,7 +37,8 @@ class RemoteEnv:
     Args:
         config: the run's.
         name: as of `SafeEnv`.
-        on_loss, on_failure: as of `SafeEnv`; called in this process.
+        on_loss, on_failure: as of `SafeEnv`; called in this process, at once where it
+            waits for a result, else as soon as it does.
         seed: of the generators that its process shares, until the first reset.
         number: of the environment in its process; each has its own generators.
     """
@@ -48,7 +52,7 @@ class RemoteEnv:
         seed: int,
         number: int,
     ) -> None:
-        self._callbacks = on_loss, on_failure
+        self._callbacks = {LOSS: on_loss, FAILURE: on_failure}
         self._begun = True  # a call, whose result is not taken yet: the making
         self._pipe, theirs = SPAWN.Pipe()
         self._process = SPAWN.Process(
@@ -111,53 +115,55 @@ class RemoteEnv:
         self._begun = True
 
     def _result(self) -> Any:
+        told, result = self._receive()
+        while told != RESULT:
+            self._callbacks[told]()
+            told, result = self._receive()
+        self._begun = False
+        if isinstance(result, UserError):
+            raise result
+        return result
+
+    def _receive(self) -> tuple[str, Any]:
         try:
-            result, *counts = self._pipe.recv()
+            return self._pipe.recv()
         except (EOFError, ConnectionResetError):
             self._process.join(CLOSE_PATIENCE)
             raise RuntimeError(
                 "the process of an environment ended (exit code "
                 f"{self._process.exitcode})"
             ) from None
-        self._begun = False
-        for callback, count in zip(self._callbacks, counts, strict=True):
-            for _ in range(count):
-                callback()
-        if isinstance(result, UserError):
-            raise result
-        return result
 
 
 def _serve(pipe: Connection, config: Config, name: str, seed: int, number: int) -> None:
     """The environment's process: does what it is asked until nobody asks any more.
 
-    Each answer is (result or UserError, transitions lost, failures).
+    It sends (LOSS or FAILURE, None) when that happens and, at the end of each call,
+    (RESULT, what it returned or its UserError).
     """
     for each in (signal.SIGINT, signal.SIGTERM):
         # It ends with the process above. Not SIG_IGN: a simulator's own processes would
         # inherit it, and no longer be ended by these signals.
         signal.signal(each, lambda *_: None)
     threading.Thread(target=_end_after_parent, daemon=True).start()
-    counts = {"lost": 0, "failed": 0}
-
-    def count(what: str) -> None:
-        counts[what] += 1
 
     def answered(call: Callable[..., Any], *arguments: Any) -> Any:
-        """What a call returns; its end, good or bad, is sent with the counts."""
-        counts.update(lost=0, failed=0)
+        """What a call returns; its end, good or bad, is sent."""
         try:
             result = call(*arguments)
         except UserError as error:
-            pipe.send((error, *counts.values()))
+            pipe.send((RESULT, error))
             raise
-        pipe.send((None if call is make else result, *counts.values()))
+        pipe.send((RESULT, None if call is make else result))
         return result
 
     def make() -> SafeEnv:
         import_modules(config.module)
         seed_globals(seed, number)
-        return SafeEnv(config.env, name, lambda: count("lost"), lambda: count("failed"))
+        tell_loss, tell_failure = (
+            partial(pipe.send, (what, None)) for what in (LOSS, FAILURE)
+        )
+        return SafeEnv(config.env, name, tell_loss, tell_failure)
 
     env: SafeEnv | None = None
     code = 0

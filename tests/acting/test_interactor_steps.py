@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+import support_env
 from support import make_config
 from support_actors import Script, context_of, new_run
 
+from steve.acting import safe_env
 from steve.acting.interactor import Interactor, step_all
 from steve.acting.safe_env import SafeEnv
 from steve.replay import ReplayBuffer
@@ -162,3 +164,42 @@ def test_too_many_lost_transitions_of_many_environments_end_the_run(
     stop = Script(lambda: len(lost) > 300)
     with pytest.raises(RunError, match=r"200 of the last 300 steps"):
         Interactor(context_of(run, board, "interactor0", stop)).run()
+
+
+def failing_once(monkeypatch, row):
+    """Lets the first step fail; the heartbeat when the environment is made again.
+
+    Args:
+        row: the process's on the board.
+    """
+    step, beats = support_env.CountingEnv.step, []
+    making = safe_env.make_env
+
+    def fails_once(self, action):
+        if not beats:
+            row["heartbeat"] = 0
+            raise OSError("lost the simulator")
+        return step(self, action)
+
+    def make_again(config):
+        beats.append(float(row["heartbeat"]))
+        return making(config)
+
+    def close(env, patience):
+        env.close()
+        monkeypatch.setattr(safe_env, "make_env", make_again)
+
+    monkeypatch.setattr(support_env.CountingEnv, "step", fails_once)
+    monkeypatch.setattr(safe_env, "close_env", close)
+    return beats
+
+
+def test_a_failure_of_the_environment_is_a_sign_of_life(tmp_path, monkeypatch):
+    run, board = new_run(tmp_path)
+    replay = ReplayBuffer.create(run.folders.replay, 3, 1, 1000)
+    beats = failing_once(monkeypatch, board["interactor0"])
+    stop = Script(lambda: replay.frames >= 3)
+    context = context_of(run, board, "interactor0", stop)
+    with context.ends:
+        Interactor(context).run()
+    assert beats[0] > 0

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -35,6 +36,12 @@ class Env(gymnasium.Env):
 
     def __init__(self, folder):
         self.folder = folder
+        for _ in range(1000):
+            if not (Path(folder) / "hold").exists():
+                break
+            time.sleep(0.01)
+        else:
+            raise TimeoutError("nobody was told of the failure")
         self.simulator = subprocess.Popen(["sleep", "600"])
 
     def reset(self, *, seed=None, options=None):
@@ -160,6 +167,20 @@ def test_faults_come_through_as_they_are_in_one_process(made, config, capfd):
         env.step(WRONG)
     assert "ValueError: broken" in capfd.readouterr().err
     local.close()
+
+
+def test_a_failure_is_told_before_the_environment_is_made_again(made, config):
+    hold = Path(config.env.make_kwargs["folder"]) / "hold"
+    told = []
+    env = RemoteEnv(
+        config, "me", lambda: told.append("loss"), lambda: hold.unlink(), 0, 0
+    )
+    env.wait_until_made()
+    env.reset(0)
+    hold.touch()
+    assert env.step(BROKEN) is None
+    assert told == ["loss"]
+    env.close()
 
 
 def test_an_environment_that_cannot_be_made_is_the_users_mistake(tmp_path):
