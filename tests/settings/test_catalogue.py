@@ -63,7 +63,7 @@ def test_the_list_fits_into_80_columns_and_says_what_runs_on_what():
 
 def test_experiments_that_would_read_the_same_say_what_differs():
     rows = {" ".join(line.split()) for line in printed_wide()}
-    assert "halfcheetah/ddpg[0-2].json DDPG on HalfCheetah-v1" in rows
+    assert "halfcheetah/ddpg[0-4].json DDPG on HalfCheetah-v1" in rows
     for name, value in (
         ("lowrate", "learning_rate 0.0003"),
         ("noexplore", "explore_chance 0.0"),
