@@ -1,4 +1,4 @@
-"""Feed-forward ensembles, the drawing of their members, and Adam in TF 1's form.
+"""Feed-forward ensembles, the sampling of their members, and Adam in TF 1's form.
 
 Dimension letters: E members of an ensemble, K members that take part, R rows,
 B batch, I inputs, F outputs. A single net is an ensemble with E = 1.
@@ -81,7 +81,7 @@ def permutation(seed: tf.Tensor, count: int) -> tf.Tensor:
 
 
 def sample_members(seed: tf.Tensor, ensemble_size: int, count: int) -> tf.Tensor | None:
-    """Draws `count` different members, [K] int32; None stands for all of them."""
+    """Samples `count` different members, [K] int32; None stands for all of them."""
     if count == ensemble_size:
         return None
     return permutation(seed, ensemble_size)[:count]
@@ -96,7 +96,7 @@ def sample_assignment(
     *,
     strided: bool = False,
 ) -> Assignment:
-    """Gives each row of a batch to one of `count` randomly drawn members.
+    """Gives each row of a batch to one of `count` randomly sampled members.
 
     Args:
         seed: of this update, [2] int32.

@@ -346,7 +346,7 @@ class ValueRL:
     def sample(
         self, seed: tf.Tensor, update: tf.Tensor, batch_size: int
     ) -> SampledMembers:
-        """Draws the members for one batch (SPEC section 5).
+        """Samples the members for one batch (SPEC section 5).
 
         Args:
             seed: of this update, [2] int32.

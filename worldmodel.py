@@ -91,7 +91,7 @@ class WorldModelProtocol(Protocol):
         """The members for the targets of one batch, from a seed, [2] int32."""
 
     def all_members(self) -> Any:
-        """What stands for all members; nothing is drawn."""
+        """What stands for all members; none are sampled."""
 
     def sample_assignment(
         self, seed: tf.Tensor, update: tf.Tensor, batch_size: int

@@ -264,17 +264,17 @@ def figure(theirs: pd.DataFrame, runs: Sequence[Run]) -> "Figure":
     environments = list(dict.fromkeys(theirs["environment"]))
     algorithms = list(dict.fromkeys(theirs["algorithm"]))
     size = (3.4 * len(algorithms), 2.8 * len(environments))
-    drawn = Figure(figsize=size, layout="constrained")
-    panels = drawn.subplots(
+    plotted = Figure(figsize=size, layout="constrained")
+    panels = plotted.subplots(
         len(environments), len(algorithms), sharey="row", squeeze=False
     )
     for environment, line_of_panels in zip(environments, panels, strict=True):
         for algorithm, axes in zip(algorithms, line_of_panels, strict=True):
             of_panel = theirs["environment"].eq(environment)
             of_panel &= theirs["algorithm"].eq(algorithm)
-            draw_theirs(axes, theirs[of_panel])
+            plot_theirs(axes, theirs[of_panel])
             ours = group(runs, environment, algorithm, explores=False)
-            draw_ours(axes, ours)
+            plot_ours(axes, ours)
             axes.set_title(f"{environment.partition('-')[0]}, {algorithm}", fontsize=10)
             axes.set_xlim(0, LENGTH)
             axes.set_xticks(range(0, LENGTH + 1, LENGTH // 4))
@@ -287,17 +287,17 @@ def figure(theirs: pd.DataFrame, runs: Sequence[Run]) -> "Figure":
     for axes in panels.flat:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             legend.setdefault(label, handle)
-    drawn.legend(
+    plotted.legend(
         legend.values(),
         legend.keys(),
         loc="outside lower center",
         ncols=3,
         frameon=False,
     )
-    return drawn
+    return plotted
 
 
-def draw_theirs(axes: "Axes", theirs: pd.DataFrame) -> None:
+def plot_theirs(axes: "Axes", theirs: pd.DataFrame) -> None:
     frames, mean, std = (theirs[key].to_numpy() for key in ("frames", "mean", "std"))
     ends = np.array(
         [interval(row.mean, row.std, row.seeds) for row in theirs.itertuples()]
@@ -310,7 +310,7 @@ def draw_theirs(axes: "Axes", theirs: pd.DataFrame) -> None:
     axes.plot(frames, mean, color=BLACK, marker="o", markersize=3, label="2018: mean")
 
 
-def draw_ours(axes: "Axes", runs: Sequence[Run]) -> None:
+def plot_ours(axes: "Axes", runs: Sequence[Run]) -> None:
     for kind, dashes in ((GREEDY, DASHED), (ACTING, "solid")):
         for run in runs:
             series = run.series.get(kind)

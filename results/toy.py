@@ -132,8 +132,8 @@ def figure(ours: pd.DataFrame, theirs: pd.DataFrame) -> "Figure":
     """Lines and bands are ours, mean and standard deviation; points and bars 2018's."""
     from matplotlib.figure import Figure
 
-    drawn = Figure(figsize=(7.2, 4.4), layout="constrained")
-    axes = drawn.add_subplot()
+    plotted = Figure(figsize=(7.2, 4.4), layout="constrained")
+    axes = plotted.add_subplot()
     for learner, color in COLORS.items():
         one = ours[ours["learner"] == learner]
         update, mean, std = (one[key].to_numpy() for key in ("update", "mean", "std"))
@@ -161,14 +161,14 @@ def figure(ours: pd.DataFrame, theirs: pd.DataFrame) -> "Figure":
         fontsize=11,
     )
     axes.legend(frameon=False)
-    return drawn
+    return plotted
 
 
 def run(folder: Path | None, results: Path) -> None:
     theirs = pd.read_csv(THEIRS, comment="#")
     kept = results / "toy.csv"
-    drawn = results / "figures" / "toy.png"
-    drawn.parent.mkdir(parents=True, exist_ok=True)
+    picture = results / "figures" / "toy.png"
+    picture.parent.mkdir(parents=True, exist_ok=True)
     if folder is not None:
         content = kept_curves(folder, theirs)
         text = content.to_csv(index=False, float_format="%.5g")
@@ -176,7 +176,7 @@ def run(folder: Path | None, results: Path) -> None:
     ours = pd.read_csv(kept)
     print(table(ours, theirs))
     print(f"\n{largest_difference(ours, theirs)}")
-    atomic_write(drawn, rendered(figure(ours, theirs), "png"))
+    atomic_write(picture, rendered(figure(ours, theirs), "png"))
 
 
 def main() -> int:

@@ -173,11 +173,6 @@ class Supervisor:
         self._record = file_stamp(run.folders.run)
         self._reasons = len(reasons_of(read_run(run.folders)))
 
-    @property
-    def stop_requested_at(self) -> float | None:
-        """When the first signal came, by the clock; None before."""
-        return self._stop_requested_at
-
     def run(self) -> Outcome:
         """Starts the children and returns when all have ended."""
         outcome = Outcome(1)

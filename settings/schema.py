@@ -180,17 +180,17 @@ class Section(BaseModel):
 
 
 class Ensemble(Section):
-    """How many members there are, and how many are drawn for each batch."""
+    """How many members there are, and how many are sampled for each batch."""
 
     ensemble_size: Few
     """Members of an ensemble. 2018: 4 with config/core/bayesian.json, 1 without. Acts
     in: nn.py."""
     train_sample_count: Few
-    """Members, drawn for each batch, that an update trains; each gets a share of the
+    """Members, sampled for each batch, that an update trains; each gets a share of the
     batch. 2018: 4, and every member saw the whole batch. Acts in: valuerl.py,
     worldmodel.py."""
     eval_sample_count: Few
-    """Members, drawn for each batch, that targets and the policy loss average over.
+    """Members, sampled for each batch, that targets and the policy loss average over.
     2018: 4. Acts in: valuerl.py."""
 
     @model_validator(mode="after")
