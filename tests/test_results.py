@@ -71,6 +71,8 @@ def test_finished_runs_are_copied_once_and_what_is_there_stays(tmp_path):
     output, results = tmp_path / "output", tmp_path / "results"
     folders = write_run(output, "steve0")
     write_run(output, "steve1", finished=False)
+    aside = write_run(output, "steve2")
+    aside.root.rename(f"{aside.root}.old0")
     environment = folders.root.parent.name
     done = collect(output, results)
     assert (done.returncode, done.stderr) == (0, "")

@@ -329,6 +329,31 @@ def test_the_renamings_are_on_the_disk_when_going_back_ends(
     assert done[-2:] == ["rename", str(folders.root.parent)]
 
 
+def test_all_of_the_rewound_folder_is_on_the_disk_before_it_takes_its_place(
+    config, folders, monkeypatch
+):
+    former_run(folders)
+    synced, missing = set(), []
+    rename, fsync = Path.rename, os.fsync
+
+    def note_rename(path, target):
+        if path == folders.root:
+            (copy,) = folders.root.parent.glob(".*.rewound")
+            everything = [copy, *copy.rglob("*")]
+            missing.extend(p for p in everything if p.stat().st_ino not in synced)
+            assert len(everything) > 8
+        return rename(path, target)
+
+    def note_fsync(descriptor):
+        synced.add(os.fstat(descriptor).st_ino)
+        fsync(descriptor)
+
+    monkeypatch.setattr(Path, "rename", note_rename)
+    monkeypatch.setattr(os, "fsync", note_fsync)
+    rewind(folders, config, 100)
+    assert missing == []
+
+
 def test_who_is_just_going_back_is_not_interfered_with(config, folders, monkeypatch):
     """Between its renamings there is no folder, but one that is complete."""
     former_run(folders)
