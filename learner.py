@@ -382,7 +382,7 @@ class Learner(abc.ABC):
     def restore(self) -> None:
         """Continues from the newest state, if there is one."""
         path = self.folders.state(self.name)
-        if path.exists():
+        if checkpoint.is_there(path):
             self._restore_state(path)
         else:
             self._trim_log()

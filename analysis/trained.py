@@ -65,7 +65,7 @@ def newest(folder: Path, config: Config) -> Path:
     candidates = [folder / f"{VALUERL}.safetensors", folder / "policy.safetensors"]
     candidates += [numbered[max(numbered)]] if numbered else []
     for path in candidates:
-        if path.exists() or checkpoint.previous_path(path).exists():
+        if checkpoint.is_there(path):
             return path
     raise UserError(f"{folder}: there is no policy and no value learner's state here")
 

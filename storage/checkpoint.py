@@ -111,6 +111,11 @@ def previous_path(path: Path) -> Path:
     return path.with_name(f"{path.stem}.previous{path.suffix}")
 
 
+def is_there(path: Path) -> bool:
+    """Whether `load_newest` has something to read, good or damaged."""
+    return path.exists() or previous_path(path).exists()
+
+
 def _encode(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, Scalar]) -> bytes:
     """Returns the content of a checkpoint file."""
     arrays = {}

@@ -233,6 +233,7 @@ def open_output(run: Run, merged: dict[str, Any]) -> list[str]:
         write_json(folders.hyperparameters, merged)
         for leftover in folders.root.rglob(".*.tmp"):  # of writers that were killed
             leftover.unlink()
+        _check_whole(run)
         notes += _renamed_scores(folders)
         notes += _mended_tables(run)
         notes += _mended_replay(run)
@@ -242,6 +243,38 @@ def open_output(run: Run, merged: dict[str, Any]) -> list[str]:
     except OSError as error:
         raise unwritable(error, folders) from None
     return notes
+
+
+def _check_whole(run: Run) -> None:
+    """Refuses a run of which a part is gone that it had: the rest would not fit.
+
+    Before its first epoch ends, each learner has a state; no state is without replay.
+
+    Raises:
+        UserError: names what is missing.
+    """
+    folders = run.folders
+    states = [folders.state(name) for name in learners(run.config)]
+    needed = []
+    if (
+        folders.policy.exists()
+        or _has_rows(folders.scores)
+        or _has_rows(folders.digests)
+    ):
+        needed += [path for path in states if not checkpoint.is_there(path)]
+    if any(map(checkpoint.is_there, states)) and not _has_replay(folders):
+        needed.append(folders.replay / DATA_NAME)
+    if needed:
+        raise UserError(
+            f"{' and '.join(map(str, needed))}: missing, so that this run cannot be "
+            "resumed. Put back what was removed, or start again: --overwrite renames "
+            "what is left"
+        )
+
+
+def _has_rows(path: Path) -> bool:
+    table = read_table(path, TEXTS)
+    return table is not None and bool(table.rows)
 
 
 def _renamed_scores(folders: Folders) -> list[str]:
@@ -381,18 +414,16 @@ def _recovered(folder: Path) -> tuple[ReplayBuffer, int]:
 
 
 def _checked_states(run: Run) -> list[str]:
-    """Lines about states of learners that are damaged or missing.
+    """Lines about states of learners that are damaged.
 
     Raises:
         CheckpointError: a learner has no good state left.
     """
     notes = []
     for name in learners(run.config):
-        if run.folders.state(name).exists():
+        if checkpoint.is_there(run.folders.state(name)):
             _, warning = checkpoint.load_newest(run.folders.state(name))
             notes += [warning] if warning else []
-        elif run.folders.policy.exists():
-            notes.append(f"{name} has no state: it starts from the beginning")
     return notes
 
 
@@ -405,7 +436,7 @@ def what_is_resumed(run: Run) -> str:
     with ReplayBuffer.open(run.folders.replay) as replay:
         parts = [f"{replay.frames:,} frames"]
     for name in learners(run.config):
-        if run.folders.state(name).exists():
+        if checkpoint.is_there(run.folders.state(name)):
             state, _ = checkpoint.load_newest(run.folders.state(name))
             parts.append(f"{name} {_how_far(state.metadata)}")
     return f"resuming {run.folders.root}: {'; '.join(parts)}"
@@ -431,7 +462,8 @@ def _adopt_files(run: Run) -> None:
             metadata = checkpoint.load(folders.policy).metadata
             folders.policies.add(int(metadata.get("updates", 0)), folders.policy)
     state = folders.state(VALUERL)
-    if not (config.has_model and state.exists() and folders.state(WORLDMODEL).exists()):
+    states = map(folders.state, learners(config))
+    if not config.has_model or not all(map(checkpoint.is_there, states)):
         return
     source = folders.state(WORLDMODEL)
     if not _is_good(source):
