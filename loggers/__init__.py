@@ -44,7 +44,8 @@ class Experiment:
 
     Attributes:
         name: "ENVIRONMENT/EXPERIMENT".
-        id: of this run alone, the same at each resume; another one after a rewind.
+        id: of this run alone, the same at each resume; another one after a rewind. The
+            second logger with the same entry point has "-2" at its end, and so on.
         folder: the experiment's.
         hyperparameters: the configuration's numbers, words and switches by dotted key,
             and its "algorithm".

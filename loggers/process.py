@@ -3,6 +3,7 @@
 import secrets
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -60,10 +61,14 @@ class Handed:
         self._report = report
         self._record = _read(self._path)
         write_json(self._path, self._record)  # the id, before somebody else knows it
-        experiment = experiment_of(run, self._record["id"])
         self._loggers: dict[str, tuple[Logger, Feed]] = {}
+        counts: Counter[str] = Counter()
         for settings in run.config.loggers:
-            name = settings.entry_point
+            counts[settings.entry_point] += 1
+            number = counts[settings.entry_point]
+            suffix = "" if number == 1 else f"-{number}"  # in no entry point
+            name = settings.entry_point + suffix
+            experiment = experiment_of(run, self._record["id"] + suffix)
             logger = _made(factory_of(settings), name, experiment, settings.kwargs)
             delivered = self._record["delivered"].get(name, {})
             self._loggers[name] = logger, Feed(run, delivered)

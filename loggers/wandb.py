@@ -22,6 +22,7 @@ class WandbLogger:
             "id": experiment.id,
             "name": experiment.name,
             "resume": "allow",
+            "reinit": "create_new",  # where there are several, each has its own run
             "dir": str(experiment.folder),
             "config": dict(experiment.hyperparameters),
         }

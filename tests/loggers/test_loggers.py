@@ -87,6 +87,25 @@ def test_a_logger_that_fails_gets_nothing_more_and_says_so_once(tmp_path, made):
     assert said == [f"loggers: {OWN}: ConnectionError: gone; it gets nothing more"]
 
 
+def test_loggers_with_the_same_entry_point_each_get_each_point_once(tmp_path, made):
+    run = run_with(tmp_path, {}, {"fails_at": 200})
+    both, said = handed(run)
+    log(run, 100)
+    both.refresh()
+    both.close()
+    both, said = handed(run)  # a resume
+    log(run, 200)
+    both.refresh()
+    assert [steps(writer) for writer in made] == [[100], [100], [200], []]
+    assert [writer.closed for writer in made] == [True, True, False, False]
+    first = made[0].experiment.id
+    ids = [writer.experiment.id for writer in made]
+    assert ids == [first, f"{first}-2"] * 2
+    assert said == [f"loggers: {OWN}-2: ConnectionError: gone; it gets nothing more"]
+    record = json.loads(run.folders.loggers.read_text())
+    assert record["delivered"] == {OWN: {VALUERL: 200}, f"{OWN}-2": {VALUERL: 100}}
+
+
 @pytest.mark.parametrize(
     ("entry_point", "kwargs", "message"),
     [
@@ -191,6 +210,7 @@ def test_weights_and_biases_gets_a_step_for_each_group(monkeypatch, experiment):
     (_, given), *others = calls
     assert (given["id"], given["resume"], given["mode"]) == ("abc", "allow", "offline")
     assert (given["project"], given["name"]) == ("mine", "Counting-v0/experiment")
+    assert given["reinit"] == "create_new"
     assert given["config"]["seed"] == 7
     assert others == [
         ("define_metric", "valuerl/step"),
@@ -278,6 +298,20 @@ def test_weights_and_biases_itself_takes_all_of_it_offline(
         logger.log("evaluation", step // 10, {"score": -1.0})
         logger.close()
     assert len(list(tmp_path.rglob(f"run-{experiment.id}.wandb"))) == 2
+
+
+def test_weights_and_biases_itself_takes_two_projects(tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    kwargs = {"mode": "offline", "dir": str(tmp_path)}
+    named = [
+        {"entry_point": "wandb", "kwargs": {**kwargs, "project": project}}
+        for project in ("one", "two")
+    ]
+    both, said = handed(make_run(make_config(tmp_path, loggers=named)))
+    both.close()
+    assert said == []
+    assert len(list(tmp_path.rglob("run-*.wandb"))) == 2
 
 
 def test_mlflow_itself_has_one_run_in_a_local_store(tmp_path, experiment):
