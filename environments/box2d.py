@@ -5,6 +5,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+from .contract import check_action
 from .rendering import check_rendering_only
 
 
@@ -29,6 +30,7 @@ def make_hardcore(make_kwargs: dict[str, Any]) -> gymnasium.Env:
 
     class OldBipedalWalker(BipedalWalker):
         def step(self, action: np.ndarray) -> tuple[Any, Any, bool, bool, dict]:
+            check_action(self.action_space, action)
             # The reset makes today's rays and then takes the first step itself.
             if not isinstance(self.lidar[0], FirstReported):
                 self.lidar = [FirstReported() for _ in self.lidar]

@@ -158,6 +158,19 @@ def _fault_inside(
     return None
 
 
+def check_action(space: spaces.Space, action: Any) -> None:
+    """Refuses an action of another shape, which a simulator would broadcast or cut.
+
+    Raises:
+        ValueError: in the words of gymnasium's MuJoCo environments.
+    """
+    if np.shape(action) != space.shape:
+        raise ValueError(
+            f"Action dimension mismatch. Expected {space.shape}, "
+            f"found {np.shape(action)}"
+        )
+
+
 def try_out(env: gymnasium.Env, name: str) -> None:
     """A reset and a few steps, so that a wrong environment shows before a run starts.
 

@@ -13,6 +13,7 @@ import numpy as np
 from gymnasium import spaces
 
 from ..util import UserError
+from .contract import check_action
 from .rendering import check_rendering_only
 
 INERTIA_FILE = Path(__file__).parent / "mujoco-2.1-inertia.json"
@@ -101,6 +102,7 @@ class OldMujoco(gymnasium.Wrapper):
     def step(
         self, action: np.ndarray
     ) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        check_action(self._box, action)
         # The old engine clamped the action in place, before the control cost.
         action = np.clip(action, self._box.low, self._box.high)
         obs, given, terminated, truncated, info = self.env.step(action)

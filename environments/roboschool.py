@@ -7,6 +7,7 @@ import gymnasium
 import numpy as np
 
 from ..util import UserError
+from .contract import check_action
 from .rendering import check_rendering_only
 
 # Roboschool: the robot faces up to this far from straight ahead (radians), and the ball
@@ -80,6 +81,7 @@ def _roboschool_classes() -> dict[str, Callable[..., gymnasium.Env]]:
             super().__init__(robot or Runner(), render_mode)
 
         def step(self, a: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
+            check_action(self.action_space, a)
             state, _, terminated, truncated, info = super().step(a)
             self.rewards[-1] = self.foot_collision_cost * self._feet_on_something_else()
             return state, sum(self.rewards), terminated, truncated, info

@@ -1,14 +1,15 @@
-"""What environments give: sizes, numbers, flags, and older interfaces."""
+"""What environments give and take: sizes, numbers, flags, and older interfaces."""
 
+import re
 import sys
 
 import gymnasium
 import numpy as np
 import pytest
 from gymnasium import spaces
-from support_environments import leave_no_id
+from support_environments import leave_no_id, needs_pybullet
 
-from steve import envwrap
+from steve import envwrap, register_envs
 from steve.acting import safe_env
 from steve.acting.safe_env import SafeEnv
 from steve.analysis.episodes import run_episode
@@ -281,3 +282,28 @@ def test_the_visualizers_episodes_are_judged_in_the_same_way():
     env = envwrap.make_env(config_of(**step_of(0), good_steps=2))
     with pytest.raises(UserError, match=r"1 number \(shape \(\)\) instead of 3"):
         run_episode(env, Still(), 0)
+
+
+# What the paper's environments take
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "HalfCheetah-v1",
+        "Humanoid-v1",
+        "BipedalWalkerHardcore-v2",
+        pytest.param("RoboschoolHumanoid-v1", marks=needs_pybullet),
+    ],
+)
+def test_an_action_of_another_shape_is_refused_in_gymnasiums_words(name):
+    register_envs()
+    env = gymnasium.make(f"steve/{name}", disable_env_checker=True)
+    env.reset(seed=0)
+    (size,) = env.action_space.shape
+    for shape in ((), (1,), (size, 1), (size + 1,)):
+        said = f"Action dimension mismatch. Expected ({size},), found {shape}"
+        with pytest.raises(ValueError, match=re.escape(said)):
+            env.step(np.zeros(shape))
+    env.step([0.0] * size)
+    env.close()
