@@ -24,10 +24,11 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.wrappers import FlattenObservation
 
-from .environments import dm_control, mujoco
+from .environments import MAKERS, dm_control, mujoco
 from .environments.box2d import make_hardcore
 from .environments.contract import Contract, try_out
 from .environments.old_gym import MUJOCO_PY_ID, make_with_gym
+from .environments.rendering import check_rendering_only
 from .environments.roboschool import make_roboschool
 from .settings.extensions import import_module
 from .settings.interface import EnvSpec, Interface, Leaf, to_box
@@ -197,6 +198,8 @@ def _raw_env(env_config: "Environment") -> gymnasium.Env:
             f"env.inertia 2.1: known for {', '.join(mujoco.MUJOCO)} only, not "
             f"for {name}; remove the key"
         )
+    if name in MAKERS:
+        check_rendering_only(name, env_config.make_kwargs, "env.make_kwargs")
     if name in mujoco.MUJOCO:
         return _made(
             env_config,

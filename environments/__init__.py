@@ -46,11 +46,15 @@ def make(name: str, **make_kwargs: Any) -> "gymnasium.Env":
 
     Args:
         name: without "steve/".
-        make_kwargs: rendering only.
+        make_kwargs: `render_mode`; for MuJoCo also gymnasium's other keywords of
+            rendering.
 
     Raises:
         UserError: another keyword, or a package is missing.
     """
+    from .rendering import check_rendering_only
+
+    check_rendering_only(name, make_kwargs, "keyword argument")
     if MAKERS[name] == "mujoco":
         from .mujoco import make_mujoco
 

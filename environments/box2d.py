@@ -6,15 +6,12 @@ import gymnasium
 import numpy as np
 
 from .contract import check_action
-from .rendering import check_rendering_only
 
 
 def make_hardcore(make_kwargs: dict[str, Any]) -> gymnasium.Env:
     """BipedalWalkerHardcore-v2: today's walker with the lidar it had then, no limit."""
     import Box2D
     from gymnasium.envs.box2d.bipedal_walker import BipedalWalker
-
-    check_rendering_only("BipedalWalkerHardcore-v2", make_kwargs)
 
     class FirstReported(Box2D.b2.rayCastCallback):
         """A ray that ends at the first piece of ground reported, in any order."""

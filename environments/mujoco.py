@@ -14,7 +14,6 @@ from gymnasium import spaces
 
 from ..util import UserError
 from .contract import check_action
-from .rendering import check_rendering_only
 
 INERTIA_FILE = Path(__file__).parent / "mujoco-2.1-inertia.json"
 
@@ -48,11 +47,10 @@ def make_mujoco(
     Args:
         inertia: "2.1" weighs the bodies as MuJoCo up to 2.1 did, "native" leaves the
             installed engine's weights.
-        make_kwargs: rendering only.
+        make_kwargs: of rendering; the caller has checked them.
         left_hip: Humanoid's range of left_hip_y in degrees.
         contact_cost: False leaves Humanoid's contact cost out of the reward.
     """
-    check_rendering_only(name, make_kwargs or {})
     env: gymnasium.Env[Any, Any] = gymnasium.make(
         name.replace("-v1", "-v5"),
         max_episode_steps=-1,

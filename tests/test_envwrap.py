@@ -265,7 +265,12 @@ def test_warnings_of_an_environment_that_can_be_used_are_shown(monkeypatch):
         (
             "RoboschoolHumanoid-v1",
             {"make_kwargs": {"robot": 1}},
-            "env.make_kwargs robot",
+            "as the paper had it and takes render_mode only; remove robot or name",
+        ),
+        (
+            "BipedalWalkerHardcore-v2",
+            {"make_kwargs": {"render_mode": None, "width": 100, "camera_id": 0}},
+            "env.make_kwargs camera_id, width: BipedalWalkerHardcore-v2 is made",
         ),
         ("Hopper-v5", {"make_kwargs": {"xml_file": "/nowhere.xml"}}, "/nowhere.xml"),
     ],

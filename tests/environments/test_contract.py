@@ -14,6 +14,7 @@ from steve.acting import safe_env
 from steve.acting.safe_env import SafeEnv
 from steve.analysis.episodes import run_episode
 from steve.environments.contract import observation_fault
+from steve.environments.rendering import RENDERING_KEYS
 from steve.settings.schema import Environment
 from steve.util import UserError
 
@@ -307,3 +308,29 @@ def test_an_action_of_another_shape_is_refused_in_gymnasiums_words(name):
             env.step(np.zeros(shape))
     env.step([0.0] * size)
     env.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "keyword"),
+    [
+        ("Hopper-v1", "frame_skip"),
+        ("BipedalWalkerHardcore-v2", "width"),
+        ("RoboschoolHumanoid-v1", "camera_id"),
+    ],
+)
+def test_another_keyword_in_gymnasiums_make_names_no_key_of_a_configuration(
+    name, keyword
+):
+    register_envs()
+    said = f"keyword argument {keyword}: {name} is made as the paper had it and takes "
+    with pytest.raises(UserError) as caught:
+        gymnasium.make(f"steve/{name}", **{keyword: 1})
+    assert str(caught.value).startswith(said)
+    assert "env." not in str(caught.value)
+
+
+def test_every_keyword_that_mujoco_takes_is_one_of_its_environments():
+    register_envs()
+    sizes = dict.fromkeys(("width", "height", "max_geom"), 100)
+    keys = dict.fromkeys(RENDERING_KEYS["mujoco"]) | sizes
+    assert gymnasium.make("steve/Hopper-v1", **keys).unwrapped.width == 100
