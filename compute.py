@@ -70,7 +70,7 @@ def prepare_tensorflow(
     if not on_cpu and not gpus:
         raise UserError(
             f"{name}: TensorFlow does not see the GPU that it was given; "
-            "install the gpu extra (pip install -e '.[gpu]') or use cpu"
+            "install the gpu extra (pip install 'steve-rl[gpu]') or use cpu"
         )
 
 

@@ -282,7 +282,7 @@ def _made(
         if name.startswith("dm_control/") and env_config.module != "shimmy":
             raise UserError(
                 f'env.name {name}: set env.module to "shimmy", which registers '
-                "dm_control's tasks (pip install -e .[dm_control])"
+                "dm_control's tasks (pip install 'steve-rl[dm_control]')"
             ) from error
         raise UserError(
             f"env.name {name}: no such environment; {_nearest(name)}a package that "

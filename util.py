@@ -6,6 +6,7 @@ if not __package__:
 import argparse
 import errno
 import fnmatch
+import importlib.util
 import io
 import itertools
 import json
@@ -231,6 +232,12 @@ def drop_unwritten_output() -> None:
         sys.stdout.flush()
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def is_installed(package: str) -> bool:
+    """Whether a package can be imported; a mere folder of that name is no package."""
+    spec = importlib.util.find_spec(package)
+    return spec is not None and spec.origin is not None
 
 
 def stop_signals() -> list[int]:

@@ -17,7 +17,6 @@ O observation, A action.
 """
 
 import argparse
-import importlib.util
 import os
 import shlex
 import signal
@@ -81,6 +80,7 @@ from steve.util import (
     environment,
     example,
     exit_code,
+    is_installed,
     prepare_command,
     stop_as_by_ctrl_c,
     unused,
@@ -277,8 +277,8 @@ def load_nets(
         gpus = tf.config.list_physical_devices("GPU")
     if gpu_id != "cpu" and not gpus:
         raise UserError(
-            "TensorFlow does not see the GPU; install the gpu extra (pip install -e "
-            "'.[gpu]') or use cpu"
+            "TensorFlow does not see the GPU; install the gpu extra (pip install "
+            "'steve-rl[gpu]') or use cpu"
         )
     return build_nets(config, sizes, trained)
 
@@ -296,7 +296,7 @@ def run(arguments: argparse.Namespace) -> None:
     config = loaded.config
     import_modules(config.module)
     variables = gpu_variables(arguments.gpu_id)
-    if arguments.video != "none" and importlib.util.find_spec("moviepy") is None:
+    if arguments.video != "none" and not is_installed("moviepy"):
         raise UserError("videos need moviepy: pip install moviepy, or --video none")
     trained = load_checkpoint(path, config)
     folder = choose_folder(arguments.out, trained, config)

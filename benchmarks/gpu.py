@@ -3,10 +3,11 @@
     python benchmarks/gpu.py                 # GPU 0, and GPU 1 where there is one
     python benchmarks/gpu.py --device cpu    # a rehearsal without a GPU
 
-Needs the gpu extra (pip install -e '.[gpu]'). It measures the devices' largest product,
-compares the mathematics with the 2018 code's on the device, as training prepares it,
-and times each learner alone and both side by side: on one GPU, and on two where there
-are two. A part that fails, or has no time left, is said to be missing in the file.
+Needs the gpu extra (pip install 'steve-rl[gpu]'). It measures the devices' largest
+product, compares the mathematics with the 2018 code's on the device, as training
+prepares it, and times each learner alone and both side by side: on one GPU, and on two
+where there are two. A part that fails, or has no time left, is said to be missing in
+the file.
 
 `kernels` counts what an update starts on the device: the operations of the compiled
 program, after XLA's fusion. Where there is none, `graph_operations` counts those of
@@ -281,7 +282,7 @@ class Measurement:
         if is_blind and first != devices.NO_GPU:
             raise UserError(
                 "TensorFlow does not see the GPU; install the gpu extra (pip install "
-                "-e '.[gpu]'), or rehearse with --device cpu"
+                "'steve-rl[gpu]'), or rehearse with --device cpu"
             )
         self.part("largest product, GFLOP/s", lambda: self._products(config))
         self.part(

@@ -1,6 +1,6 @@
 """The learners' updates next to the same updates in JAX and PyTorch.
 
-    pip install -e '.[peers]'
+    pip install 'steve-rl[peers]'
     python benchmarks/peers.py config/quickstart.json
     python benchmarks/peers.py config/quickstart.json --device 0    # a GPU (untried)
 
@@ -20,7 +20,6 @@ benchmarks/learners.py.
 import contextlib
 import fnmatch
 import functools
-import importlib.util
 import multiprocessing
 import os
 import statistics
@@ -42,7 +41,7 @@ from steve.settings.roles import VALUERL, WORLDMODEL
 from steve.settings.roles import learners as learners_of
 from steve.settings.schema import Config, LearnerConfig
 from steve.storage.folders import Run
-from steve.util import RunError, UserError, error_text, print_once
+from steve.util import RunError, UserError, error_text, is_installed, print_once
 
 UPDATES_PER_CALL = 16  # at most, as in training
 OURS = "steve"
@@ -427,13 +426,11 @@ def main() -> None:
         help='names as in the table; * fits anything: "jax *scan" (all)',
     )
     arguments = parser.parse_args()
-    missing = [
-        name for name in arguments.libraries if not importlib.util.find_spec(name)
-    ]
+    missing = [name for name in arguments.libraries if not is_installed(name)]
     if missing:
         raise UserError(
-            f"{' and '.join(missing)}: not installed; pip install -e '.[peers]', or "
-            "name what there is with --libraries"
+            f"{' and '.join(missing)}: not installed; pip install 'steve-rl[peers]', "
+            "or name what there is with --libraries"
         )
     note = functools.partial(print, file=sys.stderr, flush=True)
     with harness.temporary_root() as root:

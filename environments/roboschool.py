@@ -21,8 +21,8 @@ def make_roboschool(name: str, make_kwargs: dict[str, Any]) -> gymnasium.Env:
         return _roboschool_classes()[name](**make_kwargs)
     except ImportError as error:
         raise UserError(
-            f"env.name {name}: pybullet is not installed; install it with pip install "
-            "-e .[roboschool]"
+            f"{name}: pybullet is not installed; run: pip install "
+            "'steve-rl[roboschool]'"
         ) from error
 
 

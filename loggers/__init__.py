@@ -16,7 +16,7 @@ gets the same. TensorBoard is written by the launcher. All others run in a proce
 their own, in which whatever they do cannot harm the run.
 """
 
-import importlib.util
+import importlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ from typing import Any, Protocol
 from ..settings import extensions
 from ..settings.schema import Config, LoggerConfig
 from ..storage.folders import Run
-from ..util import UserError
+from ..util import UserError, is_installed
 
 EVALUATION = "evaluation"
 KEY = "loggers"
@@ -119,7 +119,7 @@ def factory_of(settings: LoggerConfig) -> Any:
         UserError: as above.
     """
     name = settings.entry_point
-    if name in BUILT_IN and importlib.util.find_spec(name) is None:
+    if name in BUILT_IN and not is_installed(name):
         raise UserError(
             f"{KEY}: {name} is not installed; run: pip install 'steve-rl[{name}]'"
         )

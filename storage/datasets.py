@@ -80,11 +80,11 @@ def import_dataset(name: str, interface: Interface, replay: ReplayBuffer) -> str
 
 def _load(name: str) -> Any:
     try:
-        import minari
+        from minari import load_dataset  # a mere folder has none
     except ImportError:
         raise UserError(EXTRA) from None
     try:
-        return minari.load_dataset(name)
+        return load_dataset(name)
     except FileNotFoundError:
         raise UserError(
             f"initial_dataset {name} is not among Minari's datasets here: `minari list "

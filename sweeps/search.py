@@ -157,6 +157,7 @@ class Study:
     def __init__(self, path: Path, spaces: Sequence[Space], asked: str) -> None:
         try:
             import optuna
+            import optuna.logging  # a mere folder of that name has none
         except ImportError:
             raise UserError(EXTRA) from None
         optuna.logging.set_verbosity(optuna.logging.WARNING)

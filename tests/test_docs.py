@@ -3,6 +3,7 @@
 import importlib.util
 import re
 import shlex
+import tomllib
 from functools import cache
 from pathlib import Path
 
@@ -51,6 +52,18 @@ def test_the_citation_names_this_version():
     fields = dict(re.findall(r"^([a-z-]+): (\S.*)$", text, re.MULTILINE))
     assert fields["version"] == steve.__version__
     assert {"title", "message", "date-released", "license", "type"} <= set(fields)
+
+
+def test_extras_are_installed_by_a_command_that_works_outside_of_a_checkout():
+    extras = tomllib.loads((PROJECT / "pyproject.toml").read_text())
+    known = set(extras["project"]["optional-dependencies"])
+    named_ones = set()
+    for path in (*PROJECT.glob("[!.]*/*.py"), *PROJECT.glob("*.py"), *PAGES):
+        text = path.read_text()
+        named_ones |= set(re.findall(r"steve-rl\[([a-z_]+)\]", text))
+        in_a_checkout = set(re.findall(r"-e '?\.\[(\w+)\]", text))
+        assert in_a_checkout <= {"docs", "test"}, named(path)
+    assert named_ones <= known
 
 
 # Links

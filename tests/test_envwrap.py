@@ -136,7 +136,7 @@ def test_an_observation_does_not_change_when_the_environment_goes_on():
 def test_dm_control_without_its_module_names_module_and_extra():
     message = error_of("dm_control/no-such-task-v0")
     assert 'env.module to "shimmy"' in message
-    assert "pip install -e .[dm_control]" in message
+    assert "pip install 'steve-rl[dm_control]'" in message
 
 
 @needs_dm_control
@@ -508,8 +508,8 @@ def test_make_kwargs_reach_the_environment():
         ("Hopper-v1", "mujoco", "mujoco"),
         ("BipedalWalkerHardcore-v2", "Box2D", "Box2D"),
         ("BipedalWalkerHardcore-v3", "Box2D", "box2d"),
-        ("RoboschoolHumanoid-v1", "pybullet", "pip install -e .[roboschool]"),
-        ("RoboschoolHumanoidFlagrun-v1", "pybullet", "pip install -e .[roboschool]"),
+        ("RoboschoolHumanoid-v1", "pybullet", "pip install 'steve-rl[roboschool]'"),
+        ("RoboschoolHumanoidFlagrun-v1", "pybullet", "'steve-rl[roboschool]'"),
     ],
 )
 def test_a_missing_package_is_named(name, module, said, monkeypatch):

@@ -165,7 +165,7 @@ def test_a_library_that_is_missing_is_named():
         [sys.executable, "-c", blocked], cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 2
-    line = "peers.py: jax: not installed; pip install -e '.[peers]', or name what "
+    line = "peers.py: jax: not installed; pip install 'steve-rl[peers]', or name what "
     assert done.stderr == line + "there is with --libraries\n"
 
 

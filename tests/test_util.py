@@ -23,6 +23,7 @@ from steve.util import (
     appearing,
     atomic_write,
     clock,
+    is_installed,
     named,
     number,
     to_json,
@@ -594,3 +595,13 @@ def test_values_of_numpy_and_paths_become_json_and_others_are_named():
     assert to_json(value, "it") == '{"a": 3, "b": [0.5], "c": "x", "d": null}'
     with pytest.raises(UserError, match=r"env\.name: set is no value of JSON"):
         to_json({1}, "env.name")
+
+
+def test_a_mere_folder_is_no_installed_package(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("left_by_a_run", "a_package"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "a_package" / "__init__.py").touch()
+    assert is_installed("a_package")
+    assert not is_installed("left_by_a_run")
+    assert not is_installed("nowhere")

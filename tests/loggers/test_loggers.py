@@ -134,7 +134,7 @@ def test_a_logger_that_cannot_be_made_is_one_line(
 def test_what_cannot_be_had_is_said_before_the_start(
     tmp_path, monkeypatch, entry_point, message
 ):
-    monkeypatch.setattr(loggers.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(loggers, "is_installed", lambda name: False)
     config = make_config(tmp_path, loggers=[{"entry_point": entry_point}])
     with pytest.raises(UserError, match=message):
         loggers.check(config)
@@ -187,7 +187,7 @@ def stand_in(monkeypatch, name, **content):
     module = ModuleType(name)
     vars(module).update(content)
     monkeypatch.setitem(sys.modules, name, module)
-    monkeypatch.setattr(loggers.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(loggers, "is_installed", lambda name: True)
 
 
 def test_weights_and_biases_gets_a_step_for_each_group(monkeypatch, experiment):

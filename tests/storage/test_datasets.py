@@ -2,7 +2,7 @@
 
 import dataclasses
 import sys
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -125,8 +125,9 @@ def test_a_dataset_that_fits_is_accepted(tmp_path, known):
     check_dataset(with_dataset(tmp_path), PLAIN)
 
 
-def test_without_minari_one_line_names_the_extra(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "minari", None)
+@pytest.mark.parametrize("there", [None, ModuleType("minari")])  # a mere folder
+def test_without_minari_one_line_names_the_extra(tmp_path, monkeypatch, there):
+    monkeypatch.setitem(sys.modules, "minari", there)
     assert "pip install 'steve-rl[minari]'" in refusal(tmp_path)
 
 

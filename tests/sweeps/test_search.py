@@ -1,6 +1,8 @@
 """A search by Optuna: what it may try, what a run is worth, and how it continues."""
 
 import builtins
+import sys
+from types import ModuleType
 
 import pytest
 
@@ -71,6 +73,13 @@ def test_without_optuna_one_line_names_the_extra(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"pip install 'steve-rl\[optuna\]'"):
         Study(tmp_path / "x.optuna", [RATE], "")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_mere_folder_named_optuna_is_not_taken_for_it(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "optuna", ModuleType("optuna"))
+    monkeypatch.delitem(sys.modules, "optuna.logging", raising=False)
+    with pytest.raises(UserError, match="optuna is not installed"):
+        Study(tmp_path / "x.optuna", [RATE], "")
 
 
 def opened(tmp_path, asked="auc"):
