@@ -13,7 +13,7 @@ arguments, {"loggers": [{"entry_point": "package.module:Class", "kwargs": {...}}
 
 The csv files are written always. What other loggers get is read from them, so each one
 gets the same. TensorBoard is written by the launcher. All others run in a process of
-their own, in which whatever they do cannot harm the run.
+their own. Once they are made, nothing that they do there can harm the run.
 """
 
 import importlib

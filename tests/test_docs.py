@@ -242,6 +242,13 @@ def test_the_reference_has_every_key_and_every_subcommand():
         assert f"usage: steve {name} " in shown
 
 
+def test_the_reference_has_every_public_name():
+    reference = (PROJECT / "docs" / "reference" / "python.md").read_text()
+    there = set(re.findall(r"auto\w+:: (steve\.[\w.]+)", reference))
+    public = {f"steve.{name}" for name in steve.__all__} - {"steve.__version__"}
+    assert public | {"steve.loggers.Logger", "steve.loggers.Experiment"} <= there
+
+
 def formulas(specification: str) -> list[str]:
     """The functions that formulas name: the last column of their tables."""
     rows = re.findall(r"^\|.*\$.*\| `([\w.]+)` \|$", specification, re.MULTILINE)
