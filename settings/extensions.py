@@ -10,11 +10,19 @@ process of a run imports it first. The launcher does not: it asks a child proces
 
 import importlib
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+import re
+import string
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from ..util import UserError, error_text, without_startup_notes
+
+NAME = r"^[A-Za-z_][A-Za-z0-9_-]{0,99}$"  # of an entry
+REQUIRED = inspect.Parameter.empty  # in place of a default: it must be given
+# What is passed before the settings.
+WEIGHTING_ARGUMENTS = ("candidates",)
+WORLD_MODEL_ARGUMENTS = ("config", "obs_dim", "action_dim", "generator")
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -26,7 +34,7 @@ class Entry:
     Attributes:
         name: of the entry.
         target: the function or class, or where it is: "module:name".
-        defaults: its settings and their defaults; None for one that must be given.
+        defaults: its settings and their defaults; REQUIRED for one without.
     """
 
     name: str
@@ -47,7 +55,7 @@ class Entry:
         if unknown:
             known = ", ".join(self.defaults) or "none"
             return f"has no {unknown[0]} (settings of {self.name}: {known})"
-        needed = [n for n, value in self.defaults.items() if value is None]
+        needed = [n for n, value in self.defaults.items() if value is REQUIRED]
         missing = [name for name in needed if settings.get(name) is None]
         return f"must set {missing[0]} of {self.name}" if missing else None
 
@@ -132,7 +140,8 @@ class Table(dict[str, Kind], Generic[Kind]):
 def _origin(entry: Entry) -> str:
     if isinstance(entry.target, str):
         return entry.target
-    return f"{entry.target.__module__}:{entry.target.__qualname__}"
+    name = getattr(entry.target, "__qualname__", repr(entry.target))
+    return f"{entry.target.__module__}:{name}"
 
 
 WEIGHTINGS = Table(
@@ -151,7 +160,7 @@ WEIGHTINGS = Table(
     Weighting(
         "lambda_return",
         "steve.valuerl:lambda_weights",
-        {"decay": None},
+        {"decay": REQUIRED},
         "TD-lambda {decay:g} MVE",
         adaptive=False,
         ensembles=False,
@@ -185,21 +194,26 @@ def weighting(
             inverse = 1.0 / (tf.math.reduce_std(candidates, axis=-1) + epsilon)
             return inverse / tf.reduce_sum(inverse, axis=-1, keepdims=True)
 
-    A configuration chooses it by `value_expansion.weighting`; the function's keyword
-    arguments are `value_expansion.weighting_settings`.
+    A configuration chooses it by `value_expansion.weighting`. The function's other
+    arguments are `value_expansion.weighting_settings`; one without a default must be
+    given there.
 
     Args:
-        name: for the configuration.
+        name: for the configuration: letters, digits, `_` and `-`.
         title, adaptive, ensembles: as of `Weighting`; the title is the name with
             spaces by default.
 
     Raises:
-        UserError: another weighting has that name.
+        UserError: a configuration cannot have that name, another weighting has it,
+            the function takes no candidates, or takes `*` or `**`, or the title has
+            a field that is no setting.
     """
+    _check_name(name, "weighting")
 
     def register(function: Function) -> Function:
         shown = name.replace("_", " ") if title is None else title
-        defaults = _keywords(function, skip=1)
+        defaults = _settings(function, WEIGHTING_ARGUMENTS, f"the weighting {name}")
+        _check_title(shown, defaults, name)
         WEIGHTINGS.add(Weighting(name, function, defaults, shown, adaptive, ensembles))
         return function
 
@@ -209,29 +223,82 @@ def weighting(
 def world_model(name: str) -> Callable[[Function], Function]:
     """Registers a class (or a function that makes one) as a kind of world model.
 
-    A configuration chooses it by `model_config.kind`; its keyword arguments behind
-    (config, obs_dim, action_dim, generator) are `model_config.kind_settings`.
+    A configuration chooses it by `model_config.kind`. Its arguments after (config,
+    obs_dim, action_dim, generator) are `model_config.kind_settings`; one without a
+    default must be given there.
+
+    Args:
+        name: for the configuration: letters, digits, `_` and `-`.
 
     Raises:
-        UserError: another kind has that name.
+        UserError: a configuration cannot have that name, another kind has it, or the
+            class does not take these four arguments, or takes `*` or `**`.
     """
+    _check_name(name, "world_model")
 
     def register(factory: Function) -> Function:
-        WORLD_MODELS.add(WorldModelKind(name, factory, _keywords(factory, skip=4)))
+        defaults = _settings(factory, WORLD_MODEL_ARGUMENTS, f"the world model {name}")
+        WORLD_MODELS.add(WorldModelKind(name, factory, defaults))
         return factory
 
     return register
 
 
-def _keywords(function: Callable[..., Any], skip: int) -> dict[str, Any]:
-    """The parameters behind the first ones, with their defaults (None: has none)."""
-    parameters = list(inspect.signature(function).parameters.values())[skip:]
-    return {
-        parameter.name: None
-        if parameter.default is inspect.Parameter.empty
-        else parameter.default
-        for parameter in parameters
-    }
+def _check_name(name: object, decorator: str) -> None:
+    """Refuses what no configuration could choose; also a decorator without ()."""
+    if not (isinstance(name, str) and re.fullmatch(NAME, name)):
+        raise UserError(
+            f"@steve.{decorator}(NAME) needs a name of letters, digits, _ and - "
+            f"(at most 100, the first no digit and no -), not {name!r}"
+        )
+
+
+def _settings(
+    function: Callable[..., Any], first: tuple[str, ...], what: str
+) -> dict[str, Any]:
+    """The parameters after the first ones, with their defaults.
+
+    Raises:
+        UserError: it does not take the first ones by position and the others by name.
+    """
+    try:
+        parameters = list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{what} cannot be called ({error_text(error)})") from None
+    either = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    leading, settings = parameters[: len(first)], parameters[len(first) :]
+    if (
+        len(leading) < len(first)
+        or {each.kind for each in leading} - {either, inspect.Parameter.POSITIONAL_ONLY}
+        or {each.kind for each in settings} - {either, inspect.Parameter.KEYWORD_ONLY}
+    ):
+        raise UserError(
+            f"{what} must take ({', '.join(first)}) and then settings by their names, "
+            "without * and **; correct its arguments"
+        )
+    return {each.name: each.default for each in settings}
+
+
+def _check_title(title: str, settings: Mapping[str, Any], name: str) -> None:
+    """Refuses a title with another field than settings."""
+    try:
+        unknown = [each for each in _fields(title) if each not in settings]
+    except ValueError as error:
+        raise UserError(f"the title of the weighting {name}: {error}") from None
+    if unknown:
+        known = ", ".join(settings) or "none"
+        raise UserError(
+            f"the title of the weighting {name} has the field {{{unknown[0]}}}, which "
+            f"is no setting (settings: {known})"
+        )
+
+
+def _fields(title: str) -> Iterator[str]:
+    """The names of a title's fields, also of those within a field's format."""
+    for _, name, form, _ in string.Formatter().parse(title):
+        if name is not None:
+            yield name
+            yield from _fields(form or "")
 
 
 def import_modules(names: Sequence[str]) -> None:

@@ -27,7 +27,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, PydanticCustomError
 
 from ..util import one_line
-from .extensions import WEIGHTINGS, WORLD_MODELS, Entry, Weighting
+from .extensions import NAME, WEIGHTINGS, WORLD_MODELS, Entry, Weighting
 
 SAFE_NAME = r"^[A-Za-z0-9_+=,-][A-Za-z0-9._+=,-]{0,199}$"
 # What gymnasium accepts as an id, but for "module:" in front: only env.module is ever
@@ -144,9 +144,7 @@ DatasetName = Annotated[
     Field(pattern=r"^([A-Za-z0-9_-]+/)*[A-Za-z0-9_-]+-v[0-9]+$"),
     Allowed('the name of a Minari dataset such as "hopper/steve-v0"'),
 ]
-Name = Annotated[
-    str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_-]{0,99}$"), Allowed("a name")
-]
+Name = Annotated[str, Field(pattern=NAME), Allowed("a name")]
 
 
 class _Changeable:
