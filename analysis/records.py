@@ -5,6 +5,7 @@ import json
 import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -182,15 +183,22 @@ def read_experiment(path: Path) -> Record:
 def read_config(path: Path) -> Config:
     """The configuration in an hps.json.
 
+    What the run.json next to it says of a weighting from a user's module is part of
+    it: that module need not be there any more.
+
     Raises:
         UserError: there is none, or it is not one.
     """
     try:
-        return Config.model_validate(read_json(path))
+        config = Config.model_validate(read_json(path))
     except ValidationError as error:
         fault = error.errors()[0]
         key = ".".join(map(str, fault["loc"]))
         raise UserError(f"{path} is no configuration: {key}: {fault['msg']}") from None
+    with suppress(UserError):  # a damaged record: the weighting's name will do
+        weighting = read_json(path.with_name("run.json")).get("weighting")
+        return config.with_weighting(weighting if isinstance(weighting, dict) else None)
+    return config
 
 
 def read_table(path: Path, required: Sequence[str]) -> pd.DataFrame:

@@ -55,8 +55,8 @@ def sizes_of(config: Config) -> tuple[int, int]:
     env = config.env
     if env.obs_dims and env.action_dim:
         return env.obs_dims[0], env.action_dim
-    measured = measure_environment(config)
-    return measured.obs_dim, measured.action_dim
+    spec = measure_environment(config).env
+    return spec.obs_dim, spec.action_dim
 
 
 def synthetic(rng: np.random.Generator, rows: int, obs_dim: int, dim: int) -> Batch:

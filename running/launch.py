@@ -10,7 +10,6 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from ..settings import extensions
-from ..settings.interface import EnvSpec
 from ..settings.request import Request
 from ..settings.roles import VALUERL, WORLDMODEL, Kind, process_names, roles
 from ..settings.schema import Config
@@ -140,7 +139,7 @@ def _end_leftovers(run: Run) -> None:
             leftovers.end(leftovers.mark(run, name))
 
 
-def _measure(config: Config) -> EnvSpec:
+def _measure(config: Config) -> opening.Measured:
     from .. import envwrap  # here: the launcher itself needs no simulator
 
     # Libraries such as TensorFlow print notes that obey no log level.
@@ -151,7 +150,9 @@ def _measure(config: Config) -> EnvSpec:
         with open(os.devnull, "w") as nowhere, redirected(nowhere.fileno(), (2,)):
             extensions.import_module(config.env.module, "env.module")
     _check_extensions(config)
-    return envwrap.measure(config.env, config.policy_config.explore_chance)
+    spec = envwrap.measure(config.env, config.policy_config.explore_chance)
+    expansion = config.policy_config.value_expansion
+    return opening.Measured(spec, expansion.description if expansion else None)
 
 
 def _check_extensions(config: Config) -> None:
@@ -172,10 +173,11 @@ def _check_extensions(config: Config) -> None:
     check_loggers(config)
 
 
-def measure_environment(config: Config) -> EnvSpec:
+def measure_environment(config: Config) -> opening.Measured:
     """Makes the environment once, in a process of its own, and reads its sizes.
 
-    That process also imports the user's modules and checks what they register.
+    That process also imports the user's modules, and checks and describes what they
+    register.
 
     Raises:
         UserError: it cannot be made, or does not fit the configuration; or processes

@@ -189,7 +189,7 @@ def weighting(
 
     In a module of your own::
 
-        @steve.weighting("inverse_std", title="inverse std")
+        @steve.weighting("inverse_std", title="inverse-std")
         def inverse_std(candidates, epsilon=1e-8):
             inverse = 1.0 / (tf.math.reduce_std(candidates, axis=-1) + epsilon)
             return inverse / tf.reduce_sum(inverse, axis=-1, keepdims=True)

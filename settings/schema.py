@@ -8,6 +8,7 @@ unit, what it was in 2018 and where it acts; `allowed` says what its type takes.
 
 import keyword
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import NoneType, UnionType
@@ -21,6 +22,7 @@ from pydantic import (
     Field,
     GetCoreSchemaHandler,
     JsonValue,
+    PrivateAttr,
     model_validator,
 )
 from pydantic.fields import FieldInfo
@@ -382,6 +384,8 @@ class ValueExpansion(Section):
     mantissa; it is refused where it is no faster. 2018: float32. Acts in: valuerl.py,
     nn.py."""
 
+    _told: Weighting | None = PrivateAttr(None)  # see `Config.with_weighting`
+
     @model_validator(mode="after")
     def _one_kind_of_target(self) -> Self:
         kinds = {
@@ -420,11 +424,24 @@ class ValueExpansion(Section):
 
     @property
     def entry(self) -> Weighting:
-        """The weighting's entry; for one that no module has registered here, a
-        stand-in that knows its name."""
+        """The weighting's entry; for one that no module has registered here, what was
+        told of it (`Config.with_weighting`), or else a stand-in that knows its name."""
         name, _ = self.choice
-        title = name.replace("_", " ")
-        return WEIGHTINGS.get(name) or Weighting(name, "", title=title)
+        told = self._told or Weighting(name, "", title=name.replace("_", " "))
+        return WEIGHTINGS.get(name, told)
+
+    @property
+    def description(self) -> dict[str, Any] | None:
+        """What figures need to know of a weighting from a user's module; None for one
+        that is always there."""
+        entry = self.entry
+        if isinstance(entry.target, str):
+            return None
+        return {
+            "title": self.title,
+            "adaptive": entry.adaptive,
+            "ensembles": entry.ensembles,
+        }
 
     @property
     def title(self) -> str:
@@ -741,6 +758,26 @@ class Config(Section):
         if expansion and expansion.rollout_len != PAPER_HORIZON:
             name += f" H={expansion.rollout_len}"
         return name if policy.frames_per_update else f"{name} unpaced"
+
+    def with_weighting(self, description: Mapping[str, Any] | None) -> Self:
+        """The configuration where the weighting's module is not imported.
+
+        Args:
+            description: as of `ValueExpansion`, from a process that has imported it.
+        """
+        expansion = self.policy_config.value_expansion
+        if description is None or expansion is None:
+            return self
+        told = expansion.model_copy()
+        told._told = Weighting(
+            expansion.choice[0],
+            "",
+            title=re.sub("[{}]", r"\g<0>\g<0>", str(description.get("title"))),
+            adaptive=bool(description.get("adaptive")),
+            ensembles=bool(description.get("ensembles")),
+        )
+        policy = self.policy_config.model_copy(update={"value_expansion": told})
+        return self.model_copy(update={"policy_config": policy})
 
     def limit_reached(self, frames: int, hours: float) -> bool:
         """Whether a run of so many frames, or hours of learning, is at its end."""

@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..replay import ReplayBuffer
 from ..replay_file import DATA_NAME
@@ -51,10 +51,22 @@ def has_output(folders: Folders) -> bool:
     )
 
 
+class Measured(NamedTuple):
+    """What a process says that imports the user's modules, as the launcher does not.
+
+    Attributes:
+        env: the environment's sizes.
+        weighting: as of `ValueExpansion.description`.
+    """
+
+    env: EnvSpec
+    weighting: Mapping[str, Any] | None = None
+
+
 @contextmanager
 def opened(
     request: Request,
-    measure: Callable[[Config], EnvSpec],
+    measure: Callable[[Config], Measured],
     gpus: Mapping[str, str],
     note: Callable[[str], None],
 ) -> Iterator[Run | None]:
@@ -62,7 +74,7 @@ def opened(
 
     Args:
         request: what the launch was asked for.
-        measure: reads the environment's sizes.
+        measure: asks the environment and the other modules of the user.
         gpus: as `Run.gpus`; empty for learners on the CPU.
         note: takes lines for the user.
 
@@ -82,7 +94,8 @@ def opened(
         )
     # Checked before anything is written; and again when no other launch can interfere.
     check_mode(folders, merged, request.start)
-    measured = measure(config)
+    measured, weighting = measure(config)
+    config = config.with_weighting(weighting)
     notes = check_fits(config, measured, folders, on_gpus=bool(gpus))
     is_new = request.start is Start.OVERWRITE or not _has_replay(folders)
     if config.initial_dataset and is_new:
@@ -129,7 +142,7 @@ def opened(
             with removed_if_it_fails(folders):
                 notes += open_output(run, merged)
                 with ReplayBuffer.open(folders.replay) as replay:
-                    record_start(run, resumes, replay.frames)
+                    record_start(run, resumes, replay.frames, weighting)
                 notes += reasons_of(read_run(folders))[known:]
                 if resumes:
                     notes.append(what_is_resumed(run))

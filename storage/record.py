@@ -31,15 +31,23 @@ def is_finished(folders: Folders, frames: int | None, hours: float | None) -> bo
     )
 
 
-def record_start(run: Run, resumed: bool, frames: int = 0) -> None:
+def record_start(
+    run: Run,
+    resumed: bool,
+    frames: int = 0,
+    weighting: Mapping[str, Any] | None = None,
+) -> None:
     """Adds a start to run.json, and why it cannot be repeated.
 
     Args:
         run: what is started.
         resumed: whether it continues an earlier launch.
         frames: that are there.
+        weighting: as of `ValueExpansion.description`.
     """
     with _locked(run.folders) as content:
+        if weighting is not None:
+            content["weighting"] = dict(weighting)
         earlier = content["starts"][-1:] if frames else []
         _record_start(content, run, resumed)
         for start in earlier:

@@ -79,13 +79,13 @@ def test_all_examples_together_train_and_are_shown(folder):
     assert name.startswith("PointMass/mine ")
     groups = {point.split()[0] for point in points}
     assert groups == {"valuerl", "worldmodel", "evaluation"}
-    assert find_runs([experiment])[0].config.algorithm == "inverse std"
+    assert find_runs([experiment])[0].config.algorithm == "inverse-std"
 
     shown = steve(
         *(folder, "visualize", str(experiment), "--episodes=1", "--video=none")
     )
     assert shown.returncode == 0, shown.stderr
-    assert "inverse std's weights along the episodes" in shown.stdout
+    assert "inverse-std's weights along the episodes" in shown.stdout
 
 
 def test_describe_calls_the_weighting_by_its_name_without_importing_it(folder):

@@ -152,6 +152,47 @@ def test_a_run_without_a_readable_configuration_is_one_line(tmp_path):
         find_runs([tmp_path])
 
 
+OWN = DDPG | {
+    "module": ["not_here"],
+    "policy_config": {
+        "value_expansion": {
+            "rollout_len": 3,
+            "weighting": "my_own",
+            "weighting_settings": {"power": 2},
+        }
+    },
+    "model_config": {},
+}
+
+
+@pytest.mark.parametrize(
+    ("record", "name", "logs_usage"),
+    [
+        (None, "single-net my own", True),
+        ("{", "single-net my own", True),
+        ('{"weighting": 1}', "single-net my own", True),
+        (
+            '{"weighting": {"title": "{Own}", "adaptive": false, "ensembles": true}}',
+            "single-net {Own}",
+            False,
+        ),
+        (
+            '{"weighting": {"title": "Own", "adaptive": true, "ensembles": false}}',
+            "Own",
+            True,
+        ),
+    ],
+)
+def test_run_json_tells_of_a_weighting_whose_module_is_not_here(
+    tmp_path, record, name, logs_usage
+):
+    path = write_experiment(tmp_path / "run0", ROWS, OWN)
+    if record is not None:
+        path.with_name("run.json").write_text(record)
+    config = find_runs([tmp_path])[0].config
+    assert (config.algorithm, config.logs_usage) == (name, logs_usage)
+
+
 def test_updates_of_scores_come_from_epochs(tmp_path):
     content = DDPG | {"policy_config": {"epoch_every_n": 50}}
     write_experiment(tmp_path / "run0", ROWS, content)

@@ -185,7 +185,9 @@ def launch(config, start=Start.FRESH, name="first"):
         name=name,
     )
     spec = EnvSpec(*SIZES, interface=PLAIN)
-    with opening.opened(request, lambda config: spec, {}, notes.append) as run:
+    with opening.opened(
+        request, lambda config: opening.Measured(spec), {}, notes.append
+    ) as run:
         return notes, rewards_in(run.folders.replay)
 
 

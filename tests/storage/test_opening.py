@@ -510,7 +510,9 @@ def test_actions_that_do_not_span_the_environments_box_are_noted(
     request = Request(QUICKSTART, "cpu", overrides=overrides)
     notes = []
     sizes = EnvSpec(3, 1, interface)
-    with opening.opened(request, lambda config: sizes, {}, notes.append):
+    with opening.opened(
+        request, lambda config: opening.Measured(sizes), {}, notes.append
+    ):
         pass
     assert sum("env.rescale_actions" in line for line in notes) == said
     assert sum("InvertedPendulum-v5" in line for line in notes) == said
@@ -523,7 +525,9 @@ def test_a_resume_on_another_processor_is_one_line(tmp_path, monkeypatch):
     def open_with(start):
         request = Request(QUICKSTART, "cpu", start, overrides=overrides)
         sizes = EnvSpec(3, 1, None)
-        with opening.opened(request, lambda config: sizes, {}, notes.append) as run:
+        with opening.opened(
+            request, lambda config: opening.Measured(sizes), {}, notes.append
+        ) as run:
             return run.folders
 
     with ReplayBuffer.open(open_with("fresh").replay, writable=True) as replay:
@@ -660,7 +664,9 @@ def test_a_start_where_a_run_is_going_on_says_so_and_not_to_resume_it(tmp_path):
 
     def start():
         sizes = EnvSpec(3, 1, None)
-        return opening.opened(request, lambda config: sizes, {}, lambda line: None)
+        return opening.opened(
+            request, lambda config: opening.Measured(sizes), {}, lambda line: None
+        )
 
     with start() as run:
         assert run is not None
