@@ -63,10 +63,12 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'steve' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"steve.{_HOMES[name]}"), name)
+if not TYPE_CHECKING:  # a checker takes the imports above, and finds misspelt names
+
+    def __getattr__(name: str) -> Any:
+        if name not in _HOMES:
+            raise AttributeError(f"module 'steve' has no attribute {name!r}")
+        return getattr(importlib.import_module(f"steve.{_HOMES[name]}"), name)
 
 
 def __dir__() -> list[str]:
@@ -82,6 +84,7 @@ def train(
     hours: float | None = None,
     name: str | None = None,
     resume: bool | None = False,
+    resume_from: int | None = None,
     overwrite: bool = False,
     on_epoch: "Callable[[Epoch], None] | None" = None,
     show: Callable[[str], None] = print,
@@ -103,9 +106,12 @@ def train(
         name: the experiment's name; by default that of the file.
         resume: True continues an interrupted run; None continues it or, where there
             is none, starts it.
+        resume_from: resumes from the numbered checkpoint of so many updates; what came
+            later is kept in a folder next to the run's.
         overwrite: starts again; the earlier output is renamed, not deleted.
-        on_epoch: called with an `Epoch` after each published policy (where they follow
-            each other within a quarter of a second, not after every one).
+        on_epoch: called in this thread with an `Epoch` after each published policy
+            (where they follow each other within a quarter of a second, not after every
+            one). What it raises ends the run, which saves first.
         show: takes the lines of progress.
 
     Returns:
@@ -113,6 +119,9 @@ def train(
 
     Raises:
         UserError: a mistake, or (as RunError) a run that failed; one line.
+        RuntimeError: the run ended by a fault of this program.
+        KeyboardInterrupt, and what `on_epoch` raises: after the run has ended as by
+            Ctrl-C. A note of it says so where not everything could be saved.
     """
     from os import fspath
 
@@ -121,6 +130,17 @@ def train(
     from .settings.request import Request, Start
     from .util import UserError, to_json
 
+    training.check_arguments(
+        config=config,
+        device=device,
+        set=set,
+        frames=frames,
+        hours=hours,
+        name=name,
+        resume_from=resume_from,
+    )
+    if resume_from is not None:
+        resume = True
     if resume is not False and overwrite:
         raise UserError("resume and overwrite contradict each other: give one")
     start = Start.OVERWRITE if overwrite else Start.FRESH
@@ -130,6 +150,7 @@ def train(
         config=dict(config) if isinstance(config, Mapping) else fspath(config),
         device=str(device),
         start=start,
+        rewind_to=resume_from,
         overrides=tuple(f"{k}={to_json(v, k)}" for k, v in (set or {}).items()),
         name=name,
         frames=frames,

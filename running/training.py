@@ -15,16 +15,31 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
+from types import NoneType
 from typing import IO, Any
 
 from ..settings.request import Request, Start
 from ..util import RunError, UserError, to_json
 
-SERVE = "from steve.running.training import serve; serve()"
+# Its last argument is the program's sys.path: there `steve` may lie somewhere else.
+SERVE = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv.pop()); "
+    "from steve.running.training import serve; serve()"
+)
+# Types of the arguments of `steve.train`, and what an argument must be.
+ARGUMENTS: dict[str, tuple[tuple[type, ...], str]] = {
+    "config": ((str, os.PathLike, Mapping), "a path, or a configuration's content"),
+    "device": ((str, int), '"cpu" or the number of a GPU'),
+    "set": ((Mapping, NoneType), "an object of values by dotted key"),
+    "frames": ((int, NoneType), "a whole number"),
+    "hours": ((int, float, NoneType), "a number"),
+    "name": ((str, NoneType), "a string"),
+    "resume_from": ((int, NoneType), "a number of updates"),
+}
 
 
 @dataclass(frozen=True)
@@ -65,11 +80,10 @@ def train(
         KeyboardInterrupt, and what `on_epoch` raises: after the run has ended as by
             Ctrl-C. A note of it says so where not everything could be saved.
     """
-    content = {"path": sys.path, "request": asdict(request)}
-    given = json.loads(to_json(content, "the configuration"))
+    given = json.loads(to_json({"request": asdict(request)}, "the configuration"))
     reading, writing = os.pipe()
     launcher = subprocess.Popen(
-        [sys.executable, "-c", SERVE],
+        [sys.executable, "-c", SERVE, json.dumps(sys.path)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -118,11 +132,27 @@ def train(
     return Path(result["folder"])
 
 
+def check_arguments(**given: Any) -> None:
+    """Checks the types of what `steve.train` was given.
+
+    Raises:
+        UserError: names the first argument of another type.
+    """
+    for name, value in given.items():
+        kinds, what = ARGUMENTS[name]
+        if not isinstance(value, kinds):
+            raise UserError(f"{name} must be {what}, not {value!r}")
+    for key in given["set"] or ():
+        if not isinstance(key, str) or "=" in key:
+            raise UserError(f"set: a key is a string without =, not {key!r}")
+
+
 def _in_python(text: str) -> str:
     """A line that names options of the command line, with the arguments of `train`."""
-    text = text.replace("--set: ", "set: ").replace("--name NAME", "name=...")
+    text = re.sub(r"\bGPU_ID\b", "device", text)
+    text = re.sub(r"--(set|name|frames|hours)(?=:| must)", r"\1", text)
     text = re.sub(r"--(resume|overwrite)\b(?!-)", r"\1=True", text)
-    return re.sub(r"--(frames|hours)\b", r"\1=...", text)
+    return re.sub(r"--(name|frames|hours)\b(?: NAME)?", r"\1=...", text)
 
 
 def _received(output: IO[str], events: IO[str]) -> Iterator[tuple[str, Any]]:
@@ -173,7 +203,6 @@ def serve() -> None:
 
     escape_unknown_characters()
     content = json.loads(sys.stdin.readline())
-    sys.path[:] = content["path"]
     events = os.fdopen(content["events"], "w")
     os.set_inheritable(events.fileno(), False)
     asked = content["request"]
@@ -211,7 +240,7 @@ def serve() -> None:
         display = Reporter(output_console(), request.experiment)
         outcome = None
         with stop_as_by_ctrl_c(), contextlib.ExitStack() as ends:
-            with opened(request, display.note) as run:
+            with opened(request, lambda line: display.note(_in_python(line))) as run:
                 if run is not None:
                     display.epoch = _published_epoch(run.folders.policy)
                     outcome = run_processes(run, display, ends)

@@ -168,8 +168,11 @@ def test_mistakes_are_raised_and_a_run_resumes(trained, monkeypatch):
     )
     with pytest.raises(steve.UserError, match=r"^set: .*did you mean batch_size"):
         steve.train("quickstart", set={"policy_config.batchsize": 1})
-    with pytest.raises(steve.UserError, match="contradict"):
-        steve.train("quickstart", resume=True, overwrite=True)
+    for resume in ({"resume": True}, {"resume_from": 100}):
+        with pytest.raises(steve.UserError, match="contradict"):
+            steve.train("quickstart", overwrite=True, **resume)
+    with pytest.raises(steve.UserError, match="has no checkpoint of 7 updates"):
+        steve.train(content, frames=FRAMES, resume_from=7, **same)
     finished = steve.train(content, frames=FRAMES, resume=True, **same)
     assert finished.scores.equals(run.scores)  # nothing was left to do
 

@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+import steve
 from steve.running import training
 from steve.running.launch import end_of
 from steve.settings.request import Request
@@ -72,6 +73,47 @@ def test_what_ends_a_launch_is_a_line_and_a_code(error, expected):
 def test_a_fault_of_ours_is_raised(error):
     with pytest.raises(type(error)):
         end_of(error)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"config": None}, "config must be a path, or a configuration's content, not"),
+        ({"device": 1.0}, "device must be"),
+        ({"set": ["seed=1"]}, "set must be an object of values by dotted key, not"),
+        ({"set": {"seed=1": 2}}, "set: a key is a string without =, not 'seed=1'"),
+        ({"frames": "9"}, "frames must be a whole number, not '9'"),
+        ({"hours": "9"}, "hours must be a number"),
+        ({"name": 3}, "name must be a string, not 3"),
+        ({"resume_from": "9"}, "resume_from must be a number of updates"),
+        ({"name": "a/b"}, "name must be one plain folder name"),
+        ({"device": "gpu"}, 'device must be a whole number or "cpu", not "gpu"'),
+        ({"frames": -3}, "frames: total_frames must be"),
+        ({"config": "bad name.json"}, "give another with name=..."),
+    ],
+)
+def test_a_wrong_argument_is_one_line_in_pythons_words(
+    tmp_path, monkeypatch, given, said
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bad name.json").write_text('{"inherits": ["config/quickstart.json"]}')
+    with pytest.raises(UserError) as refused:
+        steve.train(**{"config": "quickstart"} | given)
+    line = str(refused.value)
+    assert said in line
+    assert "\n" not in line
+    assert "--" not in line
+
+
+def test_the_launcher_is_that_of_the_programs_own_path(tmp_path, monkeypatch):
+    (tmp_path / "steve" / "running").mkdir(parents=True)
+    fake = "print('found'); serve = lambda: print('its own'); "
+    (tmp_path / "steve" / "running" / "training.py").write_text(fake)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    shown = []
+    with pytest.raises(RuntimeError, match="exit code 0"):
+        training.train(Request("quickstart", "cpu"), show=shown.append)
+    assert shown == ["found", "its own"]
 
 
 def test_a_launcher_that_reports_no_end_is_a_fault(monkeypatch):
