@@ -29,6 +29,7 @@ REACHED = {
     "Swimmer-v1": 30,
     "Walker2d-v1": 250,
 }
+ENDLESS = ("HalfCheetah-v1", "Swimmer-v1")  # no episode of theirs terminates
 FULLSIZE = "full_"  # the beginning of names that fullsize.py is for
 ORDER = ("ddpg", "mve_tdk", "steve", "ensemble_mve_tdk")  # the others behind them
 
@@ -103,18 +104,21 @@ def value_estimates(
     """Mean Q of the policy's actions / the discounted return that its scores mean.
 
     Where no episode terminates, a score of S over T steps is a return of about
-    reward_scale S / T / (1 - discount). Means over runs.
+    reward_scale S / T / (1 - discount). Where episodes do, and rewards are positive, it
+    is less than reward_scale S. Means over runs.
     """
     rows = [("environment", "experiment", *(f"{count:,}" for count in frames))]
     for environment, name, group in groups(runs):
         env = group[0].config.env
-        if environment not in ("HalfCheetah-v1", "Swimmer-v1"):
-            continue
+        terminates = environment not in ENDLESS
         q = np.mean([-at(run, "policy_loss", frames, width) for run in group], axis=0)
         score = np.mean([at(run, SCORE, frames, width) for run in group], axis=0)
-        earned = env.reward_scale * score / env.max_frames / (1 - env.discount)
+        earned = env.reward_scale * score
+        if not terminates:
+            earned = earned / env.max_frames / (1 - env.discount)
+        less = "< " if terminates else ""
         cells = [
-            f"{a:.0f} / {b:.0f}" if np.isfinite(a + b) else "-"
+            f"{a:,.0f} / {less}{b:,.0f}" if np.isfinite(a + b) else "-"
             for a, b in zip(q, earned, strict=True)
         ]
         rows.append((environment, name, *cells))

@@ -63,11 +63,24 @@ def test_intervals_by_hand(program):
     assert np.isnan(program.interval(10, math.nan, 1)).all()
 
 
-def test_the_difference_that_a_test_finds_is_that_of_tables_of_power(program):
-    """Two groups of ten: 1.325 deviations; of ten and three, more."""
-    assert program.detectable(1.0, 10, 10) == pytest.approx(1.325, abs=0.001)
-    assert program.detectable(2.0, 10, 10) == pytest.approx(2.65, abs=0.002)
-    assert program.detectable(1.0, 10, 3) > 1.9
+def test_p_is_the_share_of_repeats_that_lie_as_far_from_theirs(program):
+    half = program.interval(0, 2, 4, 3)[1]
+    assert program.chance(half, 2, 4, 3) == pytest.approx(0.05)
+    assert program.chance(-half, 2, 4, 3) == pytest.approx(0.05)
+    assert program.chance(0, 2, 4, 3) == pytest.approx(1)
+    assert program.chance(5, 2, 4, 1) < program.chance(4, 2, 4, 1)
+
+
+def test_the_difference_that_shows_has_a_small_p_in_80_of_100_repeats(program):
+    rng, count, more, repeats = np.random.default_rng(0), 10, 3, 20_000
+    theirs = rng.normal(0, 1, (repeats, count))
+    shift = program.detectable(1.0, count, more)
+    ours = rng.normal(shift, 1, (repeats, more)).mean(axis=1)
+    spread = theirs.std(axis=1, ddof=1)
+    half = np.array([program.interval(0, 1, count, more)[1]]) * spread
+    found = np.abs(ours - theirs.mean(axis=1)) > half
+    assert found.mean() == pytest.approx(0.8, abs=0.01)
+    assert program.detectable(2.0, count, more) == pytest.approx(2 * shift)
 
 
 def test_values_of_each_seed_are_compared_with_theirs(program, tmp_path):
@@ -78,10 +91,11 @@ def test_values_of_each_seed_are_compared_with_theirs(program, tmp_path):
     assert rows["kind"].tolist() == ["acting", "greedy"]
     acting, greedy = rows.to_dict("records")
     assert (acting["mean"], acting["each"]) == (-10.0, "-11.0 -9.0")
-    assert (greedy["mean"], greedy["seeds"], greedy["within"]) == (10.0, 2, True)
-    assert not acting["within"]
-    assert greedy["p"] == pytest.approx(1.0)
+    assert (greedy["mean"], greedy["seeds"]) == (10.0, 2)
     assert acting["p"] < 0.01
+    assert acting["mean"] < acting["expected_low"]
+    # Their returns are acting ones: greedy scores are not tested against them.
+    assert np.isnan([greedy["p"], greedy["expected_low"], greedy["shows"]]).all()
 
 
 def test_a_run_counts_as_far_as_it_has_come(program, tmp_path):
@@ -92,7 +106,8 @@ def test_a_run_counts_as_far_as_it_has_come(program, tmp_path):
     assert rows["seeds"].tolist() == [1, 1, 0]
     # Its last episodes ended at 24,000, and it went on to 25,000.
     assert rows["mean"].tolist()[:2] == [2.0, 1.0]
-    assert rows["p"].isna().all()
+    assert 0 < rows["p"][0] < 1  # of one seed, too
+    assert rows["p"][1:].isna().all()
     printed = program.table(rows)
     assert "| HalfCheetah | DDPG | 50,000 | 0 [-3, 3] | - | 0 | - | - |" in printed
 

@@ -197,8 +197,12 @@ def test_the_readme_has_the_tables_of_the_runs_that_are_here():
 
 def test_a_table_by_hand(tmp_path):
     """Three evaluations of each of two runs; a window is 5,000 of 100,000 frames."""
-    for seed, scores in ((0, (0, 800, 1200)), (1, (0, 0, 600))):
-        run = tmp_path / "HalfCheetah-v1" / f"ddpg{seed}"
+    for environment, seed, scores in (
+        ("HalfCheetah-v1", 0, (0, 800, 1200)),
+        ("HalfCheetah-v1", 1, (0, 0, 600)),
+        ("Hopper-v1", 0, (0, 200, 400)),
+    ):
+        run = tmp_path / environment / f"ddpg{seed}"
         run.mkdir(parents=True)
         rows = [
             f"0.{i},{i},{frames},{score}"
@@ -208,7 +212,7 @@ def test_a_table_by_hand(tmp_path):
             "\n".join(["hours,epochs,frames,score", *rows, ""])
         )
         config = {
-            "env": {"name": "HalfCheetah-v1"},
+            "env": {"name": environment},
             "seed": seed,
             "total_frames": 100_000,
         }
@@ -230,6 +234,8 @@ def test_a_table_by_hand(tmp_path):
     # Q: the mean of 2 and 4; the return: 650 / 1000 steps / (1 - 0.99).
     assert "| HalfCheetah-v1 | ddpg | - | - |" in printed
     assert "| 3 / 65 |" in printed
+    # Where episodes end: less than the score.
+    assert "| 3 / < 300 |" in printed
     assert "| HalfCheetah-v1 | ddpg | 2 | 3.0, 3.0 | 6 |" in printed
 
 
