@@ -407,7 +407,7 @@ def _leaves(space: spaces.Space, path: tuple[str | int, ...] = ()) -> Iterator[L
         for position, inner in enumerate(space):
             yield from _leaves(inner, (*path, position))
     else:
-        yield Leaf(path, spaces.flatdim(space))
+        yield Leaf(path, spaces.flatdim(space), space.shape)
 
 
 def _check_sizes(sizes: EnvSpec, env_config: "Environment") -> None:

@@ -5,6 +5,7 @@ policy; so a policy can act in the environment's own terms where the environment
 to be had.
 """
 
+import contextlib
 import json
 import math
 from dataclasses import asdict, dataclass, field
@@ -41,10 +42,43 @@ class Leaf(NamedTuple):
     Attributes:
         path: the keys and positions that lead to it; () where it is the whole.
         size: how many numbers it holds.
+        shape: of its arrays; None where a policy was published without it.
     """
 
     path: tuple[str | int, ...]
     size: int
+    shape: tuple[int, ...] | None = None
+
+    def flatten(self, obs: Any) -> np.ndarray:
+        """This box of an observation, [size], or of a batch of them, [B, size].
+
+        Raises:
+            ValueError: it is not there, or has another shape.
+        """
+        where = "obs" + "".join(f"[{step!r}]" for step in self.path)
+        try:
+            for step in self.path:
+                obs = obs[step]
+            part = np.asarray(obs, np.float32)
+        except (KeyError, IndexError, TypeError, ValueError):
+            raise ValueError(
+                f"{where} is missing, or holds no numbers; the policy was trained on "
+                f"{self.size} numbers there"
+            ) from None
+        given = part.shape
+        for shape in (self.shape, (self.size,)):
+            if given == shape:
+                return part.reshape(self.size)
+            if given and given[1:] == shape:
+                return part.reshape(len(part), self.size)
+        if self.shape is None and part.size == self.size:
+            return part.reshape(self.size)
+        if self.shape is None and given and part.size == len(part) * self.size:
+            return part.reshape(len(part), self.size)
+        raise ValueError(
+            f"{where} has shape {given}; the policy was trained on {self.size} numbers "
+            f"there{'' if self.shape is None else f', of shape {self.shape}'}"
+        )
 
 
 @dataclass(frozen=True)
@@ -99,7 +133,10 @@ class Interface:
             ValueError, TypeError, KeyError: it is not what that wrote.
         """
         content: dict[str, Any] = json.loads(text)
-        leaves = (Leaf(tuple(path), int(size)) for path, size in content["leaves"])
+        leaves = (
+            Leaf(tuple(path), int(size), *map(tuple, shape))
+            for path, size, *shape in content["leaves"]
+        )
         tuples = {key: tuple(content[key]) for key in ("low", "high", "shape")}
         return cls(**{**content, **tuples, "leaves": tuple(leaves)})
 
@@ -116,30 +153,22 @@ class Interface:
                 do.
 
         Raises:
-            ValueError: it does not have this environment's sizes.
+            ValueError: it does not have this environment's parts and shapes.
         """
-        if isinstance(obs, np.ndarray | list) and np.shape(obs)[-1:] == (self.obs_dim,):
-            return np.asarray(obs, np.float32)
-        parts: list[np.ndarray] = []
-        for leaf in self.leaves:
-            part = obs
-            for step in leaf.path:
-                part = part[step]
-            part = np.asarray(part, np.float32)
-            if part.size == leaf.size:
-                parts.append(part.reshape(leaf.size))
-            elif part.ndim and part.size == len(part) * leaf.size:
-                parts.append(part.reshape(len(part), leaf.size))
-            else:
-                where = "".join(f"[{step!r}]" for step in leaf.path)
-                raise ValueError(
-                    f"obs{where} has shape {part.shape}; the policy was trained on "
-                    f"{leaf.size} numbers there"
-                )
-        rows = {len(part) for part in parts if part.ndim == 2}
-        if rows:  # of a batch of one, some parts look like no batch
-            (count,) = rows
-            parts = [part.reshape(count, -1) for part in parts]
+        whole = Leaf((), self.obs_dim, (self.obs_dim,))
+        if isinstance(obs, np.ndarray | list) and self.leaves[0].shape != np.shape(obs):
+            with contextlib.suppress(ValueError):
+                return whole.flatten(obs)
+        parts = [leaf.flatten(obs) for leaf in self.leaves]
+        counts = {part.shape[:-1] for part in parts}
+        if counts == {(), (1,)} and None in {leaf.shape for leaf in self.leaves}:
+            # Of a batch of one, parts of unknown shape can look like no batch.
+            parts = [part.reshape(1, -1) for part in parts]
+        elif len(counts) > 1:
+            raise ValueError(
+                "the parts of obs are batches of different lengths: "
+                + ", ".join(str(part.shape[:-1]) for part in parts)
+            )
         return np.concatenate(parts, axis=-1)
 
     def to_env(self, action: np.ndarray) -> np.ndarray:

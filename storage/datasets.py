@@ -120,10 +120,7 @@ def _transitions(
 
 
 def _rows(episode: Any, interface: Interface) -> Batch[np.ndarray]:
-    try:
-        obs = interface.flatten(episode.observations)  # [T+1, O]
-    except (KeyError, IndexError, TypeError):
-        raise ValueError("its observations have other parts") from None
+    obs = interface.flatten(episode.observations)  # [T+1, O]
     action = interface.from_env(episode.actions)  # [T, A]
     if len(obs) != len(action) + 1:
         raise ValueError(f"{len(obs)} observations of {len(action)} steps")

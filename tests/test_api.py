@@ -261,24 +261,28 @@ def test_importing_the_package_imports_nothing_heavy():
 # What lies between an environment and the nets
 
 
-def test_nested_observations_are_flattened_as_in_training():
+@pytest.mark.parametrize("has_shapes", [True, False])
+def test_nested_observations_are_flattened_as_in_training(has_shapes):
     space = spaces.Dict(
         {
             "b": spaces.Box(-1, 1, (2,)),
             "a": spaces.Tuple([spaces.Box(-1, 1, (1, 2)), spaces.Box(-1, 1, ())]),
         }
     )
-    leaves = (Leaf(("a", 0), 2), Leaf(("a", 1), 1), Leaf(("b",), 2))
+    leaves = (Leaf(("a", 0), 2, (1, 2)), Leaf(("a", 1), 1, ()), Leaf(("b",), 2, (2,)))
+    if not has_shapes:  # as in policies that were published before
+        leaves = tuple(Leaf(leaf.path, leaf.size) for leaf in leaves)
     interface = Interface(leaves, (-2.0,), (3.0,), (1,), "float32", True, 0.0)
     space.seed(0)
     obs = space.sample()
     expected = spaces.flatten(space, obs)
     np.testing.assert_array_equal(interface.flatten(obs), expected)
-    batch = {
-        "a": (np.stack([obs["a"][0]] * 3), np.stack([obs["a"][1]] * 3)),
-        "b": np.stack([obs["b"]] * 3),
-    }
-    np.testing.assert_array_equal(interface.flatten(batch), [expected] * 3)
+    for count in (3, 1) if has_shapes else (3,):
+        batch = {
+            "a": tuple(np.stack([part] * count) for part in obs["a"]),
+            "b": np.stack([obs["b"]] * count),
+        }
+        np.testing.assert_array_equal(interface.flatten(batch), [expected] * count)
     np.testing.assert_array_equal(interface.flatten(expected), expected)
     assert Interface.from_json(interface.to_json()) == interface
     # -1 is low, 1 is high
@@ -291,7 +295,7 @@ def test_the_interface_is_read_from_the_environment():
     env = Environment(name="InvertedPendulum-v5", rescale_actions=True)
     interface = envwrap.measure(env, explore_chance=0.3).interface
     assert interface == Interface(
-        (Leaf((), 4),), (-3.0,), (3.0,), (1,), "float32", True, 0.3
+        (Leaf((), 4, (4,)),), (-3.0,), (3.0,), (1,), "float32", True, 0.3
     )
 
 

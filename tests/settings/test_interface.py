@@ -1,6 +1,7 @@
 """What lies between an environment and the nets."""
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -39,3 +40,51 @@ def test_actions_come_back_from_the_environments_units(rescale):
     assert there.from_env(there.to_env(actions)).tolist() == actions.tolist()
     with pytest.raises(ValueError, match=r"shape \(2,\)"):
         there.from_env(np.zeros((3, 2)))
+
+
+def nested():
+    leaves = Leaf(("a",), 3, (3,)), Leaf(("b", 1), 6, (2, 3))
+    return Interface(leaves, (-1.0,), (1.0,), (1,), "float32", True, 0.0)
+
+
+def matrix():
+    return Interface(
+        (Leaf((), 6, (1, 6)),), (-1.0,), (1.0,), (1,), "float32", True, 0.0
+    )
+
+
+@pytest.mark.parametrize(
+    ("shape", "flat"),
+    [((1, 6), (6,)), ((1, 1, 6), (1, 6)), ((2, 1, 6), (2, 6)), ((6,), (6,))],
+)
+def test_a_box_with_several_axes_is_told_from_a_batch_of_it(shape, flat):
+    assert matrix().flatten(np.zeros(shape)).shape == flat
+    assert Interface.from_json(matrix().to_json()) == matrix()
+
+
+@pytest.mark.parametrize(
+    ("obs", "said"),
+    [
+        ({"a": np.zeros(3)}, "obs['b'][1] is missing"),
+        ((np.zeros(3), np.zeros(6)), "obs['a'] is missing"),
+        ({"a": np.zeros(3), "b": (0, "x")}, "obs['b'][1] is missing, or holds no"),
+        (
+            {"a": np.zeros((2, 2, 3)), "b": (0, np.zeros((2, 2, 2, 3)))},
+            "obs['a'] has shape (2, 2, 3); the policy was trained on 3 numbers",
+        ),
+        (
+            {"a": np.zeros((2, 3)), "b": (0, np.zeros((3, 2, 3)))},
+            "the parts of obs are batches of different lengths: (2,), (3,)",
+        ),
+        (
+            {"a": np.zeros(3), "b": (0, np.zeros((1, 2, 3)))},
+            "the parts of obs are batches of different lengths: (), (1,)",
+        ),
+        (np.zeros((2, 3, 9)), "obs['a'] is missing"),
+    ],
+)
+def test_an_observation_of_another_form_is_one_line(obs, said):
+    with pytest.raises(ValueError, match=re.escape(said)):
+        nested().flatten(obs)
+    with pytest.raises(ValueError, match=r"obs has shape \(2, 3, 6\)"):
+        matrix().flatten(np.zeros((2, 3, 6)))

@@ -143,7 +143,10 @@ def test_a_dataset_that_is_not_there_is_named_with_what_shows_others(tmp_path, k
     [
         (Dataset(episode(1, True), high=2.0), "from -1 to 1"),
         (Dataset(episode(1, True, observations=np.ones((2, 4)))), "3 numbers"),
-        (Dataset(episode(1, True, observations={"x": np.ones((2, 3))})), "other parts"),
+        (
+            Dataset(episode(1, True, observations={"x": np.ones((2, 3))})),
+            "obs is missing",
+        ),
         (Dataset(episode(1, True, observations=np.ones((3, 3)))), "3 observations"),
         (Dataset(episode(1, True, actions=np.ones((1, 2)))), "actions of shape (2,)"),
         (Dataset(episode(1, True, action=1.5)), "up to 1.5"),
