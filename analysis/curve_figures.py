@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import pandas as pd
 
 from .aggregates import OverEnvironments
-from .curves import aggregated_curves, single_curves
+from .curves import RANGE_RUNS, aggregated_curves, single_curves
 from .drawing import (
     BLACK,
     BLUE,
@@ -315,10 +315,11 @@ def statistics(curves: pd.DataFrame, alone: bool, has_runs: bool) -> str:
     if curves["algorithm"].nunique() <= FEW or alone:
         text = f"mean{', thin: each run' if has_runs else ''}; band: "
         interval = "95% bootstrap interval"
-        if many == 2:
+        if many <= RANGE_RUNS:
             text += "range"
         else:
-            text += interval + (", of two runs their range" if few <= 2 else "")
+            ranges = f", of up to {RANGE_RUNS} runs their range"
+            text += interval + (ranges if few <= RANGE_RUNS else "")
     if curves["iqm"].notna().any():
         text += "; markers: interquartile mean"
     if (counts.transform("max") > curves["seeds"]).mean() > VISIBLE:

@@ -12,6 +12,8 @@ Tables hold these values; a line is straight from one measurement's value to the
 
 The runs of a group (its seeds) are aggregated at common points: their mean, its 95%
 percentile-bootstrap interval over runs and, from 4 runs on, their interquartile mean.
+Of two or three runs the interval is their range: one resample in four or 27 repeats the
+lowest alone, which is more than 2.5%.
 Where a run has no value, the mean is that of the others and the rest is NaN.
 
 Dimension letters: S runs of a group, G points on the x axis.
@@ -20,16 +22,19 @@ Dimension letters: S runs of a group, G points on the x axis.
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 import scipy.stats
 
-from .records import SCORE, Record, find_runs, grouped, remarks
+from ..util import UserError
+from .records import GROUPINGS, SCORE, X_AXES, Record, find_runs, grouped, remarks
 
 SMOOTH = 0.05  # the window's share of the x axis
 POINTS = 201  # of a curve
 RESAMPLES = 2000  # of the bootstrap
+RANGE_RUNS = 3  # of so many runs or fewer the interval is the range
 IQM_SEEDS = 4  # with fewer, a quarter is less than one run
 
 
@@ -159,8 +164,8 @@ def _longest(
 def load_curves(
     *folders: str | Path,
     quantity: str = SCORE,
-    x: str = "frames",
-    group_by: str = "algorithm",
+    x: Literal["frames", "hours", "updates"] = "frames",
+    group_by: Literal["algorithm", "experiment"] = "algorithm",
     smooth: float = SMOOTH,
     points: int = POINTS,
 ) -> pd.DataFrame:
@@ -173,7 +178,7 @@ def load_curves(
         group_by: "algorithm" (and the settings in which its runs differ) or
             "experiment" (the name without the digits at its end).
         smooth: the window's share of the x axis, 0 to 1.
-        points: G, of each curve.
+        points: G, of each curve; at least 2.
 
     Returns:
         A row for each environment, group and point that has a value, with environment,
@@ -181,10 +186,22 @@ def load_curves(
         there), mean, low, high (the 95% interval), iqm.
 
     Raises:
-        UserError: as `find_runs`.
+        UserError: as `find_runs`; an argument of another value; no run has measured
+            the quantity.
     """
+    for name, value, known in (("x", x, X_AXES), ("group_by", group_by, GROUPINGS)):
+        if value not in known:
+            raise UserError(f"{name} must be {' or '.join(known)}, not {value!r}")
+    if not 0 <= smooth <= 1:
+        raise UserError(f"smooth must be between 0 and 1, not {smooth!r}")
+    if points < 2:
+        raise UserError(f"points must be at least 2, not {points!r}")
     notes: list[str] = []
     runs = find_runs(folders, notes.append)
+    if all(run.series(quantity, x) is None for run in runs):
+        measured = {name for run in runs for table in run.tables for name in table}
+        there = ", ".join(sorted(measured - {*X_AXES, "epoch", "epochs"}))
+        raise UserError(f"no run has measured {quantity!r}; there are {there}")
     for note in [*notes, *remarks(runs, group_by)]:
         warnings.warn(note, stacklevel=2)
     return aggregated_curves(runs, quantity, x, group_by, smooth, points)
@@ -239,6 +256,8 @@ def score_table(
 def frames_to_reach(run: Record, score: float, window: float) -> float:
     """The frames of the first evaluation at which a run's curve is not below a score.
 
+    Only whole windows count: the first evaluations alone are too few for a mean.
+
     Args:
         run: with at least one evaluation.
         score: a sum of rewards.
@@ -249,6 +268,7 @@ def frames_to_reach(run: Record, score: float, window: float) -> float:
     """
     series = run.known(SCORE, "frames")
     places = np.unique(series[0])
+    places = places[places >= places[0] + window]
     return float(min(places[curve(series, places, window) >= score], default=np.inf))
 
 

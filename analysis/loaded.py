@@ -1,7 +1,7 @@
 """Experiments read back from their folders: `steve.load_run`, `steve.load_policy`."""
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,10 +10,11 @@ from ..acting.deployed import DeployedPolicy
 from ..settings import loading
 from ..settings.interface import Interface
 from ..settings.loading import LoadedConfig
+from ..settings.roles import VALUERL, WORLDMODEL
 from ..settings.schema import Config
 from ..storage import checkpoint
 from ..storage.record import read_json
-from ..util import UserError
+from ..util import UserError, counted
 from .trained import as_published, load_state
 
 if TYPE_CHECKING:
@@ -81,9 +82,13 @@ class LoadedRun:
     def log(self, learner: str) -> "pd.DataFrame":
         """The log of a learner, "valuerl" or "worldmodel": a row for each line.
 
+        It is empty where the run has no such learner, or has not got so far.
+
         Raises:
-            UserError: it cannot be read.
+            UserError: it cannot be read, or no learner has that name.
         """
+        if learner not in (VALUERL, WORLDMODEL):
+            raise UserError(f"no learner is called {learner}: {VALUERL}, {WORLDMODEL}")
         return self._table(f"{learner}.log", ("hours", "updates", "frames"))
 
     def _table(self, name: str, required: tuple[str, ...]) -> "pd.DataFrame":
@@ -111,25 +116,25 @@ def load_run(folder: str | Path) -> LoadedRun:
     Raises:
         UserError: it is none.
     """
-    folder = Path(folder)
-    for path in _hyperparameters(folder, folder.glob(f"*/{HYPERPARAMETERS}")):
-        return _loaded(folder, path)
+    from .records import read_config
+
+    folder = Path(folder).absolute()
+    paths = [folder / HYPERPARAMETERS, *sorted(folder.glob(f"*/{HYPERPARAMETERS}"))]
+    others = 0
+    for path in filter(Path.is_file, paths):
+        config = read_config(path)
+        if path.parent in (folder, folder / config.log_path):
+            return LoadedRun(folder, path.parent, config)
+        others += 1
+    if others:
+        raise UserError(
+            f"{folder} holds {counted(others, 'experiment')}: name one of them, or use "
+            "steve.load_runs"
+        )
     raise UserError(
         f"{folder} holds no {HYPERPARAMETERS}: give an experiment's folder, such as "
         "output/ENVIRONMENT/EXPERIMENT"
     )
-
-
-def _hyperparameters(folder: Path, others: Iterator[Path]) -> Iterator[Path]:
-    for path in (folder / HYPERPARAMETERS, folder / "log" / HYPERPARAMETERS, *others):
-        if path.is_file():
-            yield path
-
-
-def _loaded(folder: Path, hyperparameters: Path) -> LoadedRun:
-    from .records import read_config
-
-    return LoadedRun(folder, hyperparameters.parent, read_config(hyperparameters))
 
 
 def named_checkpoint(
@@ -168,7 +173,7 @@ def load_runs(*folders: str | Path) -> list[LoadedRun]:
 
     found: dict[Path, LoadedRun] = {}
     for record in find_runs(folders, lambda note: warnings.warn(note, stacklevel=3)):
-        log_folder = record.path.parent
+        log_folder = record.path.parent.absolute()
         is_inside = log_folder.name == record.config.log_path
         folder = log_folder.parent if is_inside else log_folder
         found.setdefault(folder, LoadedRun(folder, log_folder, record.config))

@@ -119,9 +119,11 @@ def find_runs(
         passed_over: takes a line for each run that cannot be read, if another one can.
 
     Raises:
-        UserError: no such folder, no scores in one, or a file that cannot be used: any
-            without `passed_over`, else all.
+        UserError: no folder or no such one, no scores in one, or a file that cannot be
+            used: any without `passed_over`, else all.
     """
+    if not folders:
+        raise UserError("name a folder of experiments")
     found: dict[Path, Path] = {}
     for folder in map(Path, folders):
         if not folder.is_dir():

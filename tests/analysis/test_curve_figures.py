@@ -102,8 +102,9 @@ def test_where_runs_miss_the_line_is_thin():
     [
         (1, "single runs", "mean"),
         (2, "band: range", "interval"),
-        (3, "band: 95% bootstrap interval", "markers"),
-        (4, "markers", "no value"),
+        (3, "band: range", "interval"),
+        (4, "band: 95% bootstrap interval", "range"),
+        (5, "markers", "no value"),
     ],
 )
 def test_the_title_says_what_is_drawn(seeds, said, unsaid):

@@ -1,5 +1,7 @@
 """Learning curves: by hand, against known distributions, and from noisy runs."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,14 +9,18 @@ from support_results import DDPG, STEVE, write_experiment, write_noisy
 
 from steve.analysis import curves
 from steve.analysis.curves import (
+    RANGE_RUNS,
     aggregate,
     curve,
+    frames_to_reach,
     line,
     load_curves,
     reach_table,
     score_table,
 )
+from steve.analysis.loaded import load_runs
 from steve.analysis.records import find_runs
+from steve.util import UserError
 
 SERIES = np.array([[10.0, 20, 20, 30], [1.0, 2, 4, 6]])
 
@@ -149,7 +155,52 @@ def test_other_axes_quantities_and_groups(noisy):
     assert set(updates["algorithm"]) == {"ddpg", "steve"}
     usage = load_curves(noisy, quantity="model_usage", smooth=0.0)
     assert set(usage["algorithm"]) == {"STEVE"}
-    assert load_curves(noisy, quantity="no_such_column").empty
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"x": "frame"}, "x must be frames or hours or updates, not 'frame'"),
+        ({"group_by": "seed"}, "group_by must be algorithm or experiment, not 'seed'"),
+        ({"smooth": -1.0}, "smooth must be between 0 and 1, not -1.0"),
+        ({"smooth": 7}, "smooth must be between 0 and 1, not 7"),
+        ({"points": 1}, "points must be at least 2, not 1"),
+        (
+            {"quantity": "q_los"},
+            "no run has measured 'q_los'; there are model_usage, policy_loss, q_loss,",
+        ),
+    ],
+)
+def test_an_argument_of_another_value_is_one_line(noisy, given, said):
+    with pytest.raises(UserError, match=f"^{re.escape(said)}"):
+        load_curves(noisy, **given)
+
+
+@pytest.mark.parametrize("load", [load_curves, load_runs, find_runs])
+def test_without_a_folder_nothing_is_read(load):
+    folders = [()] if load is find_runs else []
+    with pytest.raises(UserError, match="name a folder of experiments"):
+        load(*folders)
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_the_interval_of_up_to_three_runs_is_their_range(count):
+    values = np.arange(count, dtype=float)[:, None] ** 2
+    (row,) = aggregate(values).itertuples()
+    is_range = [row.low, row.high] == [values.min(), values.max()]
+    assert is_range == (count <= RANGE_RUNS)
+
+
+def test_a_score_is_reached_by_a_whole_window(tmp_path):
+    """The first evaluation alone is above; windows are of 20 frames, then below."""
+    scores = (50, 0, 10, 40, 40, 40)
+    rows = [(i, i, 10 * i, score) for i, score in enumerate(scores, 1)]
+    write_experiment(tmp_path / "run0", rows)
+    (run,) = find_runs([tmp_path])
+    assert frames_to_reach(run, 30, 20) == 50
+    assert frames_to_reach(run, 41, 20) == np.inf
+    table = reach_table([run], 30, smooth=20 / 60)
+    assert table[["reached", "frames"]].to_numpy().tolist() == [[1, 50]]
 
 
 def test_what_a_reader_should_know_is_a_warning(tmp_path):

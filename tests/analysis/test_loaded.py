@@ -4,7 +4,7 @@ import pytest
 from support_results import write_experiment
 
 import steve
-from steve.analysis.loaded import load_run
+from steve.analysis.loaded import load_run, load_runs
 
 ROWS = [(0.1, 1, 100, 5.0), (0.2, 2, 200, 7.5)]
 
@@ -42,3 +42,27 @@ def test_a_damaged_record_is_a_mistake(folder):
     (folder / "run.json").write_text("{")
     with pytest.raises(steve.UserError, match=r"run\.json"):
         _ = load_run(folder).finished
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_folder_of_experiments_is_none(folder, count):
+    for number in range(1, count):
+        write_experiment(folder.with_name(f"run{number}"), ROWS)
+    with pytest.raises(steve.UserError, match=f"holds {count} experiments?: name one"):
+        load_run(folder.parent)
+
+
+def test_a_run_stays_where_it_was_read(folder, monkeypatch):
+    monkeypatch.chdir(folder.parent)
+    (run,) = load_runs(folder.name)
+    same = load_run(folder.name)
+    monkeypatch.chdir("/")
+    assert run.folder == same.folder == folder
+    assert same.config.env.name
+
+
+def test_a_log_has_a_learners_name(folder):
+    run = load_run(folder)
+    assert list(run.log("worldmodel")) == ["hours", "updates", "frames"]
+    with pytest.raises(steve.UserError, match="called ValueRL: valuerl, world"):
+        run.log("ValueRL")
