@@ -205,8 +205,8 @@ def weighting(
 
     Raises:
         UserError: a configuration cannot have that name, another weighting has it,
-            the function takes no candidates, or takes `*` or `**`, or the title has
-            a field that is no setting.
+            the function takes no candidates, or the title has a field that is no
+            setting.
     """
     _check_name(name, "weighting")
 
@@ -232,7 +232,7 @@ def world_model(name: str) -> Callable[[Function], Function]:
 
     Raises:
         UserError: a configuration cannot have that name, another kind has it, or the
-            class does not take these four arguments, or takes `*` or `**`.
+            class does not take these four arguments.
     """
     _check_name(name, "world_model")
 
@@ -258,6 +258,8 @@ def _settings(
 ) -> dict[str, Any]:
     """The parameters after the first ones, with their defaults.
 
+    What `*` and `**` take is none of them: it has no names.
+
     Raises:
         UserError: it does not take the first ones by position and the others by name.
     """
@@ -265,17 +267,19 @@ def _settings(
         parameters = list(inspect.signature(function).parameters.values())
     except (TypeError, ValueError) as error:
         raise UserError(f"{what} cannot be called ({error_text(error)})") from None
-    either = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    leading, settings = parameters[: len(first)], parameters[len(first) :]
-    if (
-        len(leading) < len(first)
-        or {each.kind for each in leading} - {either, inspect.Parameter.POSITIONAL_ONLY}
-        or {each.kind for each in settings} - {either, inspect.Parameter.KEYWORD_ONLY}
+    kinds = inspect.Parameter
+    both = (kinds.POSITIONAL_ONLY, kinds.POSITIONAL_OR_KEYWORD)
+    by_position = [each for each in parameters if each.kind in both]
+    takes_more = any(each.kind is kinds.VAR_POSITIONAL for each in parameters)
+    settings = by_position[len(first) :]
+    if (len(by_position) < len(first) and not takes_more) or any(
+        each.kind is kinds.POSITIONAL_ONLY for each in settings
     ):
         raise UserError(
-            f"{what} must take ({', '.join(first)}) and then settings by their names, "
-            "without * and **; correct its arguments"
+            f"{what} must take ({', '.join(first)}) and then settings by their names; "
+            "correct its arguments"
         )
+    settings += [each for each in parameters if each.kind is kinds.KEYWORD_ONLY]
     return {each.name: each.default for each in settings}
 
 

@@ -29,9 +29,9 @@ class Model:
         pass
 
 
-class TakesAnything:
-    def __init__(self, *args, **keywords):
-        pass
+class PassesOn(Model):
+    def __init__(self, *args, width=9, **others):
+        super().__init__(*args, width=width, **others)
 
 
 def refusal(make) -> str:
@@ -73,10 +73,7 @@ def test_a_name_that_is_accepted_can_be_chosen(name):
     "function",
     [
         lambda: 1,
-        lambda *candidates: 1,
         lambda *, candidates: 1,
-        lambda candidates, *others: 1,
-        lambda candidates, **settings: 1,
         lambda candidates, epsilon=1, /: 1,
     ],
 )
@@ -87,7 +84,7 @@ def test_a_weighting_takes_candidates_and_settings_by_name(function):
 
 
 @pytest.mark.parametrize(
-    "factory", [TakesAnything, lambda config, obs_dim, action_dim: 1, lambda: 1]
+    "factory", [lambda config, obs_dim, action_dim: 1, lambda: 1, lambda **others: 1]
 )
 def test_a_world_model_takes_four_arguments_and_settings_by_name(factory):
     said = refusal(lambda: steve.world_model("mine")(factory))
@@ -105,6 +102,13 @@ def test_what_cannot_be_called_is_refused(register, what):
     assert refusal(lambda: register("mine")(3)).startswith(
         f"the {what} mine cannot be called (TypeError: 3 is not a callable object"
     )
+
+
+def test_what_has_no_name_is_no_setting():
+    steve.world_model("mine")(PassesOn)
+    assert WORLD_MODELS["mine"].defaults == {"width": 9}
+    steve.weighting("mine")(lambda candidates, *others, **more: 1)
+    assert WEIGHTINGS["mine"].defaults == {}
 
 
 def test_a_world_models_settings_follow_its_four_arguments():
