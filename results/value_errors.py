@@ -36,9 +36,16 @@ from steve.analysis.trained import (
 )
 from steve.envwrap import make_env, sizes_of
 from steve.replay import ReplayBuffer
+from steve.running import devices
 from steve.settings.loading import load
 from steve.settings.schema import Config, Environment
-from steve.util import OneLineParser, UserError, exit_code
+from steve.util import (
+    OneLineParser,
+    UserError,
+    environment,
+    exit_code,
+    without_startup_notes,
+)
 
 ENVIRONMENTS = ("HalfCheetah-v1", "Swimmer-v1")
 STEPS = 1000  # with their discount, 0.99, what follows counts by 4e-5
@@ -206,7 +213,13 @@ def run(path: str, checkpoint: Path, count: int) -> None:
             print(note)
     with ReplayBuffer.open(trained.folder / "replay") as replay:
         start = replay.sample(count, replay.size, np.random.default_rng(0)).next_obs
-    print(table(value_errors(config, trained, start.astype(float))))
+    on_cpu = {"TF_CPP_MIN_LOG_LEVEL": "2", devices.VARIABLE: devices.NO_GPU}
+    with environment(on_cpu):
+        with without_startup_notes():
+            import tensorflow as tf
+
+            tf.config.list_physical_devices()
+        print(table(value_errors(config, trained, start.astype(float))))
 
 
 def main() -> int:

@@ -18,6 +18,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import chain
+from numbers import Integral, Real
 from pathlib import Path
 from types import NoneType
 from typing import IO, Any
@@ -33,12 +34,12 @@ SERVE = (
 # Types of the arguments of `steve.train`, and what an argument must be.
 ARGUMENTS: dict[str, tuple[tuple[type, ...], str]] = {
     "config": ((str, os.PathLike, Mapping), "a path, or a configuration's content"),
-    "device": ((str, int), '"cpu" or the number of a GPU'),
+    "device": ((str, Integral), '"cpu" or the number of a GPU'),
     "set": ((Mapping, NoneType), "an object of values by dotted key"),
-    "frames": ((int, NoneType), "a whole number"),
-    "hours": ((int, float, NoneType), "a number"),
+    "frames": ((Integral, NoneType), "a whole number"),
+    "hours": ((Real, NoneType), "a number"),
     "name": ((str, NoneType), "a string"),
-    "resume_from": ((int, NoneType), "a number of updates"),
+    "resume_from": ((Integral, NoneType), "a number of updates"),
 }
 
 

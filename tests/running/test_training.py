@@ -3,6 +3,7 @@
 import errno
 import json
 
+import numpy as np
 import pytest
 
 import steve
@@ -103,6 +104,12 @@ def test_a_wrong_argument_is_one_line_in_pythons_words(
     assert said in line
     assert "\n" not in line
     assert "--" not in line
+
+
+def test_numbers_may_be_numpys():
+    given = dict.fromkeys(training.ARGUMENTS) | {"config": "x", "set": {}}
+    numbers = {"device": np.int64(0), "frames": np.int32(9), "hours": np.float32(1)}
+    training.check_arguments(**given | numbers)
 
 
 def test_the_launcher_is_that_of_the_programs_own_path(tmp_path, monkeypatch):
