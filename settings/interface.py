@@ -134,7 +134,11 @@ class Interface:
         """
         content: dict[str, Any] = json.loads(text)
         leaves = (
-            Leaf(tuple(path), int(size), *map(tuple, shape))
+            Leaf(
+                tuple(path),
+                int(size),
+                *(tuple(each) for each in shape if each is not None),
+            )
             for path, size, *shape in content["leaves"]
         )
         tuples = {key: tuple(content[key]) for key in ("low", "high", "shape")}
@@ -150,20 +154,20 @@ class Interface:
         Args:
             obs: as the environment gives it: an array, or dicts and tuples of arrays;
                 of a batch, each array has B in front. A flat [O] or [B, O] will also
-                do.
+                do, unless its shape is that of the environment's own.
 
         Raises:
             ValueError: it does not have this environment's parts and shapes.
         """
-        whole = Leaf((), self.obs_dim, (self.obs_dim,))
-        if isinstance(obs, np.ndarray | list) and self.leaves[0].shape != np.shape(obs):
+        if self.leaves[0].path and isinstance(obs, np.ndarray | list):
+            whole = Leaf((), self.obs_dim, (self.obs_dim,))
             with contextlib.suppress(ValueError):
                 return whole.flatten(obs)
         parts = [leaf.flatten(obs) for leaf in self.leaves]
         counts = {part.shape[:-1] for part in parts}
         if counts == {(), (1,)} and None in {leaf.shape for leaf in self.leaves}:
-            # Of a batch of one, parts of unknown shape can look like no batch.
-            parts = [part.reshape(1, -1) for part in parts]
+            # One observation's box of unknown shape [1, n] looks like a batch of one.
+            parts = [part.reshape(-1) for part in parts]
         elif len(counts) > 1:
             raise ValueError(
                 "the parts of obs are batches of different lengths: "

@@ -62,6 +62,10 @@ def test_a_box_with_several_axes_is_told_from_a_batch_of_it(shape, flat):
     assert Interface.from_json(matrix().to_json()) == matrix()
 
 
+def test_without_shapes_an_interface_comes_back_too():
+    assert Interface.from_json(interface(0, 1).to_json()) == interface(0, 1)
+
+
 @pytest.mark.parametrize(
     ("obs", "said"),
     [
@@ -81,6 +85,7 @@ def test_a_box_with_several_axes_is_told_from_a_batch_of_it(shape, flat):
             "the parts of obs are batches of different lengths: (), (1,)",
         ),
         (np.zeros((2, 3, 9)), "obs['a'] is missing"),
+        ([[0.0] * 9, [0.0]], "obs['a'] is missing"),
     ],
 )
 def test_an_observation_of_another_form_is_one_line(obs, said):
@@ -88,3 +93,5 @@ def test_an_observation_of_another_form_is_one_line(obs, said):
         nested().flatten(obs)
     with pytest.raises(ValueError, match=r"obs has shape \(2, 3, 6\)"):
         matrix().flatten(np.zeros((2, 3, 6)))
+    with pytest.raises(ValueError, match="obs is missing, or holds no numbers"):
+        matrix().flatten([[0.0] * 6, [0.0]])
