@@ -192,6 +192,8 @@ def load_curves(
     for name, value, known in (("x", x, X_AXES), ("group_by", group_by, GROUPINGS)):
         if value not in known:
             raise UserError(f"{name} must be {' or '.join(known)}, not {value!r}")
+    if quantity == x:
+        raise UserError(f"quantity and x are both {x!r}: give two different columns")
     if not 0 <= smooth <= 1:
         raise UserError(f"smooth must be between 0 and 1, not {smooth!r}")
     if points < 2:
@@ -199,9 +201,11 @@ def load_curves(
     notes: list[str] = []
     runs = find_runs(folders, notes.append)
     if all(run.series(quantity, x) is None for run in runs):
-        measured = {name for run in runs for table in run.tables for name in table}
-        there = ", ".join(sorted(measured - {*X_AXES, "epoch", "epochs"}))
-        raise UserError(f"no run has measured {quantity!r}; there are {there}")
+        tables = [table for run in runs for table in run.tables if len(table)]
+        measured = {name for table in tables for name in table}
+        names = ", ".join(sorted(measured - {*X_AXES, "epoch", "epochs"}))
+        there = f"there are {names}" if names else "there is nothing yet"
+        raise UserError(f"no run has measured {quantity!r}; {there}")
     for note in [*notes, *remarks(runs, group_by)]:
         warnings.warn(note, stacklevel=2)
     return aggregated_curves(runs, quantity, x, group_by, smooth, points)

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -119,11 +120,15 @@ def find_runs(
         passed_over: takes a line for each run that cannot be read, if another one can.
 
     Raises:
-        UserError: no folder or no such one, no scores in one, or a file that cannot be
-            used: any without `passed_over`, else all.
+        UserError: no folder or no such one, a list in place of one, no scores in one,
+            or a file that cannot be used: any without `passed_over`, else all.
     """
     if not folders:
         raise UserError("name a folder of experiments")
+    for given in folders:
+        if not isinstance(given, str | os.PathLike):
+            kind = type(given).__name__
+            raise UserError(f"give folders one by one, not as a {kind}")
     found: dict[Path, Path] = {}
     for folder in map(Path, folders):
         if not folder.is_dir():

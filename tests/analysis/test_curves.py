@@ -165,6 +165,7 @@ def test_other_axes_quantities_and_groups(noisy):
         ({"smooth": -1.0}, "smooth must be between 0 and 1, not -1.0"),
         ({"smooth": 7}, "smooth must be between 0 and 1, not 7"),
         ({"points": 1}, "points must be at least 2, not 1"),
+        ({"quantity": "frames"}, "quantity and x are both 'frames'"),
         (
             {"quantity": "q_los"},
             "no run has measured 'q_los'; there are model_usage, policy_loss, q_loss,",
@@ -174,6 +175,18 @@ def test_other_axes_quantities_and_groups(noisy):
 def test_an_argument_of_another_value_is_one_line(noisy, given, said):
     with pytest.raises(UserError, match=f"^{re.escape(said)}"):
         load_curves(noisy, **given)
+
+
+@pytest.mark.parametrize("load", [load_curves, load_runs])
+def test_a_list_in_place_of_folders_is_a_mistake(noisy, load):
+    with pytest.raises(UserError, match="give folders one by one, not as a list"):
+        load([noisy])
+
+
+def test_a_run_that_has_just_begun_has_measured_nothing(tmp_path):
+    write_experiment(tmp_path / "a0", [])
+    with pytest.raises(UserError, match=r"measured 'score'; there is nothing yet"):
+        load_curves(tmp_path)
 
 
 @pytest.mark.parametrize("load", [load_curves, load_runs, find_runs])
