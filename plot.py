@@ -26,7 +26,7 @@ import pandas as pd
 
 from steve.analysis.aggregates import OverEnvironments, over_environments
 from steve.analysis.curve_figures import SHORT_HOURS, aggregate_figure, all_figures
-from steve.analysis.curves import SMOOTH, reach_table, score_table
+from steve.analysis.curves import RANGE_RUNS, SMOOTH, reach_table, score_table
 from steve.analysis.drawing import KINDS, origin, rendered, significant, text_table
 from steve.analysis.published import reference_runs
 from steve.analysis.records import (
@@ -58,11 +58,15 @@ DEFAULT_FOLDER = Path("output/plots")
 
 
 def printed_scores(table: pd.DataFrame) -> str:
-    """The table of scores, for the terminal."""
-    header = "environment,algorithm,frames,runs,mean,95% interval,IQM,hours"
+    """The table of scores, for the terminal; it says where an interval is a range."""
+    has_intervals = table["runs"].max() > RANGE_RUNS
+    spread = "95% interval" if has_intervals else "range"
+    header = f"environment,algorithm,frames,runs,mean,{spread},IQM,hours"
     rows = [tuple(header.split(","))]
     for row in table.itertuples():
         interval = f"{significant(row.low)} .. {significant(row.high)}"
+        if has_intervals and row.runs <= RANGE_RUNS:
+            interval += " (range)"
         rows.append(
             (
                 row.environment,

@@ -183,7 +183,8 @@ def load_curves(
     Returns:
         A row for each environment, group and point that has a value, with environment,
         algorithm (the group), the x axis under its own name, seeds (runs with a value
-        there), mean, low, high (the 95% interval), iqm.
+        there), mean, low, high (the 95% interval; of up to `RANGE_RUNS` runs their
+        range), iqm.
 
     Raises:
         UserError: as `find_runs`; an argument of another value; no run has measured

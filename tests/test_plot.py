@@ -87,6 +87,23 @@ def test_the_printed_tables_by_hand(results, capsys):
     assert set(drawn["quantity"]) == {"score", "model_usage", "q_loss", "reward_loss"}
 
 
+def test_the_spread_of_up_to_three_runs_is_called_their_range(results, capsys):
+    options = ["--at", "500", "--smooth", "0", "--out", "fig.svg", "--overwrite"]
+    assert plot.main(["results", *options]) == 0
+    printed = capsys.readouterr().out
+    assert cells(printed, "environment")[0][4:7] == ["mean", "range", "IQM"]
+    assert "interval" not in printed
+    for seed in range(1, 4):
+        rows = [(n / 10, n, 100 * n, 10.0 * n + seed) for n in range(1, 11)]
+        write_experiment(results / f"ddpg{seed}", rows, DDPG, seed=seed)
+    assert plot.main(["results", *options]) == 0
+    printed = capsys.readouterr().out
+    assert "95% interval" in printed
+    ddpg, steve = cells(printed, "Chain-v0")
+    assert "(range)" not in ddpg
+    assert steve[7:11] == ["50.0", "..", "51.0", "(range)"]
+
+
 def test_a_score_that_is_never_reached_is_a_dash(results, capsys):
     assert plot.main(["results", "--reach", "1e6", "--out", "fig.svg"]) == 0
     assert cells(capsys.readouterr().out, "Chain-v0")[-1][-2:] == ["-", "-"]
