@@ -150,10 +150,10 @@ def train(
         config=dict(config) if isinstance(config, Mapping) else fspath(config),
         device=str(device),
         start=start,
-        rewind_to=resume_from,
+        rewind_to=None if resume_from is None else int(resume_from),
         overrides=tuple(f"{k}={to_json(v, k)}" for k, v in (set or {}).items()),
         name=name,
-        frames=frames,
-        hours=hours,
+        frames=None if frames is None else int(frames),
+        hours=None if hours is None else float(hours),
     )
     return load_run(training.train(request, on_epoch, show))

@@ -67,8 +67,8 @@ def curve(series: np.ndarray, at: np.ndarray, window: float) -> np.ndarray:
 def line(series: np.ndarray, at: np.ndarray, window: float) -> np.ndarray:
     """As `curve`, but straight between the measurements, so without stairs."""
     places = np.unique(series[0])
-    drawn = np.interp(at, places, curve(series, places, window))
-    return np.where(np.isnan(curve(series, at, window)), np.nan, drawn)
+    straight = np.interp(at, places, curve(series, places, window))
+    return np.where(np.isnan(curve(series, at, window)), np.nan, straight)
 
 
 def aggregate(values: np.ndarray) -> pd.DataFrame:

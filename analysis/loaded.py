@@ -1,5 +1,6 @@
 """Experiments read back from their folders: `steve.load_run`, `steve.load_policy`."""
 
+import contextlib
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -50,7 +51,9 @@ class LoadedRun:
         Raises:
             UserError: its record is damaged.
         """
-        for name in ("run.json", "compute.json"):  # the latter of collected results
+        from .records import RECORDS
+
+        for name in RECORDS:
             path = self.log_folder / name
             if path.is_file():
                 return bool(read_json(path).get("finished"))
@@ -119,17 +122,19 @@ def load_run(folder: str | Path) -> LoadedRun:
     from .records import read_config
 
     folder = Path(folder).absolute()
-    paths = [folder / HYPERPARAMETERS, *sorted(folder.glob(f"*/{HYPERPARAMETERS}"))]
-    others = 0
-    for path in filter(Path.is_file, paths):
-        config = read_config(path)
-        if path.parent in (folder, folder / config.log_path):
-            return LoadedRun(folder, path.parent, config)
-        others += 1
+    for inner in (folder, folder / "log"):
+        if (inner / HYPERPARAMETERS).is_file():
+            return LoadedRun(folder, inner, read_config(inner / HYPERPARAMETERS))
+    others = sorted(folder.glob(f"*/{HYPERPARAMETERS}"))
+    for path in others:  # `log_path` has another name
+        with contextlib.suppress(UserError):
+            config = read_config(path)
+            if config.log_path == path.parent.name:
+                return LoadedRun(folder, path.parent, config)
     if others:
         raise UserError(
-            f"{folder} holds {counted(others, 'experiment')}: name one of them, or use "
-            "steve.load_runs"
+            f"{folder} holds {counted(len(others), 'experiment')}: name one of them, "
+            "or use steve.load_runs"
         )
     raise UserError(
         f"{folder} holds no {HYPERPARAMETERS}: give an experiment's folder, such as "

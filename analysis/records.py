@@ -24,6 +24,7 @@ from ..storage.tables import parsed_table
 from ..util import UserError, counted, files_below
 
 SUFFIX = ".greedy.csv"
+RECORDS = ("run.json", "compute.json")  # the latter of collected results
 X_AXES = ("frames", "hours", "updates")
 GROUPINGS = ("algorithm", "experiment")
 SCORE, USAGE = "score", "model_usage"
@@ -190,8 +191,8 @@ def read_experiment(path: Path) -> Record:
 def read_config(path: Path) -> Config:
     """The configuration in an hps.json.
 
-    What the run.json next to it says of a weighting from a user's module is part of
-    it: that module need not be there any more.
+    What the record next to it says of a weighting from a user's module is part of it:
+    that module need not be there any more.
 
     Raises:
         UserError: there is none, or it is not one.
@@ -202,9 +203,12 @@ def read_config(path: Path) -> Config:
         fault = error.errors()[0]
         key = ".".join(map(str, fault["loc"]))
         raise UserError(f"{path} is no configuration: {key}: {fault['msg']}") from None
-    with suppress(UserError):  # a damaged record: the weighting's name will do
-        weighting = read_json(path.with_name("run.json")).get("weighting")
-        return config.with_weighting(weighting if isinstance(weighting, dict) else None)
+    for name in RECORDS:
+        with suppress(UserError):  # none, or damaged: the weighting's name will do
+            weighting = read_json(path.with_name(name)).get("weighting")
+            return config.with_weighting(
+                weighting if isinstance(weighting, dict) else None
+            )
     return config
 
 

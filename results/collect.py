@@ -114,8 +114,10 @@ def compute(record: dict[str, Any]) -> dict[str, Any]:
         {key: start[key] for key in KEPT if key in start} for start in record["starts"]
     ]
     chance = record.get("not_reproducible")
-    reasons = {"not_reproducible": chance} if chance else {}
-    return {"starts": starts, "finished": record["finished"], **reasons}
+    more = {"not_reproducible": chance} if chance else {}
+    if "weighting" in record:
+        more["weighting"] = record["weighting"]
+    return {"starts": starts, "finished": record["finished"], **more}
 
 
 def main() -> int:

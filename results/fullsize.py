@@ -62,7 +62,7 @@ FULLSIZE = re.compile(r"full_(ddpg|mve_tdk|steve)(_noexplore)?\d+")
 LEVEL, POWER = 0.05, 0.8
 ACTING, GREEDY = "acting", "greedy"
 COLORS = {ACTING: VERMILION, GREEDY: BLUE}
-ASIDE = {ACTING: 1_800, GREEDY: 3_300}  # frames by which our means are to the right
+SHIFT = {ACTING: 1_800, GREEDY: 3_300}  # frames by which our means are to the right
 
 
 class Run(NamedTuple):
@@ -209,7 +209,10 @@ def _summary(values: np.ndarray) -> dict:
     spread = float(values.std(ddof=1)) if count > 1 else math.nan
     low, high = interval(mean, spread, count)
     each = " ".join(f"{value:.1f}" for value in values)
-    return {"seeds": count, "each": each, "mean": mean, "low": low, "high": high}
+    known = {"seeds": count, "each": each, "mean": mean, "low": low, "high": high}
+    return known | dict.fromkeys(
+        ("expected_low", "expected_high", "p", "shows"), math.nan
+    )
 
 
 def _difference(their: NamedTuple, values: np.ndarray) -> dict:
@@ -281,7 +284,7 @@ def figure(theirs: pd.DataFrame, runs: Sequence[Run]) -> "Figure":
             ours = group(runs, environment, algorithm, explores=False)
             plot_ours(axes, ours, theirs.loc[of_panel, "frames"].to_numpy())
             axes.set_title(f"{environment.partition('-')[0]}, {algorithm}", fontsize=10)
-            axes.set_xlim(0, LENGTH + 2 * max(ASIDE.values()))
+            axes.set_xlim(0, LENGTH + 2 * max(SHIFT.values()))
             axes.set_xticks(range(0, LENGTH + 1, LENGTH // 4))
             axes.xaxis.set_major_formatter(lambda frames, _: f"{frames:,.0f}")
             axes.tick_params(axis="x", labelsize=8)
@@ -337,7 +340,7 @@ def plot_ours(axes: "Axes", runs: Sequence[Run], frames: np.ndarray) -> None:
         values = pd.DataFrame([[run.at(kind, x) for x in frames] for run in runs])
         if not values.empty:
             axes.plot(
-                frames + ASIDE[kind],
+                frames + SHIFT[kind],
                 values.mean(),
                 "D",
                 color=COLORS[kind],

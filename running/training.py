@@ -8,6 +8,7 @@ program.
 
 import contextlib
 import json
+import math
 import os
 import queue
 import re
@@ -84,7 +85,7 @@ def train(
     given = json.loads(to_json({"request": asdict(request)}, "the configuration"))
     reading, writing = os.pipe()
     launcher = subprocess.Popen(
-        [sys.executable, "-c", SERVE, json.dumps(sys.path)],
+        [sys.executable, "-c", SERVE, to_json(sys.path, "sys.path")],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -141,7 +142,8 @@ def check_arguments(**given: Any) -> None:
     """
     for name, value in given.items():
         kinds, what = ARGUMENTS[name]
-        if not isinstance(value, kinds):
+        is_no_number = isinstance(value, Real) and not math.isfinite(value)
+        if not isinstance(value, kinds) or isinstance(value, bool) or is_no_number:
             raise UserError(f"{name} must be {what}, not {value!r}")
     for key in given["set"] or ():
         if not isinstance(key, str) or "=" in key:

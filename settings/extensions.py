@@ -13,6 +13,7 @@ import inspect
 import re
 import string
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -284,9 +285,14 @@ def _settings(
 
 
 def _check_title(title: str, settings: Mapping[str, Any], name: str) -> None:
-    """Refuses a title with another field than settings."""
+    """Refuses a title that cannot be filled in with settings."""
+    if not isinstance(title, str):
+        raise UserError(f"the title of the weighting {name} is no text: {title!r}")
     try:
         unknown = [each for each in _fields(title) if each not in settings]
+        if not unknown and REQUIRED not in settings.values():
+            with suppress(TypeError):  # a default of None may have no format
+                title.format(**settings)
     except ValueError as error:
         raise UserError(f"the title of the weighting {name}: {error}") from None
     if unknown:

@@ -53,7 +53,7 @@ class Leaf(NamedTuple):
         """This box of an observation, [size], or of a batch of them, [B, size].
 
         Raises:
-            ValueError: it is not there, or has another shape.
+            ValueError: it is not there, or has other sizes.
         """
         where = "obs" + "".join(f"[{step!r}]" for step in self.path)
         try:
@@ -71,9 +71,10 @@ class Leaf(NamedTuple):
                 return part.reshape(self.size)
             if given and given[1:] == shape:
                 return part.reshape(len(part), self.size)
-        if self.shape is None and part.size == self.size:
+        # An environment may give its numbers in another shape; see `Contract`.
+        if part.size == self.size:
             return part.reshape(self.size)
-        if self.shape is None and given and part.size == len(part) * self.size:
+        if given and part.size == len(part) * self.size:
             return part.reshape(len(part), self.size)
         raise ValueError(
             f"{where} has shape {given}; the policy was trained on {self.size} numbers "

@@ -32,7 +32,7 @@ from .record import (
     record_start,
     write_json,
 )
-from .rewind import finish_rewind, put_aside, rewind
+from .rewind import finish_rewind, numbered_checkpoints, put_aside, rewind
 from .salvage import salvage
 from .scores import COLUMNS
 from .tables import read_table
@@ -219,8 +219,8 @@ def open_output(run: Run, merged: dict[str, Any]) -> list[str]:
 
     Args:
         run: whose folder it is.
-        merged: its configuration, for hps.json: written first, since without it
-            nothing else could be resumed.
+        merged: its configuration, for hps.json: written before all that is new, since
+            without it nothing else could be resumed.
 
     Returns:
         Lines for the user: damaged transitions or states that were passed over, and
@@ -243,11 +243,11 @@ def open_output(run: Run, merged: dict[str, Any]) -> list[str]:
         for folder in (folders.checkpoints, folders.log / "processes"):
             folder.mkdir(parents=True, exist_ok=True)
         before = _interactors_before(folders)
-        write_json(folders.hyperparameters, merged)
         for leftover in folders.root.rglob(".*.tmp"):  # of writers that were killed
             leftover.unlink()
-        _check_whole(run)
         notes += _renamed_scores(folders)
+        _check_whole(run)
+        write_json(folders.hyperparameters, merged)
         notes += _mended_tables(run)
         notes += _mended_replay(run)
         notes += _checked_states(run)
@@ -261,7 +261,8 @@ def open_output(run: Run, merged: dict[str, Any]) -> list[str]:
 def _check_whole(run: Run) -> None:
     """Refuses a run of which a part is gone that it had: the rest would not fit.
 
-    Before its first epoch ends, each learner has a state; no state is without replay.
+    A learner saves its state before it publishes anything, and the replay buffer is
+    made before any state.
 
     Raises:
         UserError: names what is missing.
@@ -278,10 +279,12 @@ def _check_whole(run: Run) -> None:
     if any(map(checkpoint.is_there, states)) and not _has_replay(folders):
         needed.append(folders.replay / DATA_NAME)
     if needed:
+        numbered = numbered_checkpoints(folders, run.config)
+        rewind_to = f", --resume-from {numbered[-1]}" if numbered else ""
         raise UserError(
             f"{' and '.join(map(str, needed))}: missing, so that this run cannot be "
-            "resumed. Put back what was removed, or start again: --overwrite renames "
-            "what is left"
+            f"resumed. Put back what was removed{rewind_to}, or start again: "
+            "--overwrite renames what is left"
         )
 
 

@@ -112,6 +112,16 @@ def test_a_run_counts_as_far_as_it_has_come(program, tmp_path):
     assert "| HalfCheetah | DDPG | 50,000 | 0 [-3, 3] | - | 0 | - | - |" in printed
 
 
+@pytest.mark.parametrize("name", ["full_ddpg0", "full_ddpg_noexplore0"])
+def test_where_nothing_can_be_tested_there_is_a_table(program, tmp_path, name):
+    """One explores, and of the other there are no acting returns."""
+    write_run(tmp_path, name, 1.0)
+    printed = program.table(
+        program.compared(theirs(0.0), program.fullsize_runs([tmp_path]))
+    )
+    assert printed.endswith("| 1 | 1 (1) | - | - | - | - |")
+
+
 def test_runs_that_explore_and_other_algorithms_are_kept_apart(program, tmp_path):
     write_run(tmp_path, "full_ddpg_noexplore0", 1.0)
     write_run(tmp_path, "full_ddpg0", 2.0)

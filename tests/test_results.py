@@ -42,6 +42,7 @@ def write_run(output: Path, name: str, *, score: float = 1.0, finished: bool = T
     record = {
         "experiment": name,
         "starts": [start_record(config, 0, {"valuerl": "cpu"}, False)],
+        "weighting": {"title": "Own"},
         "finished": {"time": "then", "frames": 100, "hours": 0.1} if finished else None,
     }
     write_json(folders.run, record)
@@ -92,6 +93,7 @@ def test_finished_runs_are_copied_once_and_what_is_there_stays(tmp_path):
     )
     compute = json.loads((copy / "compute.json").read_text())
     assert compute["finished"]["hours"] == 0.1
+    assert compute["weighting"] == {"title": "Own"}
     assert "host" not in compute["starts"][0]
     settings = json.loads((copy / "hps.json").read_text())
     expected = json.loads(folders.hyperparameters.read_text())

@@ -52,6 +52,19 @@ def test_a_folder_of_experiments_is_none(folder, count):
         load_run(folder.parent)
 
 
+def test_other_folders_in_an_experiment_change_nothing(folder):
+    log = folder / "log"
+    log.mkdir()
+    for path in list(folder.glob("*.*")):
+        path.rename(log / path.name)
+    (folder / "before").mkdir()
+    (folder / "before" / "hps.json").write_text("{")
+    assert load_run(folder).log_folder == log
+    (log / "hps.json").unlink()
+    with pytest.raises(steve.UserError, match="holds 1 experiment:"):
+        load_run(folder)
+
+
 def test_a_run_stays_where_it_was_read(folder, monkeypatch):
     monkeypatch.chdir(folder.parent)
     (run,) = load_runs(folder.name)

@@ -2,6 +2,8 @@
 
 import errno
 import json
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -84,6 +86,8 @@ def test_a_fault_of_ours_is_raised(error):
         ({"set": ["seed=1"]}, "set must be an object of values by dotted key, not"),
         ({"set": {"seed=1": 2}}, "set: a key is a string without =, not 'seed=1'"),
         ({"frames": "9"}, "frames must be a whole number, not '9'"),
+        ({"frames": True}, "frames must be a whole number, not True"),
+        ({"hours": float("nan")}, "hours must be a number, not nan"),
         ({"hours": "9"}, "hours must be a number"),
         ({"name": 3}, "name must be a string, not 3"),
         ({"resume_from": "9"}, "resume_from must be a number of updates"),
@@ -114,6 +118,7 @@ def test_numbers_may_be_numpys():
 
 def test_the_launcher_is_that_of_the_programs_own_path(tmp_path, monkeypatch):
     (tmp_path / "steve" / "running").mkdir(parents=True)
+    monkeypatch.setattr(sys, "path", [Path("/nowhere"), *sys.path])
     fake = "print('found'); serve = lambda: print('its own'); "
     (tmp_path / "steve" / "running" / "training.py").write_text(fake)
     monkeypatch.syspath_prepend(str(tmp_path))

@@ -135,12 +135,22 @@ def test_a_callable_without_a_name_can_be_registered_again_but_no_other_one():
         ("mine {scale:{width}}", "has the field {width}, which is no setting"),
         ("mine {scale.unit}", "has the field {scale.unit}, which is no setting"),
         ("mine {", "the title of the weighting mine: "),
+        (3, "is no text: 3"),
     ],
 )
 def test_a_title_has_no_other_fields_than_settings(title, said):
     message = refusal(lambda: steve.weighting("mine", title=title)(mine))
     assert said in message
     assert message.startswith("the title of the weighting mine")
+
+
+@pytest.mark.parametrize("title", ["mine {epsilon!q}", "mine {epsilon:Z}"])
+def test_a_title_that_cannot_be_filled_in_is_refused(title):
+    def with_defaults(candidates, epsilon=0.5):
+        return candidates
+
+    said = refusal(lambda: steve.weighting("mine", title=title)(with_defaults))
+    assert said.startswith("the title of the weighting mine: ")
 
 
 def test_a_title_shows_settings():

@@ -66,6 +66,17 @@ def test_without_shapes_an_interface_comes_back_too():
     assert Interface.from_json(interface(0, 1).to_json()) == interface(0, 1)
 
 
+@pytest.mark.parametrize("shapes", [((), (3,)), ((1,), (3, 1)), ((1, 1), (1, 3))])
+def test_an_environment_may_give_its_numbers_in_another_shape(shapes):
+    leaves = Leaf(("a",), 1, (1,)), Leaf(("b",), 3, (3,))
+    interface = Interface(leaves, (-1.0,), (1.0,), (1,), "float32", True, 0.0)
+    one, other = (np.ones(shape) for shape in shapes)
+    flat = interface.flatten({"a": one, "b": 2 * other})
+    assert flat.reshape(-1).tolist() == [1, 2, 2, 2]
+    batch = {"a": np.ones((5, *shapes[0])), "b": np.ones((5, *shapes[1]))}
+    assert interface.flatten(batch).shape == (5, 4)
+
+
 @pytest.mark.parametrize(
     ("obs", "said"),
     [

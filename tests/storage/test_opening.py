@@ -12,9 +12,11 @@ from support import PATIENCE, PROJECT, QUICKSTART
 from support_storage import (
     MERGED,
     SIZES,
+    learned,
     one_line,
     open_now,
     rewards_in,
+    save_policy,
     save_state,
     transitions,
 )
@@ -25,21 +27,12 @@ from steve.settings.interface import EnvSpec, Interface
 from steve.settings.request import Request
 from steve.storage import checkpoint, conditions, opening
 from steve.storage.checkpoint import CheckpointError
-from steve.storage.digests import Digest, append_digest
 from steve.storage.folders import Run
 from steve.storage.locks import claimed
 from steve.storage.opening import check_mode, has_output
 from steve.storage.record import read_json, read_run, reasons_of, write_json
 from steve.storage.scores import CSV_HEADER
 from steve.util import UserError
-
-
-def learned(folders, config, value=1000, model=1000):
-    """The folder of a run in its fourth epoch, without what was published."""
-    open_now(folders, config)
-    save_state(folders, "valuerl", value, 4, 350, numbered=False)
-    save_state(folders, "worldmodel", model, 4, 350, numbered=False)
-
 
 # Modes
 
@@ -273,11 +266,6 @@ def test_output_that_cannot_be_written_is_an_error(config, folders):
 
 
 # What a run of version 1.0 left under one name
-
-
-def save_policy(folders, updates):
-    tensors = {"policy/w0": np.ones((3, 1), np.float32)}
-    checkpoint.publish(folders.policy, tensors, {"updates": updates, "epoch": 4})
 
 
 def version_1_run(folders, config, value=1000, model=1000):
@@ -541,53 +529,6 @@ def test_a_resume_on_another_processor_is_one_line(tmp_path, monkeypatch):
     assert line.endswith("and is another one")
 
 
-# Missing files
-
-
-def missing(folders, config):
-    """The names that are said to be missing."""
-    before = {path for path in folders.root.rglob("*") if path.is_file()}
-    with pytest.raises(UserError) as caught:
-        open_now(folders, config)
-    assert {path for path in folders.root.rglob("*") if path.is_file()} == before
-    names, _, rest = one_line(caught).partition(": missing, so that this run cannot be")
-    assert "--overwrite renames what is left" in rest
-    return names.split(" and ")
-
-
-LATER = ("policy", "scores", "digests")
-
-
-@pytest.mark.parametrize("later", LATER)
-def test_a_learners_state_that_is_gone_is_an_error(folders, config, later):
-    learned(folders, config)
-    if later == "policy":
-        save_policy(folders, 1000)
-    elif later == "scores":
-        folders.scores.write_bytes(CSV_HEADER + ROWS)
-    else:
-        append_digest(folders.digests, Digest(1, 0, 100, "a", "b", "-", "c"))
-    states = [folders.state(name) for name in ("valuerl", "worldmodel")]
-    states[1].rename(checkpoint.previous_path(states[1]))  # can still be used
-    (note,) = open_now(folders, config)
-    assert "worldmodel.previous.safetensors is used instead" in note
-    checkpoint.previous_path(states[1]).unlink()
-    assert missing(folders, config) == [str(states[1])]
-    states[0].unlink()
-    assert missing(folders, config) == list(map(str, states))
-
-
-def test_a_replay_that_is_gone_is_an_error_once_there_is_a_state(folders, config):
-    open_now(folders, config)
-    (data,) = folders.replay.glob("replay.*")
-    data.unlink()
-    assert open_now(folders, config) == []  # nothing was learned from it
-    save_state(folders, "worldmodel", 0, 0, 350, numbered=False)  # it pretrains
-    assert open_now(folders, config) == []
-    data.unlink()
-    assert missing(folders, config) == [str(data)]
-
-
 # Damaged tables
 
 ROWS = b"0.1,1,10,1.5\n0.2,2,20,2.5\n"
@@ -642,7 +583,7 @@ def test_a_pipe_in_place_of_a_file_is_one_line_and_is_not_waited_for(folders, co
 
 
 def test_scores_go_on_in_one_file_where_the_folder_was_renamed(folders, config):
-    folders.log.mkdir(parents=True)
+    learned(folders, config)
     earlier = folders.log / "earlier.greedy.csv"
     earlier.write_bytes(CSV_HEADER + ROWS)
     (note,) = open_now(folders, config)
