@@ -1,5 +1,6 @@
 """Runs with evaluators, in one process; what they recorded."""
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 from support import publish_policy
@@ -32,9 +33,13 @@ def run_side_by_side(run, board):
     """Runs all evaluators at once, to the end of the run."""
     board[LAUNCHER]["phase"] = FINAL_EPISODES
     numbers = range(run.config.evaluator_config.count)
+
+    def pause():
+        time.sleep(0.001)  # one that waits leaves the interpreter to the others
+
     with ThreadPoolExecutor() as pool:
         running = [
-            pool.submit(run_evaluator, run, board, number, Script(limit=MANY))
+            pool.submit(run_evaluator, run, board, number, Script(pause, limit=MANY))
             for number in numbers
         ]
         for one in running:

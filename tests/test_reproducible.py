@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from steve.settings.schema import Config
 from steve.storage.board import Board
 from steve.storage.digests import read_digests
 from steve.storage.folders import Folders
+from steve.util import RunError
 
 LEARNER = {
     "hidden_dim": 16,
@@ -149,7 +151,12 @@ def kill_in_the_midst(path, name, dice, kills, settings=()):
         if process.poll() is not None:
             break
         time.sleep(0.1 * dice.random())
-        pids = pids_of(folders_of(path, name), process)
+        pids = None
+        while pids is None and process.poll() is None:
+            with suppress(RunError):  # a launch has no board yet when it begins
+                pids = pids_of(folders_of(path, name), process)
+        if pids is None:
+            break
         for pid in list(pids.values())[1:]:  # one stands still for a moment
             if dice.random() < 0.3:
                 os.kill(pid, signal.SIGSTOP)
