@@ -155,6 +155,7 @@ def kill_in_the_midst(path, name, dice, kills, settings=()):
         while pids is None and process.poll() is None:
             with suppress(RunError):  # a launch has no board yet when it begins
                 pids = pids_of(folders_of(path, name), process)
+            time.sleep(0.02)
         if pids is None:
             break
         for pid in list(pids.values())[1:]:  # one stands still for a moment
