@@ -138,6 +138,11 @@ def pids_of(folders, process):
     return {LAUNCHER: process.pid} | {n: p for n, p in named.items() if p in alive}
 
 
+def send(pid, number):
+    with suppress(ProcessLookupError):  # the run has come to its end meanwhile
+        os.kill(pid, number)
+
+
 def kill_in_the_midst(path, name, dice, kills, settings=()):
     """Kills the launcher or one of its children when so many epochs are done."""
     process = launch(path, name, *settings)
@@ -160,11 +165,11 @@ def kill_in_the_midst(path, name, dice, kills, settings=()):
             break
         for pid in list(pids.values())[1:]:  # one stands still for a moment
             if dice.random() < 0.3:
-                os.kill(pid, signal.SIGSTOP)
+                send(pid, signal.SIGSTOP)
                 time.sleep(0.2 * dice.random())
-                os.kill(pid, signal.SIGCONT)
+                send(pid, signal.SIGCONT)
         victim = dice.choice(list(pids))
-        os.kill(pids[victim], signal.SIGKILL)
+        send(pids[victim], signal.SIGKILL)
         if victim in (LAUNCHER, *learners_killed):  # a learner is restarted once
             process.wait(PATIENCE)
             process = launch(path, name, *settings, resume=True)
