@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import os
 import re
 from collections.abc import Sequence
 from contextlib import suppress
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..settings import loading
+from ..settings.files import locate
 from ..settings.loading import LoadedConfig
 from ..settings.roles import process_names
 from ..settings.schema import Config
@@ -93,13 +93,14 @@ def expand(request: Request) -> tuple[Path, list[PlannedRun]]:
 
 
 def _files(paths: Sequence[str]) -> list[str]:
-    """The files, each once; a folder stands for all .json below it."""
+    """The files, each once; a folder, also a packaged one, is all .json below it."""
     files: dict[str, None] = {}
     for path in paths:
-        if not os.path.isdir(path):
+        folder = locate(path)
+        if not folder.is_dir():
             files[path] = None
             continue
-        found = sorted(str(file) for file in files_below(Path(path), "*.json"))
+        found = sorted(str(file) for file in files_below(folder, "*.json"))
         if not found:
             raise UserError(f"{path} holds no .json file")
         files.update(dict.fromkeys(found))

@@ -46,6 +46,12 @@ def test_the_papers_folder_gives_its_132_runs_each_with_a_folder_of_its_own():
     assert {run.frames for run in runs} == {1_000_000}
 
 
+def test_a_packaged_folder_is_found_from_any_working_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    _, found = expand(Request(["config/experiments"], frames=1_000_000))
+    assert len(found) == 132
+
+
 def test_a_folder_stands_for_the_files_below_it_and_a_file_counts_once(tmp_path):
     first = write(tmp_path / "b.json")
     write(tmp_path / "deep" / "a.json")
