@@ -137,7 +137,9 @@ def train(
         frames=frames,
         hours=hours,
         name=name,
+        resume=resume,
         resume_from=resume_from,
+        overwrite=overwrite,
     )
     if resume_from is not None:
         resume = True

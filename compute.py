@@ -42,8 +42,9 @@ def prepare_tensorflow(
     Args:
         name: of the process.
         on_cpu: whether it computes on the CPU.
-        threads: the configuration's; None: on a CPU all cores that it may use, on a
-            GPU TensorFlow decides.
+        threads: the configuration's; None: on a CPU all cores that it may use (SPEC
+            section 2: a share of them. Paced learners mostly work in turn), on a GPU
+            TensorFlow decides.
         members: how many nets of an ensemble take part in an update; 1 for single
             nets.
         precision: of products on a GPU: "float32", or "tf32" with 10 bits of

@@ -16,7 +16,6 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import gymnasium
@@ -25,11 +24,10 @@ from gymnasium import spaces
 from gymnasium.wrappers import FlattenObservation
 
 from .environments import MAKERS, dm_control, mujoco
-from .environments.box2d import make_hardcore
+from .environments import make as make_papers
 from .environments.contract import Contract, try_out
 from .environments.old_gym import MUJOCO_PY_ID, make_with_gym
 from .environments.rendering import check_rendering_only
-from .environments.roboschool import make_roboschool
 from .settings.extensions import import_module
 from .settings.interface import EnvSpec, Interface, Leaf, to_box
 from .util import UserError, error_text, time_limit
@@ -42,15 +40,6 @@ IMAGE_DIMENSIONS = 3
 
 CLOSE_PATIENCE = 5.0  # seconds; less than a run gives its processes to end
 NO_DISPLAY = r".*\bDISPLAY environment variable is missing"  # GLFW's words
-
-# The paper's other environments.
-OTHERS: dict[str, Callable[[dict[str, Any]], gymnasium.Env]] = {
-    "BipedalWalkerHardcore-v2": make_hardcore,
-    "RoboschoolHumanoid-v1": partial(make_roboschool, "RoboschoolHumanoid-v1"),
-    "RoboschoolHumanoidFlagrun-v1": partial(
-        make_roboschool, "RoboschoolHumanoidFlagrun-v1"
-    ),
-}
 
 
 def make_env(env_config: "Environment") -> gymnasium.Env:
@@ -186,17 +175,18 @@ def _raw_env(env_config: "Environment") -> gymnasium.Env:
             # dm_control looks for a display when it is imported; nothing is drawn here.
             warnings.filterwarnings("ignore", NO_DISPLAY)
             import_module(env_config.module, "env.module")
-    if (entry_point := env_config.entry_point) is not None:
+    entry_point = env_config.entry_point
+    if env_config.inertia == "2.1" and (entry_point or name not in mujoco.MUJOCO):
+        raise UserError(
+            f"env.inertia 2.1: known for {', '.join(mujoco.MUJOCO)} only, not "
+            f"for {entry_point or name}; remove the key"
+        )
+    if entry_point is not None:
         return _made(
             env_config,
             lambda: _from_entry_point(
                 entry_point, env_config.make_kwargs, key="env.entry_point"
             ),
-        )
-    if env_config.inertia == "2.1" and name not in mujoco.MUJOCO:
-        raise UserError(
-            f"env.inertia 2.1: known for {', '.join(mujoco.MUJOCO)} only, not "
-            f"for {name}; remove the key"
         )
     if name in MAKERS:
         check_rendering_only(name, env_config.make_kwargs, "env.make_kwargs")
@@ -207,9 +197,8 @@ def _raw_env(env_config: "Environment") -> gymnasium.Env:
                 name, env_config.inertia or "2.1", env_config.make_kwargs
             ),
         )
-    if name in OTHERS:
-        make = OTHERS[name]
-        return _made(env_config, lambda: make(env_config.make_kwargs))
+    if name in MAKERS:
+        return _made(env_config, lambda: make_papers(name, **env_config.make_kwargs))
     if MUJOCO_PY_ID.fullmatch(name):
         return _made(env_config, lambda: make_with_gym(name, env_config.make_kwargs))
     # The passive checker repeats on every step what is checked once here.
@@ -308,7 +297,7 @@ def _import_fault(error: Exception) -> str:
 
 
 def _nearest(name: str) -> str:
-    known = [*mujoco.MUJOCO, *OTHERS, *gymnasium.registry]
+    known = [*MAKERS, *gymnasium.registry]
     lower = {identifier.lower(): identifier for identifier in known}
     # Upper and lower case are often all that is wrong.
     close = difflib.get_close_matches(name.lower(), lower, n=1)

@@ -149,7 +149,6 @@ class Learner(abc.ABC):
         log = Every(self.settings.log_every_n, self.updates)
         new_epoch = Every(self.settings.epoch_every_n, self.updates)
         due_backup = Every(self.settings.backup_every_n, self.updates)
-        self._logged_at = time.monotonic()
         while self._end_epoch() and self._wait_for_turn():
             room = min(e.until(self.updates) for e in (log, new_epoch, due_backup))
             self.updates += self.learn(self._updates_now(int(room)))
@@ -270,7 +269,7 @@ class Learner(abc.ABC):
 
     def start_clock(self) -> None:
         """Learning starts now (SPEC section 9: `hours`)."""
-        self._clock = time.monotonic()
+        self._clock = self._logged_at = time.monotonic()
 
     def tick(self) -> None:
         """Brings clock and status board up to date."""
@@ -295,9 +294,14 @@ class Learner(abc.ABC):
         return means
 
     def _diverged(self, what: object) -> RunError:
+        state = self.folders.state(self.name)
         return RunError(
-            f"{self.name}: {what} after {self.updates} updates; the run stops. The "
-            f"last good state is {self.folders.state(self.name)}"
+            f"{self.name}: {what} after {self.steps} updates; the run stops. "
+            + (
+                f"The last good state is {state}"
+                if checkpoint.is_there(state)
+                else "It has saved no state"
+            )
         )
 
     def log(self) -> None:

@@ -9,6 +9,7 @@ reach a score.
 import argparse
 import math
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Sequence
@@ -109,6 +110,8 @@ def printed_aggregate(over: OverEnvironments) -> str:
     rows = [("algorithm", "runs", "IQM", "95% interval", "mean", "optimality gap")]
     for row in over.scores.itertuples():
         interval = _interval(row.low, row.high, 3)
+        if len(over.environments) == 1 and row.runs <= RANGE_RUNS:
+            interval += " (range)"
         cells = (f"{row.iqm:.3f}", interval, f"{row.mean:.3f}", f"{row.gap:.3f}")
         rows.append((row.algorithm, str(row.runs), *cells))
     better = [("P(better)", "than", "is", "95% interval")]
@@ -215,6 +218,7 @@ def parse_arguments(
     option(
         "--normalize",
         nargs="+",
+        action="extend",
         type=reference_scores,
         metavar="ENVIRONMENT=LOW,HIGH",
         help="adds statistics over these environments, of scores that are 0 at LOW "
@@ -282,6 +286,9 @@ def run(arguments: argparse.Namespace) -> None:
     settings = {"group_by": arguments.group, "smooth": arguments.smooth}
     references = dict(arguments.normalize or [])
     over = over_environments(runs, references, **settings) if references else None
+    if over and over.left_out:
+        left = ", ".join(over.left_out)
+        print(f"note: without runs on all of {', '.join(over.environments)}: {left}")
     figures, curves = all_figures(runs, arguments.x, **settings)
     tables = {"table": score_table(runs, arguments.at, **settings)}
     if arguments.reach is not None:
@@ -312,13 +319,13 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _command(arguments: argparse.Namespace) -> str:
     """The command of a figure; where it was written does not matter."""
-    options = [f"--x {arguments.x} --group {arguments.group}"]
+    words = ["plot.py", *map(str, arguments.folders)]
+    words += ["--x", arguments.x, "--group", arguments.group]
     if arguments.reference:
-        options.append("--reference")
+        words.append("--reference")
     for name, (low, high) in arguments.normalize or []:
-        options.append(f"--normalize {name}={low:g},{high:g}")
-    options += [f"--smooth {arguments.smooth:g}"]
-    return " ".join(["plot.py", *map(str, arguments.folders), *options])
+        words += ["--normalize", f"{name}={low!r},{high!r}"]
+    return shlex.join([*words, "--smooth", f"{arguments.smooth:g}"])
 
 
 def main(arguments: Sequence[str] | None = None, program: str = "plot.py") -> int:

@@ -226,7 +226,12 @@ def q_loss(
         predicted: Q of the sample's member, [B, J]; J = 1, with TDk H + 1.
         targets: [B, J].
         start_weights: probability of having reached the start, [B, J].
+
+    Raises:
+        ValueError: their shapes differ.
     """
+    predicted.shape.assert_is_compatible_with(targets.shape)
+    predicted.shape.assert_is_compatible_with(start_weights.shape)
     return tf.reduce_mean(start_weights * 0.5 * tf.square(predicted - targets))
 
 

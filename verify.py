@@ -32,7 +32,7 @@ from steve.storage import checkpoint
 from steve.storage.checkpoint import CheckpointError
 from steve.storage.conditions import differences
 from steve.storage.digests import Digest, read_digests
-from steve.storage.folders import Folders
+from steve.storage.folders import HYPERPARAMETERS, Folders
 from steve.storage.record import read_json, read_run, reasons_of
 from steve.util import (
     OneLineParser,
@@ -45,6 +45,7 @@ from steve.util import (
 
 # Of the repetition: nothing in it changes what is learned.
 QUIET = (
+    "total_hours=null",  # it ends where all has been compared
     "evaluator_config.count=0",
     "final_episodes=0",
     "tensorboard=false",
@@ -128,8 +129,12 @@ def experiment_at(folder: Path) -> tuple[dict[str, Any], Folders]:
     Raises:
         UserError: there is no experiment, or it cannot be repeated.
     """
-    collected = folder / "hps.json"  # in results/ all lies side by side
-    found = [collected] if collected.is_file() else sorted(folder.glob("*/hps.json"))
+    collected = folder / HYPERPARAMETERS  # in results/ all lies side by side
+    found = (
+        [collected]
+        if collected.is_file()
+        else sorted(folder.glob(f"*/{HYPERPARAMETERS}"))
+    )
     if not found:
         raise UserError(f"{folder}: has no log/hps.json; name an experiment's folder")
     merged = read_json(found[0])

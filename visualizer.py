@@ -71,6 +71,7 @@ from steve.analysis.trained import (
 from steve.analysis.video import EpisodeError, Video
 from steve.running import devices
 from steve.settings.extensions import import_modules
+from steve.settings.loading import check_registered
 from steve.settings.schema import Config
 from steve.storage import checkpoint
 from steve.util import (
@@ -128,7 +129,13 @@ def parse_arguments(
         help="a policy's or value learner's checkpoint, or an experiment's folder of "
         "checkpoints, whose newest is taken",
     )
-    option("--episodes", type=whole_number(1, 10**4), default=5, metavar="N")
+    option(
+        "--episodes",
+        type=whole_number(1, 10**4),
+        default=5,
+        metavar="N",
+        help="how many are run (%(default)s)",
+    )
     option(
         "--out",
         type=Path,
@@ -136,7 +143,12 @@ def parse_arguments(
         help="a folder that is not there yet; by default "
         f'"{OUTPUT_NAME}" in the experiment\'s folder, with a number if that is taken',
     )
-    option("--video", choices=("mp4", "gif", "none"), default="mp4")
+    option(
+        "--video",
+        choices=("mp4", "gif", "none"),
+        default="mp4",
+        help="what it is written as (%(default)s)",
+    )
     option(
         "--seed",
         type=whole_number(0, 2**63),
@@ -295,6 +307,7 @@ def run(arguments: argparse.Namespace) -> None:
     )
     config = loaded.config
     import_modules(config.module)
+    check_registered(config)
     variables = gpu_variables(arguments.gpu_id)
     if arguments.video != "none" and not is_installed("moviepy"):
         raise UserError("videos need moviepy: pip install moviepy, or --video none")

@@ -42,7 +42,12 @@ def transition_loss(
         obs: s, [B, O].
         next_obs: s', [B, O].
         change: the predicted f(s, a), [B, O].
+
+    Raises:
+        ValueError: their shapes differ.
     """
+    for other in (next_obs, change):
+        obs.shape.assert_is_compatible_with(other.shape)
     squared = tf.square(next_obs - obs - change)
     return 0.5 * tf.reduce_mean(tf.reduce_sum(squared, axis=-1))
 
@@ -55,7 +60,12 @@ def termination_loss(terminated: tf.Tensor, logit: tf.Tensor) -> tf.Tensor:
 
 
 def reward_loss(reward: tf.Tensor, predicted: tf.Tensor) -> tf.Tensor:
-    """1/2 (r - g)^2 of rewards [B], batch mean (SPEC section 4)."""
+    """1/2 (r - g)^2 of rewards [B], batch mean (SPEC section 4).
+
+    Raises:
+        ValueError: their shapes differ.
+    """
+    reward.shape.assert_is_compatible_with(predicted.shape)
     return 0.5 * tf.reduce_mean(tf.square(reward - predicted))
 
 

@@ -22,7 +22,7 @@ class DeployedPolicy:
         path: as above.
         interface: as above.
         updates: of the value learner when it was published.
-        frames: environment steps by then.
+        frames: that it has learned from; unpaced, all that were there.
     """
 
     def __init__(self, path: Path, state: Checkpoint, interface: Interface) -> None:

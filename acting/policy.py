@@ -16,7 +16,7 @@ class Policy:
 
     Attributes:
         epoch: the value learner's epoch in which it was published.
-        frames: frames in the replay buffer at that time.
+        frames: that it has learned from; unpaced, all that were there.
         hours: hours of learning at that time.
         updates: of the value learner at that time.
     """

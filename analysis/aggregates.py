@@ -18,10 +18,9 @@ import pandas as pd
 import scipy.stats
 
 from ..util import UserError
-from .curves import SMOOTH, curve
+from .curves import RESAMPLES, SMOOTH, curve
 from .records import SCORE, Record, grouped
 
-RESAMPLES = 2000  # of the bootstrap
 PROFILE_POINTS = 101
 
 Scores = Sequence[np.ndarray]
@@ -87,12 +86,16 @@ class OverEnvironments(NamedTuple):
     """What is known over several environments.
 
     Attributes:
+        environments: their names.
+        left_out: algorithms that have runs on some of them only.
         scores: algorithm, runs, iqm, low, high (of the IQM), mean and gap (the
             optimality gap).
         improvement: algorithm, than, probability, low and high.
         profiles: algorithm, score, share, low and high.
     """
 
+    environments: list[str]
+    left_out: list[str]
     scores: pd.DataFrame
     improvement: pd.DataFrame
     profiles: pd.DataFrame
@@ -148,7 +151,11 @@ def over_environments(
     if not complete:
         raise UserError(f"no algorithm has runs on all of {', '.join(references)}")
     return OverEnvironments(
-        _scores(complete), _improvement(complete), _profiles(complete)
+        list(references),
+        [algorithm for algorithm in found if algorithm not in complete],
+        _scores(complete),
+        _improvement(complete),
+        _profiles(complete),
     )
 
 

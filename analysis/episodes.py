@@ -68,7 +68,10 @@ class Episode(NamedTuple):
     @property
     def score(self) -> float:
         """The plain sum of rewards, added up in their order (SPEC section 9)."""
-        return float(sum(self.reward.tolist()))
+        total = 0.0
+        for reward in self.reward.tolist():  # `sum` rounds otherwise from 3.12 on
+            total += reward
+        return total
 
 
 class EpisodeRunner:

@@ -14,6 +14,7 @@ from ..settings.loading import LoadedConfig
 from ..settings.roles import VALUERL, WORLDMODEL
 from ..settings.schema import Config
 from ..storage import checkpoint
+from ..storage.folders import HYPERPARAMETERS
 from ..storage.record import read_json
 from ..util import UserError, counted
 from .trained import as_published, load_state
@@ -21,7 +22,6 @@ from .trained import as_published, load_state
 if TYPE_CHECKING:
     import pandas as pd
 
-HYPERPARAMETERS = "hps.json"
 SCORE_COLUMNS = ("hours", "epochs", "frames", "score")
 
 

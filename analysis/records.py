@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from ..settings.loading import changed_keys
 from ..settings.roles import VALUERL, WORLDMODEL
 from ..settings.schema import PAPER_HORIZON, Config
-from ..storage.folders import ASIDE
+from ..storage.folders import ASIDE, HYPERPARAMETERS
 from ..storage.record import read_json
 from ..storage.tables import parsed_table
 from ..util import UserError, counted, files_below
@@ -30,7 +30,15 @@ GROUPINGS = ("algorithm", "experiment")
 SCORE, USAGE = "score", "model_usage"
 # Keys that make no difference to what is learned, besides those that `changed_keys`
 # leaves out.
-NOT_A_SETTING = {"seed", "log_path", "save_model_path"}
+NOT_A_SETTING = {
+    *("seed", "log_path", "save_model_path"),
+    *("module", "env.module", "env.obs_dims", "env.action_dim"),
+}
+# Of `value_expansion`: other ways to choose one of the built-in weightings.
+SWITCHES = (
+    *("mean_k_return", "lambda_return", "steve_reweight", "covariances"),
+    *("variance_epsilon", "covariance_ridge"),
+)
 SHORT = 0.95  # of the longest run of its group: a shorter one is worth a remark
 LONGEST_NAME = 48  # letters of a group; what does not fit is told by the experiment
 HORIZON = re.compile(r" H=\d+")
@@ -171,7 +179,7 @@ def read_experiment(path: Path) -> Record:
     Raises:
         UserError: a file is missing or cannot be used.
     """
-    config = read_config(path.with_name("hps.json"))
+    config = read_config(path.with_name(HYPERPARAMETERS))
     scores, damaged = _read_table(path, ("hours", "epochs", "frames", SCORE))
     scores = scores.groupby(["epochs", "frames", "hours"], as_index=False)[SCORE].mean()
     every = config.policy_config.epoch_every_n
@@ -281,7 +289,7 @@ def _in_order(key: Sequence[str]) -> list[Any]:
 
 def _settings_that_differ(runs: Sequence[Record]) -> list[str]:
     """What tells the runs of an algorithm apart: ", learning_rate 0.001" of each."""
-    contents = [run.config.model_dump(mode="json", by_alias=True) for run in runs]
+    contents = [_content(run.config) for run in runs]
     differing = _differing(contents)
     endings = [
         "".join(
@@ -300,6 +308,22 @@ def _settings_that_differ(runs: Sequence[Record]) -> list[str]:
             names.setdefault(key, []).append(run.group("experiment"))
         return [f" ({'/'.join(dict.fromkeys(names[key]))})" for key in keys]
     return endings
+
+
+def _content(config: Config) -> dict[str, Any]:
+    """A merged configuration; what can be said in two ways is said in one."""
+    content = config.model_dump(mode="json", by_alias=True)
+    if content["env"]["inertia"] == "2.1":  # which is what null means
+        content["env"]["inertia"] = None
+    expansion = config.policy_config.value_expansion
+    if expansion is not None and isinstance(expansion.entry.target, str):
+        name, settings = expansion.choice
+        section = content["policy_config"]["value_expansion"]
+        for switch in SWITCHES:
+            del section[switch]
+        known = {**expansion.entry.defaults, **settings}
+        section |= {"weighting": name, "weighting_settings": known}
+    return content
 
 
 def _differing(contents: Sequence[dict[str, Any]]) -> list[str]:
@@ -341,7 +365,7 @@ def _remarks(environment: str, name: str, group: Sequence[Record]) -> Iterator[s
                 f"{path} ends at {end:,.0f} frames, the longest run of {name} on "
                 f"{environment} at {longest:,.0f}"
             )
-    contents = [run.config.model_dump(mode="json", by_alias=True) for run in group]
+    contents = [_content(run.config) for run in group]
     if changed := _differing(contents):
         yield f"{environment}, {name}: runs differ in {', '.join(changed)}"
     seeds = sorted(run.config.seed for run in group)

@@ -11,6 +11,7 @@ from ..settings.roles import VALUERL, WORLDMODEL
 from ..settings.schema import PAPER_HORIZON, Config, PolicyConfig, ValueExpansion
 from ..storage import checkpoint
 from ..storage.checkpoint import Checkpoint
+from ..storage.folders import HYPERPARAMETERS
 from ..storage.record import read_json
 from ..util import UserError
 
@@ -124,10 +125,10 @@ def load_checkpoint(path: Path, config: Config) -> LoadedCheckpoint:
         if (there := path.with_name(name)).exists():
             model = (there, load(there))
         else:
-            notes.append(f"there is no {name} beside {path.name}: no model is shown")
+            notes.append(f"there is no {name} next to {path.name}: no model is shown")
     if critic is None:
         notes.append(
-            f"there is no {beside.name} beside {path.name}: no values and no weights "
+            f"there is no {beside.name} next to {path.name}: no values and no weights "
             "are shown"
         )
     return LoadedCheckpoint(path, as_published(state), critic, model, notes)
@@ -160,7 +161,7 @@ def differing_keys(folder: Path, loaded: "LoadedConfig") -> str | None:
     Returns:
         One line; None where they agree, or the folder is no experiment's.
     """
-    path = folder.parent / loaded.config.log_path / "hps.json"
+    path = folder.parent / loaded.config.log_path / HYPERPARAMETERS
     try:
         earlier = read_json(path)
     except UserError:

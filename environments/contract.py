@@ -15,7 +15,7 @@ from gymnasium import spaces
 from ..util import UserError, error_text
 
 TRIAL_STEPS = 3
-TRIAL_SEED = 2**32 - 1  # the largest that a run gives
+TRIAL_SEED = 2**31 - 1  # the largest that a run gives
 NUMBERS = "biuf"  # kinds of NumPy types: bool, int, unsigned, float
 # What Python says where a wrapper unpacks what an older interface gave.
 UNPACKED = re.compile(r"values to unpack \(expected (2|5)\b")

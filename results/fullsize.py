@@ -100,12 +100,18 @@ def fullsize_runs(folders: Sequence[Path]) -> list[Run]:
     """Those of config/fullsize that are in the folders, by seed.
 
     Raises:
-        UserError: as `find_runs`.
+        UserError: as `find_runs`; or a run is in two of the folders.
     """
     runs = []
+    folders_of: dict[tuple[str, str], Path] = {}
     for record in find_runs(folders, lambda line: print(f"note: {line}")):
         if not FULLSIZE.fullmatch(record.experiment) or not record.end("frames"):
             continue
+        key = record.environment, record.experiment
+        if (other := folders_of.setdefault(key, record.path)) != record.path:
+            raise UserError(
+                f"{record.path} and {other} are of one run; name one of their folders"
+            )
         series = {GREEDY: record.known(SCORE, "frames")}
         try:
             acting = read_acting_returns(record)

@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from ..settings import extensions
+from ..settings.loading import check_registered
 from ..settings.request import Request
 from ..settings.roles import VALUERL, WORLDMODEL, Kind, process_names, roles
 from ..settings.schema import Config
@@ -163,13 +164,7 @@ def _check_extensions(config: Config) -> None:
     """
     from ..loggers import check as check_loggers  # here: they know its children
 
-    expansion, model = config.policy_config.value_expansion, config.world_model_config
-    if expansion is not None:
-        key = "policy_config.value_expansion.weighting"
-        extensions.check(extensions.WEIGHTINGS, *expansion.choice, key)
-    if model is not None:
-        chosen = model.kind, model.kind_settings
-        extensions.check(extensions.WORLD_MODELS, *chosen, "model_config.kind")
+    check_registered(config)
     check_loggers(config)
 
 

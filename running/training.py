@@ -40,7 +40,9 @@ ARGUMENTS: dict[str, tuple[tuple[type, ...], str]] = {
     "frames": ((Integral, NoneType), "a whole number"),
     "hours": ((Real, NoneType), "a number"),
     "name": ((str, NoneType), "a string"),
+    "resume": ((bool, NoneType), "True, False or None"),
     "resume_from": ((Integral, NoneType), "a number of updates"),
+    "overwrite": ((bool,), "True or False"),
 }
 
 
@@ -143,7 +145,8 @@ def check_arguments(**given: Any) -> None:
     for name, value in given.items():
         kinds, what = ARGUMENTS[name]
         is_no_number = isinstance(value, Real) and not math.isfinite(value)
-        if not isinstance(value, kinds) or isinstance(value, bool) or is_no_number:
+        is_other = isinstance(value, bool) and bool not in kinds  # bool is an int
+        if not isinstance(value, kinds) or is_other or is_no_number:
             raise UserError(f"{name} must be {what}, not {value!r}")
     for key in given["set"] or ():
         if not isinstance(key, str) or "=" in key:

@@ -61,6 +61,9 @@ class Entry:
         return f"must set {missing[0]} of {self.name}" if missing else None
 
 
+POSITIVE = (1e-30, 1e30)  # as `schema.Positive`
+
+
 @dataclass(frozen=True)
 class Weighting(Entry):
     """A way of making one target of the candidates T_0 .. T_H (SPEC section 5).
@@ -75,20 +78,27 @@ class Weighting(Entry):
             logged as model usage, and the visualizer shows these weights.
         ensembles: whether its usual form has ensembles; a run that departs from
             that is called "ensemble ..." or "single-net ...".
+        ranges: of settings that are numbers, the least and the greatest.
     """
 
     title: str = ""
     adaptive: bool = True
     ensembles: bool = True
+    ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     def settings_fault(self, settings: Mapping[str, Any]) -> str | None:
-        """As of any entry; all settings of the paper's weightings are numbers."""
-        fault = super().settings_fault(settings)
-        if fault is None and isinstance(self.target, str):
-            for name, value in settings.items():
-                if isinstance(value, bool) or not isinstance(value, int | float):
-                    return f"must set {name} of {self.name} to a number"
-        return fault
+        """As of any entry; also a setting that is out of its range."""
+        if fault := super().settings_fault(settings):
+            return fault
+        for name in settings.keys() & self.ranges:
+            value, (low, high) = settings[name], self.ranges[name]
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not (is_number and low <= value <= high):
+                return (
+                    f"must set {name} of {self.name} to a number from {low:g} to "
+                    f"{high:g}"
+                )
+        return None
 
 
 @dataclass(frozen=True)
@@ -165,13 +175,21 @@ WEIGHTINGS = Table(
         "TD-lambda {decay:g} MVE",
         adaptive=False,
         ensembles=False,
+        ranges={"decay": (0.0, 1.0)},
     ),
-    Weighting("steve", "steve.valuerl:steve_weights", {"epsilon": 1e-8}, "STEVE"),
+    Weighting(
+        "steve",
+        "steve.valuerl:steve_weights",
+        {"epsilon": 1e-8},
+        "STEVE",
+        ranges={"epsilon": POSITIVE},
+    ),
     Weighting(
         "covariances",
         "steve.valuerl:covariance_weights",
         {"ridge": 0.001},
         "COV-STEVE",
+        ranges={"ridge": POSITIVE},
     ),
 )
 WORLD_MODELS = Table(

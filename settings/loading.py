@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from ..util import UserError, check_path
+from . import extensions
 from .files import (
     PACKAGE,
     Files,
@@ -139,6 +140,21 @@ def experiment_name(
             + ("; give another with --name" if name is None else "")
         )
     return chosen
+
+
+def check_registered(config: Config) -> None:
+    """Checks that the weighting and the world model that a run has are known by now.
+
+    Raises:
+        UserError: no module has registered it, or it has no such setting.
+    """
+    expansion, model = config.policy_config.value_expansion, config.world_model_config
+    if expansion is not None:
+        key = "policy_config.value_expansion.weighting"
+        extensions.check(extensions.WEIGHTINGS, *expansion.choice, key)
+    if model is not None:
+        chosen = model.kind, model.kind_settings
+        extensions.check(extensions.WORLD_MODELS, *chosen, "model_config.kind")
 
 
 def changed_keys(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

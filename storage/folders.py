@@ -13,6 +13,7 @@ from ..settings.schema import Config
 from ..util import UserError, files_below
 from .published import Published
 
+HYPERPARAMETERS = "hps.json"  # the complete configuration of an experiment
 # What a shell would replace: a home folder, or a variable.
 UNKNOWN = re.compile(r"^~[^/]*|\$\w+|\$\{[^}]*\}")
 # Folders that main.py put aside or has not finished.
@@ -62,7 +63,7 @@ class Folders:
 
     @property
     def hyperparameters(self) -> Path:
-        return self.log / "hps.json"
+        return self.log / HYPERPARAMETERS
 
     @property
     def run(self) -> Path:

@@ -12,7 +12,7 @@ from pathlib import Path
 from ..replay import ReplayBuffer
 from ..settings.roles import VALUERL
 from ..storage import locks, record
-from ..storage.folders import ASIDE, Folders
+from ..storage.folders import ASIDE, HYPERPARAMETERS, Folders
 from ..storage.scores import LAST_SCORES
 from ..storage.tables import last_rows
 from ..util import UserError, files_below, regular_opener
@@ -27,7 +27,6 @@ FAILED, STOPPED = "failed", "stopped"
 STATES = (WAITING, RUNNING, FINISHED, FAILED, STOPPED)
 
 WITHOUT_A_WORD = "ended without a word: killed together with what watched it"
-HYPERPARAMETERS = "hps.json"
 DEFAULTS = {"log_path": "log", "save_model_path": "checkpoints"}
 STARTED = b"== started "
 ON_A_JOB = re.compile(r"== started \S+ on \S+ by job (\S+)")

@@ -8,6 +8,8 @@ import pytest
 from support import PROJECT
 from support_results import DDPG, MVE_TDK, STEVE, write_csv, write_experiment
 
+from steve.util import UserError
+
 KEYS = ("environment", "algorithm", "frames", "mean", "std", "seeds")
 
 
@@ -110,6 +112,13 @@ def test_a_run_counts_as_far_as_it_has_come(program, tmp_path):
     assert rows["p"][1:].isna().all()
     printed = program.table(rows)
     assert "| HalfCheetah | DDPG | 50,000 | 0 [-3, 3] | - | 0 | - | - |" in printed
+
+
+def test_a_run_in_two_folders_is_not_two_seeds(program, tmp_path):
+    for folder in ("one", "two"):
+        write_run(tmp_path / folder, "full_ddpg_noexplore0", 1.0)
+    with pytest.raises(UserError, match=r"two/.* and .*one/.* are of one run"):
+        program.fullsize_runs([tmp_path])
 
 
 @pytest.mark.parametrize("name", ["full_ddpg0", "full_ddpg_noexplore0"])

@@ -54,6 +54,18 @@ def test_a_log_line_has_the_means_since_the_last_one(tmp_path, clock):
     assert column(learner, "hours") == pytest.approx([2 / 3600, 4 / 3600], abs=1e-6)
 
 
+def test_the_first_speed_is_from_the_start_of_learning_on(tmp_path, clock):
+    run, board, _ = open_fake(tmp_path)
+    learner = build(run, board)
+    clock.now += 100  # building graphs, waiting for frames
+    learner.start_clock()
+    for _ in range(3):
+        learner.updates += learner.learn(1)
+    clock.now += 2
+    learner.log()
+    assert column(learner, "updates_per_s") == [1.5]
+
+
 def test_means_are_over_the_interval_also_after_a_restart(tmp_path):
     run, board, _ = open_fake(tmp_path, policy_config={"log_every_n": 4})
     train(build(run, board), 6)

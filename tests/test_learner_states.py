@@ -191,6 +191,15 @@ def test_a_metric_that_is_not_finite_ends_the_run_and_spares_the_last_state(
     assert max(column(learner, "updates"), default=0) <= 5
 
 
+def test_a_run_that_diverges_before_its_first_state_names_none(tmp_path):
+    run, board, _ = open_fake(tmp_path)
+    learner = build(run, board)
+    learner.bad_metric_at.assign(1.0)
+    learner.learn(1)
+    with pytest.raises(RunError, match=r"the run stops\. It has saved no state"):
+        learner.log()
+
+
 def test_a_weight_that_is_not_finite_ends_the_run_and_spares_the_last_state(tmp_path):
     run, board, _ = open_fake(tmp_path)
     learner = build(run, board)

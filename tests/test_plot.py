@@ -2,6 +2,7 @@
 
 import csv
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -239,6 +240,30 @@ def test_statistics_over_environments_and_the_published_runs(results, capsys):
     assert (
         "Chain-v0, STEVE: results/Chain-v0/steve0, results/Chain-v0/steve1" in printed
     )
+
+
+def test_the_command_in_the_figures_makes_them_again():
+    words = ["a run", "--normalize", "A=0,1", "--normalize", "B=0.1234567,2", "C=3,4"]
+    asked = plot.parse_arguments(words)
+    assert [name for name, _ in asked.normalize] == ["A", "B", "C"]
+    again = plot.parse_arguments(shlex.split(plot._command(asked))[1:])
+    assert again == asked
+
+
+def test_an_algorithm_that_lacks_an_environment_is_named(results, capsys):
+    rows = [(0.1, 1, 100, 1.0), (0.2, 2, 200, 2.0)]
+    for seed in range(2):
+        folder = Path("mine", f"steve{seed}")
+        write_experiment(folder, rows, STEVE, seed=seed, environment="Hopper-v1")
+    options = ["--normalize", "Chain-v0=0,1", "Hopper-v1=0,1", "--out", "fig.svg"]
+    assert plot.main(["mine", "results", *options]) == 0
+    printed = capsys.readouterr().out
+    assert "note: without runs on all of Chain-v0, Hopper-v1: DDPG\n" in printed
+    assert "(range)" not in printed.split("optimality gap")[1].split("\n\n")[0]
+    options = ["--normalize", "Hopper-v1=0,1", "--out", "one.svg"]
+    assert plot.main(["mine", *options]) == 0
+    printed = capsys.readouterr().out
+    assert "(range)" in printed.split("optimality gap")[1].split("\n\n")[0]
 
 
 @pytest.mark.parametrize("wrong", ["Hopper-v1", "Hopper-v1=1", "A=2,1", "A=0,inf"])

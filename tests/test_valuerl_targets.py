@@ -309,6 +309,11 @@ def test_steve_prefers_the_candidate_that_the_members_agree_on():
 # Losses by hand
 
 
+def test_targets_of_another_shape_than_q_are_refused():
+    with pytest.raises(ValueError, match="incompatible"):
+        q_loss(tf.zeros((3, 1)), tf.zeros(3), tf.ones((3, 1)))
+
+
 def test_q_loss_is_the_plain_mean_of_weighted_half_squares():
     predicted = tf.constant([[1.0, 2.0], [3.0, 4.0]])
     targets = tf.constant([[0.0, 4.0], [3.0, 0.0]])

@@ -77,7 +77,8 @@ def test_an_end_that_was_continued_is_one_epoch_more_and_no_difference():
 @pytest.fixture
 def earlier(tmp_path):
     """An experiment as a run left it."""
-    config = make_config(tmp_path / "output", policy_config={"frames_per_update": 1.0})
+    keys = {"policy_config": {"frames_per_update": 1.0}, "total_hours": 1.0}
+    config = make_config(tmp_path / "output", **keys)
     run = make_run(config)
     folders = run.folders
     merged = config.model_dump(mode="json", by_alias=True)
@@ -122,6 +123,7 @@ def test_a_run_that_repeats_itself_is_identical(earlier, repetition, capsys):
     assert verified(earlier, capsys, "--epochs", "2") == (0, said)
     request = repetition["requests"][0]
     assert request.loaded.config.evaluator_config.count == 0
+    assert request.loaded.config.total_hours is None
     assert not str(request.loaded.config.output_root).startswith(str(earlier.root))
 
 

@@ -343,6 +343,16 @@ def test_a_checkpoint_that_does_not_fit_is_one_line(make_lab, capsys, change, sa
         (["{config}", "7", "{root}"], "GPU 7 does not exist"),
         (["{config}", "gpu", "{root}"], 'a whole number or "cpu"'),
         (["{config}", "cpu", "{root}", "--set", "env.nam=x"], "did you mean name"),
+        (
+            [
+                "{config}",
+                "cpu",
+                "{root}",
+                "--set",
+                'model_config.kind_settings={{"a": 1}}',
+            ],
+            "model_config.kind_settings has no a",
+        ),
     ],
 )
 def test_a_mistake_is_one_line_and_leaves_nothing(make_lab, capsys, arguments, said):

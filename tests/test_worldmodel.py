@@ -107,6 +107,14 @@ def test_termination_loss_is_the_cross_entropy_of_the_logit():
     assert loss.numpy() == pytest.approx(expected, rel=1e-6)
 
 
+def test_losses_of_unequal_shapes_are_refused():
+    rows, table = tf.zeros(3), tf.zeros((3, 1))
+    with pytest.raises(ValueError, match="incompatible"):
+        reward_loss(rows, table)
+    with pytest.raises(ValueError, match="incompatible"):
+        transition_loss(tf.zeros((3, 2)), tf.zeros((3, 2)), table)
+
+
 def test_reward_loss_is_half_the_mean_square():
     loss = reward_loss(tf.constant([1.0, 0.0]), tf.constant([3.0, 1.0]))
     assert loss.numpy() == pytest.approx((4 / 2 + 1 / 2) / 2)

@@ -5,7 +5,7 @@ import pytest
 from support_closing import closing_env, times_closed
 
 from steve.acting.policy import Policy
-from steve.analysis.episodes import EpisodeRunner, run_episode
+from steve.analysis.episodes import Episode, EpisodeRunner, run_episode
 from steve.analysis.policy_figures import ending
 from steve.analysis.video import EpisodeError
 from steve.settings.schema import Config
@@ -57,6 +57,12 @@ def test_an_episode_is_what_the_environment_did(terminated):
     assert episode.next_obs[:, 0].tolist() == [1, 2, 3]
     np.testing.assert_allclose(episode.action, np.tanh(0.5), rtol=1e-6)
     assert seen == [(0, 0.0, False), (1, 1.0, False), (2, 3.0, False), (3, 7.0, True)]
+
+
+def test_a_score_is_added_up_in_the_order_of_the_rewards():
+    none = np.empty((10, 0))
+    episode = Episode(0, none, none, np.full(10, 0.1), none, terminated=True)
+    assert episode.score == 0.9999999999999999  # rounded once it would be 1.0
 
 
 # The largest is finite in float64, but not in float32, in which rows are kept.

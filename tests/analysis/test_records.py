@@ -325,6 +325,21 @@ def test_runs_of_an_algorithm_are_told_apart_by_the_keys_that_differ(tmp_path):
     assert remarks(runs) == []
 
 
+def test_what_makes_no_difference_to_learning_makes_no_group(tmp_path):
+    expansions = {"steve_reweight": True}, {"weighting": "steve"}
+    for i, expansion in enumerate(expansions):
+        content = settings(ensembles=True, rollout_len=3, **expansion)
+        if i:
+            content["env"] |= {"obs_dims": [3], "action_dim": 1, "inertia": "2.1"}
+        write_experiment(tmp_path / f"run{i}", ROWS, content, seed=i)
+    groups = grouped(find_runs([tmp_path]), "algorithm")
+    assert {name: len(group) for (_, name), group in groups.items()} == {"STEVE": 2}
+    content["policy_config"]["value_expansion"]["weighting_settings"] = {"epsilon": 0.1}
+    write_experiment(tmp_path / "run2", ROWS, content, seed=2)
+    names = [name for _, name in grouped(find_runs([tmp_path]), "algorithm")]
+    assert set(names) == {"STEVE, epsilon 1e-08", "STEVE, epsilon 0.1"}
+
+
 def test_settings_that_make_too_long_a_name_give_the_experiments(tmp_path):
     for name, size in (("slow", 64), ("quick", 32)):
         keys = {"batch_size": size, "layers": size, "hidden_dim": size}

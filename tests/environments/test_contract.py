@@ -264,14 +264,18 @@ def test_a_space_that_changes_later_does_not_change_what_fits():
         env.reset(1)
 
 
-def test_an_environment_that_takes_small_seeds_only_is_tried_with_a_large_one():
+@pytest.mark.parametrize("bits", [30, 31])
+def test_an_environment_is_tried_with_the_largest_seed_that_a_run_gives(bits):
     class SmallSeeds(Says):
         def reset(self, *, seed=None, options=None):
-            if seed > 2**31 - 1:
-                raise ValueError(f"seed {seed} has more than 31 bits")
+            if seed >= 2**bits:
+                raise ValueError(f"seed {seed} is too large")
             return super().reset(seed=seed)
 
-    assert "has more than 31 bits" in fault_of(SmallSeeds)
+    if bits == 31:
+        envwrap.measure(config_of(SmallSeeds, **step_of(), reset=(GOOD, {})))
+    else:
+        assert "is too large" in fault_of(SmallSeeds)
 
 
 class Still:

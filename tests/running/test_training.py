@@ -90,6 +90,8 @@ def test_a_fault_of_ours_is_raised(error):
         ({"hours": float("nan")}, "hours must be a number, not nan"),
         ({"hours": "9"}, "hours must be a number"),
         ({"name": 3}, "name must be a string, not 3"),
+        ({"resume": 0}, "resume must be True, False or None, not 0"),
+        ({"overwrite": "no"}, "overwrite must be True or False, not 'no'"),
         ({"resume_from": "9"}, "resume_from must be a number of updates"),
         ({"name": "a/b"}, "name must be one plain folder name"),
         ({"device": "gpu"}, 'device must be a whole number or "cpu", not "gpu"'),
@@ -112,6 +114,7 @@ def test_a_wrong_argument_is_one_line_in_pythons_words(
 
 def test_numbers_may_be_numpys():
     given = dict.fromkeys(training.ARGUMENTS) | {"config": "x", "set": {}}
+    given["overwrite"] = False
     numbers = {"device": np.int64(0), "frames": np.int32(9), "hours": np.float32(1)}
     training.check_arguments(**given | numbers)
 

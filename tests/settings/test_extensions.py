@@ -55,6 +55,18 @@ def test_only_what_has_no_default_must_be_given():
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "setting"), [("steve", "epsilon"), ("covariances", "ridge")]
+)
+def test_what_is_divided_by_is_above_zero(name, setting):
+    weighting = WEIGHTINGS[name]
+    assert weighting.settings_fault({setting: 1e-6}) is None
+    for value in (0, -1.0, float("nan"), 1e31):
+        assert weighting.settings_fault({setting: value}) == (
+            f"must set {setting} of {name} to a number from 1e-30 to 1e+30"
+        )
+
+
 @pytest.mark.parametrize("register", [steve.weighting, steve.world_model])
 @pytest.mark.parametrize("name", ["inverse std", "", "1st", "a" * 101, "a\n", 3, mine])
 def test_a_name_that_no_configuration_can_have_is_refused(register, name):

@@ -531,8 +531,9 @@ def test_log_and_checkpoints_do_not_share_a_folder(tree):
     [
         ({}, "must set decay of lambda_return"),
         ({"decay": None}, "must set decay of lambda_return"),
-        ({"decay": "high"}, "must set decay of lambda_return to a number"),
-        ({"decay": True}, "must set decay of lambda_return to a number"),
+        ({"decay": "high"}, "must set decay of lambda_return to a number from 0 to 1"),
+        ({"decay": True}, "must set decay of lambda_return to a number from 0 to 1"),
+        ({"decay": 5}, "must set decay of lambda_return to a number from 0 to 1"),
         ({"decay": 0.5}, None),
     ],
 )
