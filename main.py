@@ -208,7 +208,7 @@ def resuming_command(program: str, request: Request) -> str:
     words.append("--resume")
     for option in ("name", "frames", "hours"):
         value = getattr(request, option)
-        words += [] if value is None else [f"--{option}", str(value)]
+        words += [] if value is None else [f"--{option}={value}"]
     settings = ["--set", *request.overrides] if request.overrides else []
     return shlex.join([*words, *settings])
 

@@ -55,7 +55,9 @@ from .replay_file import (
     IMPORTED,
     INTENT,
     MAX_COUNT,
+    ORIGIN_WORDS,
     RESERVED,
+    TRAILER_WORDS,
     TURN,
     Counters,
     Layout,
@@ -339,7 +341,8 @@ class ReplayBuffer:
         if not self.has_origins:
             raise ValueError(f"{self._path}: rows of format 1 do not say it")
         wanted = np.arange(first_frame, first_frame + count)
-        return origin_of(self._rows[wanted % self.capacity])
+        ends = self._rows[:, -(ORIGIN_WORDS + TRAILER_WORDS) :]
+        return origin_of(ends[wanted % self.capacity])
 
     def step_boundary(self, frames: int) -> int:
         """The end of the last whole vector step within the first `frames` frames.

@@ -250,6 +250,14 @@ def stop_signals() -> list[int]:
     return [signal.SIGINT, signal.SIGTERM, *heard]
 
 
+def signal_name(number: int) -> str:
+    """What a signal is called, such as SIGKILL."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # of the real-time signals most have no name
+        return f"signal {number}"
+
+
 @contextmanager
 def on_stop_signals(
     handler: Callable[[int, FrameType | None], None],

@@ -343,6 +343,8 @@ class ValueRLLearner(Learner):
             return 0
         if self.config.is_paced and self.updates == self._published_updates:
             epoch = min(epoch, lines[-1].epoch if lines else 0)
+        if not self.folders.policies.path(self._published_updates).exists():
+            epoch = min(epoch, self.epoch - 1)  # it has not got its number
         return min(epoch, self.epoch)
 
 

@@ -20,9 +20,9 @@ from ..util import wait_until
 from .policy import Policy, PolicyReader, random_actions
 from .safe_env import CLOSE_PATIENCE, SafeEnv, close_all
 
-LOST_IN_A_ROW = (
-    20  # episodes; then those of the policy, or the final ones, are given up
-)
+# Episodes; then those of the policy, or the final ones, are given up.
+LOST_IN_A_ROW = 20
+FINAL_ONES = -1  # in place of an epoch on the board: the final episodes are given up
 
 
 def evaluate(context: Context) -> None:
@@ -92,7 +92,7 @@ class Evaluator:
             there = position.rows if position.epoch == policy.epoch else 0
             episodes = self._own(self._settings.episodes_per_policy)
             done = self._run_episodes(policy, episodes, Stream.EVALUATION, there)
-            if not done and (is_last or self._stopping()):
+            if not done and self._stopping():
                 return
             self._row["epoch"] = policy.epoch
 
@@ -130,16 +130,19 @@ class Evaluator:
 
     def _is_next(self, position: Position, policy: Policy, episode: int) -> bool:
         """Whether a row comes next in the file of scores."""
-        if self._someone_gave_up():
+        given_up = self._given_up()
+        if policy.epoch <= given_up:
             return True
         if position.epoch == policy.epoch:
             return position.rows == episode
+        if given_up and min(self._of_all("epoch")) < given_up:
+            return False  # others may have rows of that policy
         wanted = self._settings.episodes_per_policy * self._settings.count
         # Rows of a policy that is gone, in a run of version 1.0, or no longer chosen
         # stay as they are.
         there = position.epoch in self._epochs.values()
         there = there and self._is_chosen(position.epoch)
-        complete = position.rows >= wanted or not there
+        complete = position.rows >= wanted or not there or position.epoch <= given_up
         return episode == 0 and position.epoch < policy.epoch and complete
 
     # -- the newest policy, where no order is kept -------------------------------------
@@ -152,8 +155,9 @@ class Evaluator:
             if policy is None or not episodes:
                 self._wait(lambda: self._is_final() or self._news(), Wait.PACE)
                 continue
+            done = int(self._row["episodes"]) + len(episodes)
             if not self._run_episodes(policy, episodes, Stream.EVALUATION):
-                return
+                self._row["episodes"] = done  # given up, or the process ends
 
     def _news(self) -> bool:
         return bool(self._missing(self._reader.refresh()))
@@ -184,15 +188,21 @@ class Evaluator:
 
     def _may_end_file(self, position: Position, policy: Policy, episode: int) -> bool:
         """Whether a row comes next in the file of final scores."""
-        if self._someone_gave_up():
+        if min(self._of_all("gave_up")) == FINAL_ONES:
             return True
         done = position.rows if position.epoch == policy.epoch else 0
         return episode == done
 
-    def _someone_gave_up(self) -> bool:
+    def _given_up(self) -> float:
+        """The last epoch of whose policy a row may never come; 0: there is none."""
+        epochs = self._of_all("gave_up")
+        return math.inf if FINAL_ONES in epochs else max(epochs)
+
+    def _of_all(self, field: str) -> list[int]:
+        """What all evaluators have in a field of the board."""
         board = self._context.board
         names = (f"{Kind.EVALUATOR}{i}" for i in range(self._settings.count))
-        return any(board[name]["gave_up"] for name in names)
+        return [int(board[name][field]) for name in names]
 
     def _random_score(self) -> float:
         """Mean score of `final_episodes` episodes with uniformly random actions.
@@ -315,7 +325,7 @@ class Evaluator:
                 step = env_of[episode].step(action)
                 self._beat()
                 if step is None:
-                    if self._gives_up():
+                    if self._gives_up(policy, stream):
                         return None
                     attempts[episode] += 1
                     begin(episode)
@@ -327,13 +337,14 @@ class Evaluator:
                     self._lost_in_a_row = 0
         return list(scores.values())
 
-    def _gives_up(self) -> bool:
+    def _gives_up(self, policy: Policy, stream: Stream) -> bool:
         """Counts a lost episode; True where there were too many in a row."""
         self._lost_in_a_row += 1
         if self._lost_in_a_row < LOST_IN_A_ROW:
             return False
         self._lost_in_a_row = 0
-        self._row["gave_up"] = 1
+        is_final = stream is Stream.FINAL_EPISODE
+        self._row["gave_up"] = FINAL_ONES if is_final else policy.epoch
         print(
             "episodes have no score and are given up: transitions were lost in each of "
             f"{LOST_IN_A_ROW}",

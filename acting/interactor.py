@@ -5,6 +5,7 @@ process half a gigabyte.
 """
 
 import time
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -14,7 +15,7 @@ import numpy as np
 from ..batch import Batch
 from ..replay import ReplayBuffer
 from ..replay_file import IMPORTED, Origin
-from ..running.child import Context
+from ..running.child import STARTUP_GRACE, Context
 from ..running.pace import frame_limit, policy_for
 from ..settings.roles import Kind
 from ..settings.seeds import Stream, generator, seed_globals, seed_of
@@ -73,7 +74,8 @@ class Interactor:
             else:
                 self._envs.append(SafeEnv(config.env, name, *callbacks))
             self._stopping()
-        for env in self._remote_envs():
+        for env in self._remote_envs():  # at the same time, each in its own process
+            self._row["heartbeat"] = time.monotonic() + STARTUP_GRACE
             env.wait_until_made()
             self._stopping()
 
@@ -201,15 +203,18 @@ class Interactor:
         """
         replay, size = self._replay, self._agent.batch_size
         if replay.has_origins and replay.oldest < frames:
-            turns = replay.origins(replay.oldest, frames - replay.oldest).turn
-            if turns[0] <= turn:
-                return replay.oldest + int(np.searchsorted(turns, turn))
+            there = range(replay.oldest, frames)
+            if self._turn_of(there[0]) <= turn:
+                return there[0] + bisect_left(there, turn, key=self._turn_of)
         if frames in (0, now * size):
             return min(frames, turn * size)
         self._note_nondeterminism(
             "at which frames the policy was chosen is not known any more"
         )
         return frames
+
+    def _turn_of(self, frame: int) -> int:
+        return int(self._replay.origins(frame, 1).turn[0])
 
     def _stopping(self) -> bool:
         self._beat()

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from ..running.child import take_streams
 from ..settings.extensions import import_modules
 from ..settings.schema import Config
 from ..settings.seeds import seed_globals
@@ -145,6 +146,7 @@ def _serve(pipe: Connection, config: Config, name: str, seed: int, number: int) 
         # It ends with the process above. Not SIG_IGN: a simulator's own processes would
         # inherit it, and no longer be ended by these signals.
         signal.signal(each, lambda *_: None)
+    take_streams()
     threading.Thread(target=_end_after_parent, daemon=True).start()
 
     def answered(call: Callable[..., Any], *arguments: Any) -> Any:

@@ -45,6 +45,7 @@ PR_SET_PDEATHSIG = 1
 # Importing TensorFlow would import Keras, which takes a fifth of the time. Who uses
 # `tf.keras` later gets the one that is installed.
 WITHOUT_KERAS = {"TF_USE_LEGACY_KERAS": "1"}
+STARTUP_GRACE = 60.0  # seconds more than step_timeout for imports and environments
 SLOW_DISK = 240.0  # seconds that one write may take: a slow disk is no hanging process
 FULL_DISK_RETRY = 10.0  # seconds until a write is tried again
 FULL_DISK_PATIENCE = 3600.0  # seconds after which a run gives up on a full disk
@@ -222,6 +223,11 @@ def _redirect_output(run: Run, name: str) -> None:
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.close(descriptor)
+    take_streams()
+
+
+def take_streams() -> None:
+    """Makes a full disk no error of those who print."""
     sys.stdout, sys.stderr = _printing_to(1), _printing_to(2)
 
 

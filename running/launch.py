@@ -17,7 +17,7 @@ from ..settings.schema import Config
 from ..storage import opening
 from ..storage.board import Board
 from ..storage.disk import file_error_line, full_disk_line, is_full
-from ..storage.folders import Run
+from ..storage.folders import Folders, Run, last_aside
 from ..storage.locks import unwritable
 from ..storage.record import read_run, record_end, record_finish, was_killed
 from ..util import (
@@ -133,11 +133,24 @@ def end_of(error: Exception) -> tuple[str, int]:
 
 
 def _end_leftovers(run: Run) -> None:
-    """Where the launch before was killed, ends what its processes had started."""
-    earlier = read_run(run.folders)["starts"][:-1]
-    if earlier and was_killed(earlier[-1]):
-        for name in process_names(run.config):
-            leftovers.end(leftovers.mark(run, name))
+    """Where the launch before was killed, ends what its processes had started.
+
+    Its folder may have been put aside by this launch.
+    """
+    folders, config = run.folders, run.config
+    launches = [(folders.root, read_run(folders)["starts"][:-1])]
+    if (aside := last_aside(folders.root)) is not None:
+        inner = config.log_path, config.save_model_path, folders.experiment
+        with suppress(UserError):  # its record is damaged
+            launches.append((aside, read_run(Folders.at(aside, *inner))["starts"]))
+    asked = [
+        process
+        for root, starts in launches
+        if starts and was_killed(starts[-1])
+        for name in process_names(config)
+        for process in leftovers.end(leftovers.mark(root, name))
+    ]
+    leftovers.finish(asked)
 
 
 def _measure(config: Config) -> opening.Measured:

@@ -19,19 +19,34 @@ from ..storage.board import FINAL_EPISODES, Board
 from ..storage.disk import full_disk_line
 from ..storage.folders import Run
 from ..storage.record import read_run, reasons_of
-from ..util import UserError, environment, file_stamp, on_stop_signals
+from ..util import (
+    UserError,
+    environment,
+    file_stamp,
+    on_stop_signals,
+    signal_name,
+)
 from . import leftovers
-from .child import FULL_DISK, HOPELESS, MISTAKE, STOPPED, child_main, full_disk_advice
+from .child import (
+    FULL_DISK,
+    HOPELESS,
+    MISTAKE,
+    STARTUP_GRACE,
+    STOPPED,
+    child_main,
+    full_disk_advice,
+)
 from .display import Display
 from .progress import Progress
 
 TICK = 0.25  # seconds between looks at the children
-STARTUP_GRACE = 60.0  # seconds more than step_timeout for imports and environments
 LEARNER_STARTUP = 1800.0  # seconds in which a learner builds and compiles its graphs
 LEARNER_GRACE = 4.0  # seconds more than step_timeout: an update may be a long one
 LOGGER_PATIENCE = 1800.0  # seconds that a logger may wait for somebody else's server
 OWN_PAUSE = 5.0  # seconds between looks after which the launcher itself was stopped
+LOGGERS_END = 120.0  # seconds that loggers get after a run that came to its limit
 STOP_PATIENCE = 12.0  # seconds that children get to save and end
+KILL_PATIENCE = 2.0  # seconds until one that is killed has ended
 FOR_THE_LAUNCHER = (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 ONE_REQUEST = 0.5  # seconds in which several signals are one: some tools send two
 ACTOR_RESTARTS, RESTART_WINDOW = 5, 600.0  # times, in seconds
@@ -120,7 +135,7 @@ def _without_signals() -> Iterator[None]:
 def _how(code: int) -> str:
     """How a process with this exit code ended."""
     if code < 0:
-        return f"was ended by {signal.Signals(-code).name}"
+        return f"was ended by {signal_name(-code)}"
     return f"ended with exit code {code}"
 
 
@@ -157,7 +172,9 @@ class Supervisor:
 
         self._run = run
         self._children = children
-        self._marks = {c.name: leftovers.mark(run, c.name) for c in children}
+        self._marks = {
+            c.name: leftovers.mark(run.folders.root, c.name) for c in children
+        }
         self._display = display
         self._make_process = make_process
         self._clock = clock
@@ -169,6 +186,8 @@ class Supervisor:
         self._stop_requested_at: float | None = None
         self._at_once = False  # a second signal came
         self._looked_at = self._awake_since = self._clock()
+        # What killed children had started, each with the time at which to kill it.
+        self._leftovers: list[tuple[float, list[leftovers.Process]]] = []
         self._waiting: set[str] = set()  # children that wait for space on the disk
         self._record = file_stamp(run.folders.run)
         self._reasons = len(reasons_of(read_run(run.folders)))
@@ -232,6 +251,7 @@ class Supervisor:
         if self._stop_requested_at is not None:
             return Outcome(0)
         self._kill_hung()
+        self._kill_leftovers()
         self._note_full_disk()
         self._note_reasons()
         for child in self._children:
@@ -285,8 +305,13 @@ class Supervisor:
                 self._display.note(
                     f"{child.name} shows no life for {patience:g} s and is killed"
                 )
-                child.started.kill()
-                child.started.join()
+                self._kill(child)
+                self._board[child.name]["heartbeat"] = now
+
+    def _kill(self, child: Child) -> None:
+        """Kills a child; one that hangs within the kernel ends when that lets it."""
+        child.started.kill()
+        child.started.join(KILL_PATIENCE)
 
     def _patience(self, child: Child) -> float:
         """For how many seconds a child may show no life."""
@@ -368,7 +393,20 @@ class Supervisor:
         """
         is_actor = not (child.is_learner or child.is_logger)
         if is_actor or child.exit_code < 0:
-            leftovers.end(self._marks[child.name])
+            asked = leftovers.end(self._marks[child.name])
+            self._leftovers.append((self._clock() + leftovers.PATIENCE, asked))
+
+    def _kill_leftovers(self) -> None:
+        """Kills what should have ended by now."""
+        now = self._clock()
+        for until, asked in self._leftovers:
+            if until < now:
+                leftovers.kill(asked)
+        self._leftovers = [
+            (until, left)
+            for until, asked in self._leftovers
+            if until >= now and (left := leftovers.remaining(asked))
+        ]
 
     def _last_line(self, child: Child) -> str:
         """The line with which a child gave up; names the child."""
@@ -404,32 +442,42 @@ class Supervisor:
             self._display.note("stopping: saving what was learned")
         for child in self._alive():
             child.started.terminate()
-        deadline = self._clock() + STOP_PATIENCE
+        begun = self._clock()
         while alive := self._alive():
-            if self._at_once or self._clock() > deadline:
+            only_loggers = all(child.is_logger for child in alive)
+            asked_to_stop = self._stop_requested_at is not None
+            may_take_long = outcome.finished and only_loggers and not asked_to_stop
+            patience = LOGGERS_END if may_take_long else STOP_PATIENCE
+            if self._at_once or self._clock() - begun > patience:
                 break
             self._wait_for_exit(alive)
             for child in self._alive():
                 if not child.is_learner:  # an environment may have taken the first one
                     child.started.terminate()
         for child in alive:
-            child.started.kill()
-            child.started.join()
+            self._kill(child)
+        for child in alive:
+            if child.is_logger:
+                self._display.note(
+                    f"{child.name} was killed: what it had not passed on yet is lost"
+                )
         for child in self._children:
-            if child.process is not None:
+            if child.process is not None and not child.alive:
                 self._end_leftovers(child)
+        asked = [process for _, each in self._leftovers for process in each]
+        leftovers.finish(asked, at_once=lambda: self._at_once)
         # One that is not ready has restored nothing yet, and has nothing to save.
         killed = [
             child.name
             for child in alive
             if child.is_learner and self._board[child.name]["ready"]
         ]
+        failures = []
         if killed:
-            self._display.note(
+            failures.append(
                 f"{', '.join(killed)} killed before the end of its saving; "
                 "--resume continues from its last state"
             )
-        failures = []
         for child in self._children:
             if child.done or child in alive or child.process is None:
                 continue
@@ -445,8 +493,8 @@ class Supervisor:
             self._display.show(self.progress, last=True)
         finally:
             self._display.close()
-        if outcome.code == 0 and (self._at_once or killed or failures):
-            return Outcome(1, error="\n".join(failures) or None)
+        if outcome.code == 0 and failures:
+            return Outcome(1, error="\n".join(failures))
         return outcome
 
     def _ended_as_asked(self, child: Child) -> bool:

@@ -60,7 +60,8 @@ ROW = np.dtype(
         *((wait, "f8") for wait in Wait),  # seconds of this launch
         ("reserved", "f8", 4),  # 1.0: speed and metrics, now read from the logs
         ("episodes", "i8"),  # evaluators: recorded for the policy of `epoch`
-        ("gave_up", "i8"),  # evaluators: 1 once the final episodes are given up
+        # evaluators: the epoch of which episodes were given up last; -1: final ones
+        ("gave_up", "i8"),
         ("dropped", "i8"),  # actors: transitions lost to a failing environment
         ("random_score", "f8"),  # evaluators: of random actions, at the end of the run
         ("memory", "S144"),  # in the first row: where the live rows are

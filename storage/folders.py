@@ -1,5 +1,6 @@
 """Where everything of one experiment lies, and what its processes are given."""
 
+import glob
 import os
 import re
 from collections.abc import Mapping
@@ -10,7 +11,7 @@ from pathlib import Path
 from ..settings.interface import Interface
 from ..settings.roles import WORLDMODEL
 from ..settings.schema import Config
-from ..util import UserError, files_below
+from ..util import UserError
 from .published import Published
 
 HYPERPARAMETERS = "hps.json"  # the complete configuration of an experiment
@@ -132,12 +133,23 @@ class Folders:
         return self.root.with_name(f".{self.experiment}.{kind}.lock")
 
 
+def last_aside(root: Path) -> Path | None:
+    """The folder that was put aside last for an experiment's; None: there is none."""
+    name = re.compile(rf"{re.escape(root.name)}\.old(\d+)")
+    numbers = [
+        int(found[1])
+        for path in root.parent.glob(f"{glob.escape(root.name)}.old*")
+        if (found := name.fullmatch(path.name))
+    ]
+    return root.with_name(f"{root.name}.old{max(numbers)}") if numbers else None
+
+
 def hide_events(folder: Path) -> None:
     """Renames event files in and below a folder, so that TensorBoard passes them over.
 
     They are for viewing only: one that cannot be renamed stays as it is.
     """
-    for path in files_below(folder, "*tfevents*"):
+    for path in [*folder.rglob("*tfevents*")]:  # not behind links: others' files
         with suppress(OSError):
             path.rename(path.with_name(path.name.replace("tfevents", "aside")))
 

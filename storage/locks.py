@@ -72,9 +72,13 @@ def held(folders: Folders) -> Iterator[None]:
     Where a filesystem does not lock folders, nothing is held.
 
     Raises:
-        UserError: another launch has it, by a link or by an earlier name.
+        UserError: another launch has it, by a link or by an earlier name; or it is no
+            folder.
     """
-    folder = os.open(folders.root, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        folder = os.open(folders.root, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise unwritable(error, folders) from None
     try:
         try:
             fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,9 +1,11 @@
 """How a launch opens an experiment's folder: checks what is there and mends it."""
 
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,28 +16,35 @@ from ..settings.loading import changed_keys
 from ..settings.request import Request, Start
 from ..settings.roles import VALUERL, WORLDMODEL, learners
 from ..settings.schema import AgentConfig, Config
-from ..util import UserError, atomic_write, fsync_folder, unused
+from ..util import UserError, atomic_write, fsync_folder, one_line, unused
 from . import checkpoint
 from .checkpoint import CheckpointError
 from .datasets import check_dataset, import_dataset
 from .digests import TEXTS, Digest
 from .disk import network_filesystem
 from .fitting import check_fits
-from .folders import Folders, Run
+from .folders import ASIDE, Folders, Run
 from .locks import claimed, held, in_use, unwritable
 from .record import (
     is_finished,
     read_json,
     read_run,
     reasons_of,
+    record_end,
     record_nondeterminism,
     record_start,
+    was_killed,
     write_json,
 )
 from .rewind import finish_rewind, numbered_checkpoints, put_aside, rewind
 from .salvage import salvage
 from .scores import COLUMNS
 from .tables import read_table
+
+# What this program writes before it gets its name.
+TEMPORARY = re.compile(
+    r"\.(.+\.(json|csv|log|bin|safetensors|steve)|replay\.lock)(\.previous)?(\.\d+)?\.tmp"
+)
 
 
 def has_output(folders: Folders) -> bool:
@@ -44,9 +53,11 @@ def has_output(folders: Folders) -> bool:
     One that was killed while it wrote its first file has left no more than a
     temporary one (`atomic_write`).
     """
+    # What is behind a link is only found below its own name.
+    places = (folders.root, folders.log, folders.checkpoints)
     return any(
         path.is_file()
-        for path in folders.root.rglob("*")
+        for path in chain.from_iterable(place.rglob("*") for place in places)
         if not (path.name.startswith(".") and path.suffix == ".tmp")
     )
 
@@ -143,14 +154,30 @@ def opened(
                 notes += open_output(run, merged)
                 with ReplayBuffer.open(folders.replay) as replay:
                     record_start(run, resumes, replay.frames, weighting)
-                notes += reasons_of(read_run(folders))[known:]
-                if resumes:
-                    notes.append(what_is_resumed(run))
+                with end_recorded(folders):
+                    notes += reasons_of(read_run(folders))[known:]
+                    if resumes:
+                        notes.append(what_is_resumed(run))
         finally:
             for line in notes:
                 note(line)
-        with held(folders):
+        with held(folders), end_recorded(folders):
             yield run
+
+
+@contextmanager
+def end_recorded(folders: Folders) -> Iterator[None]:
+    """Says in run.json how a launch ended that did not come as far as to say it."""
+    try:
+        yield
+    except BaseException as error:
+        stopped = isinstance(error, KeyboardInterrupt)
+        code, why = (0, None) if stopped else (1, one_line(error))
+        with suppress(OSError, UserError):
+            starts = read_run(folders)["starts"]
+            if starts and was_killed(starts[-1]):
+                record_end(folders, code, why)
+        raise
 
 
 @contextmanager
@@ -195,6 +222,11 @@ def check_mode(folders: Folders, merged: dict[str, Any], start: str) -> bool:
         raise UserError(
             f"{folders.root} holds output of an earlier run: --resume continues it, "
             "--overwrite renames it and starts again, --name NAME keeps both"
+        )
+    if not there and ASIDE.fullmatch(folders.experiment):
+        raise UserError(
+            f"{folders.experiment}: names that end in .old and a number are those of "
+            "output that was put aside; give another --name"
         )
     if start in (Start.FRESH, Start.OVERWRITE):
         return False
@@ -244,7 +276,8 @@ def open_output(run: Run, merged: dict[str, Any]) -> list[str]:
             folder.mkdir(parents=True, exist_ok=True)
         before = _interactors_before(folders)
         for leftover in folders.root.rglob(".*.tmp"):  # of writers that were killed
-            leftover.unlink()
+            if TEMPORARY.fullmatch(leftover.name) and leftover.is_file():
+                leftover.unlink()
         notes += _renamed_scores(folders)
         _check_whole(run)
         write_json(folders.hyperparameters, merged)

@@ -183,7 +183,7 @@ def _planned(
         )
     _check_output(Folders.of(config, name), loaded)
     arguments = [path, request.gpu_id, "--resume-or-start"]
-    arguments += ["--name", name] if name != own else []
+    arguments += [f"--name={name}"] if name != own else []  # it may begin with -
     for option in ("frames", "hours"):
         value = getattr(request, option)
         arguments += [] if value is None else [f"--{option}", str(value)]

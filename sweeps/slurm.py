@@ -31,6 +31,9 @@ TEMPLATE = """\
 #     {command}
 {directives}
 
+job=${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID
+echo "== started $(date -u +%FT%TZ) on $(hostname) by job $job"
+
 case $SLURM_ARRAY_TASK_ID in
 {cases}
 *) echo "there is no run $SLURM_ARRAY_TASK_ID" >&2; exit 2 ;;
@@ -41,8 +44,6 @@ trap 'again=yes; kill -TERM "$run"' USR1  # the time limit is near: save, then r
 trap 'kill -TERM "$run"' TERM             # scancel or preemption: save
 
 cd {working_folder} || exit
-job=${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID
-echo "== started $(date -u +%FT%TZ) on $(hostname) by job $job"
 {python} {program} "$@" &
 run=$!
 while kill -0 "$run" 2> /dev/null; do wait "$run"; done
@@ -238,7 +239,9 @@ def past_states(jobs: Iterable[str]) -> dict[str, str]:
 
 
 def _call(words: list[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(words, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        words, capture_output=True, text=True, errors="surrogateescape", check=False
+    )
 
 
 def _reason(text: str) -> str:

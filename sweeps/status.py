@@ -2,7 +2,6 @@
 
 import mmap
 import re
-import signal
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -15,7 +14,7 @@ from ..storage import locks, record
 from ..storage.folders import ASIDE, HYPERPARAMETERS, Folders
 from ..storage.scores import LAST_SCORES
 from ..storage.tables import last_rows
-from ..util import UserError, files_below, regular_opener
+from ..util import UserError, files_below, regular_opener, signal_name
 from . import record as sweeps_record
 from . import slurm
 from .record import LOCAL, NO_FAILURE, SLURM, PlannedRun, Sweep
@@ -313,7 +312,7 @@ class Attempt:
         if self.code is None:
             return WITHOUT_A_WORD
         if self.code > 128:
-            return f"killed by {_signal_name(self.code - 128)}"
+            return f"killed by {signal_name(self.code - 128)}"
         return self.last_line
 
 
@@ -339,13 +338,6 @@ def last_attempt(log: Path) -> Attempt | None:
         job=job[1] if job else None,
         started=text.removeprefix(STARTED.decode()).partition(" ")[0],
     )
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
 
 
 # ---- a run's files ------------------------------------------------------------------

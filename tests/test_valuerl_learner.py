@@ -439,6 +439,16 @@ def test_a_restored_value_learner_publishes_a_policy_that_is_due(tmp_path, found
     np.testing.assert_array_equal(policy.tensors["policy/b1"], state["policy/b1"][0])
 
 
+def test_a_policy_that_was_killed_before_it_got_its_number_gets_it(tmp_path):
+    run, board, _ = open_value(tmp_path, expansion=False)
+    train(build(run, board, WatchedLearner), 4)  # unpaced: no digests tell of it
+    number = max(run.folders.policies.numbers())
+    path = run.folders.policies.path(number)
+    path.unlink()
+    build(run, board, WatchedLearner, seed=1).restore()
+    assert checkpoint.load(path).metadata["epoch"] == 2
+
+
 @pytest.mark.parametrize("found", ["none", "pretraining"])
 @pytest.mark.parametrize("paced", [False, True])
 def test_without_a_world_model_a_value_learner_does_not_continue(

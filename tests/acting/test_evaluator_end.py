@@ -2,12 +2,13 @@
 
 import math
 from contextlib import suppress
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import support_env
 from support import publish_policy
-from support_actors import Script, new_run
+from support_actors import Script, context_of, new_run
 from support_evaluators import (
     ACTIONS,
     LENGTH,
@@ -22,12 +23,12 @@ from support_evaluators import (
     scores_of,
 )
 
-from steve.acting.evaluator import LOST_IN_A_ROW
+from steve.acting.evaluator import LOST_IN_A_ROW, Evaluator
 from steve.acting.safe_env import SafeEnv
 from steve.settings.roles import LAUNCHER
 from steve.settings.seeds import Stream, seed_of
 from steve.storage.board import FINAL_EPISODES, Board
-from steve.storage.scores import ScoreFile
+from steve.storage.scores import Position, ScoreFile
 
 # The newest policy, where no order is kept
 
@@ -382,6 +383,29 @@ def losing(monkeypatch, is_lost):
     return begun
 
 
+@pytest.mark.parametrize(
+    "keys", [{"every_n_epochs": False}, {"episodes_per_policy": 0}]
+)
+def test_without_an_order_a_policy_that_is_given_up_is_passed_over(
+    tmp_path, monkeypatch, keys
+):
+    run, board = evaluating(tmp_path, final_episodes=2, **keys)
+    publish_policy(run.folders.policy, 0.5, epoch=1)
+    begun = losing(monkeypatch, lambda number: number <= LOST_IN_A_ROW)
+
+    def publish():
+        publish_policy(run.folders.policy, 0.5, epoch=2)
+        return False
+
+    stop = Script(
+        on_question=lambda: bool(epochs_of(run.folders.scores)), on_idle=publish
+    )
+    run_evaluator(run, board, stop=stop)
+    assert len(begun) > LOST_IN_A_ROW
+    assert len(rows_of(run.folders.scores)) == 1, "it continues"
+    assert rows_of(run.folders.final_scores) == []
+
+
 def test_an_episode_with_a_lost_transition_is_run_again_with_another_seed(
     tmp_path, monkeypatch
 ):
@@ -452,7 +476,7 @@ def test_final_episodes_are_given_up_after_too_many_losses(
     assert epochs_of(run.folders.scores) == [1]
     assert epochs_of(run.folders.final_scores) == [1] * batch_size
     assert math.isnan(board["evaluator0"]["random_score"])
-    assert board["evaluator0"]["gave_up"] == 1
+    assert board["evaluator0"]["gave_up"] == -1
     assert f"given up: transitions were lost in each of {LOST_IN_A_ROW}" in (
         capsys.readouterr().out
     )
@@ -468,13 +492,37 @@ def test_evaluators_do_not_wait_for_one_that_gave_up(tmp_path):
 
     def give_up():
         asked.append(epochs_of(run.folders.final_scores))
-        board["evaluator0"]["gave_up"] = 1
+        board["evaluator0"]["gave_up"] = -1
         return False
 
     run_evaluator(run, board, 1, Script(on_idle=give_up))
     assert asked == [[]], "it waited until then"
     assert epochs_of(run.folders.final_scores) == [1, 1]
     assert math.isfinite(board["evaluator1"]["random_score"])
+
+
+def test_a_policy_that_one_gave_up_costs_the_later_ones_no_order(tmp_path):
+    """Evaluator 0 has given up epoch 2; evaluator 1 has its row of it yet to write."""
+    run, board = evaluating(tmp_path, count=2)
+    board["evaluator0"]["gave_up"] = board["evaluator0"]["epoch"] = 2
+    board["evaluator1"]["epoch"] = 1
+    context = context_of(run, board, "evaluator0")
+    with context.ends:
+        evaluator = Evaluator(context)
+        evaluator._epochs = {1000 * epoch: epoch for epoch in (1, 2, 3, 4)}
+
+        def is_next(at, epoch, episode):
+            policy = SimpleNamespace(epoch=epoch)
+            return evaluator._is_next(Position(*at), policy, episode)
+
+        assert is_next((1, 2), 2, 1), "nobody writes the row before it"
+        assert not is_next((1, 2), 3, 0), "the other may come yet"
+        board["evaluator1"]["epoch"] = 2
+        assert is_next((2, 1), 3, 0)
+        assert not is_next((2, 1), 3, 1)
+        assert is_next((3, 1), 3, 1)
+        assert not is_next((3, 1), 4, 0), "its second row is missing"
+        assert is_next((3, 2), 4, 0)
 
 
 def test_the_run_ends_where_every_episode_is_lost(tmp_path, monkeypatch, capsys):
@@ -487,7 +535,7 @@ def test_the_run_ends_where_every_episode_is_lost(tmp_path, monkeypatch, capsys)
     assert rows_of(run.folders.scores) == []
     assert rows_of(run.folders.final_scores) == []
     assert math.isnan(board["evaluator0"]["random_score"])
-    assert board["evaluator0"]["gave_up"] == 1
+    assert board["evaluator0"]["gave_up"] == -1
 
 
 def test_random_episodes_give_up_where_every_one_is_lost(tmp_path, monkeypatch):

@@ -3,11 +3,14 @@
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from support import make_config, poll
+from support import PATIENCE, make_config, poll
 from support_actors import Script, context_of, new_run
 
 from steve.acting.interactor import Interactor, interact, step_all
@@ -194,6 +197,63 @@ def test_an_environment_that_cannot_be_made_is_the_users_mistake(tmp_path):
     mistake = pytest.raises(UserError, match="Nowhere-v0: no such environment")
     with mistake, context.ends:
         Interactor(context)
+
+
+def test_environments_that_are_slow_to_make_have_a_minute_more(tmp_path, monkeypatch):
+    run, board = new_run(
+        tmp_path, agent_config={"batch_size": 2, "vectorization": "async"}
+    )
+    ReplayBuffer.create(run.folders.replay, 3, 1, 1000)
+    context = context_of(run, board, "interactor0")
+    wait, left = RemoteEnv.wait_until_made, []
+
+    def wait_and_look(env):
+        left.append(board["interactor0"]["heartbeat"] - time.monotonic())
+        wait(env)
+
+    monkeypatch.setattr(RemoteEnv, "wait_until_made", wait_and_look)
+    with context.ends:
+        Interactor(context)
+    assert left == pytest.approx([60, 60], abs=10)
+
+
+SERVE_ON_A_FULL_DISK = """
+import multiprocessing
+import os
+import sys
+from types import SimpleNamespace
+
+from steve.acting.remote_env import _serve
+from steve.settings.schema import Config
+
+
+class Pipe:
+    def send(self, message):
+        os.write(2, message[0].encode())
+
+    def recv(self):
+        print("of the environment", flush=True)
+        os.write(2, b", printed")
+        raise EOFError
+
+
+os.dup2(os.open("/dev/full", os.O_WRONLY), 1)
+parent = SimpleNamespace(sentinel=os.pipe()[0])
+multiprocessing.parent_process = lambda: parent
+_serve(Pipe(), Config.model_validate_json(sys.argv[1]), "me", 0, 0)
+"""
+
+
+def test_lines_that_find_no_space_end_no_environment(config):
+    program = [sys.executable, "-c", SERVE_ON_A_FULL_DISK]
+    done = subprocess.run(
+        [*program, config.model_dump_json(by_alias=True)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert (done.returncode, done.stderr) == (0, "result, printed")
 
 
 def test_the_end_of_its_process_is_an_error(made):

@@ -1,13 +1,16 @@
 """What killed processes had started is known, and nothing else is touched."""
 
 import os
+import signal
 import subprocess
 
 import pytest
 from support import is_over, make_config, make_run, poll
 
 from steve.running import launch, leftovers
+from steve.storage.folders import last_aside
 from steve.storage.record import write_json
+from steve.storage.rewind import put_aside
 
 
 @pytest.fixture
@@ -21,7 +24,7 @@ def started(run):
     programs = []
 
     def start(name):
-        variables = {**os.environ, **leftovers.mark(run, name)}
+        variables = {**os.environ, **leftovers.mark(run.folders.root, name)}
         # The shell is gone at once, as the process that was killed is.
         command = ["sh", "-c", "sleep 98765 > /dev/null & echo $!"]
         pid = int(subprocess.check_output(command, env=variables))
@@ -36,7 +39,7 @@ def started(run):
 
 def test_only_what_that_process_had_started_ends(run, started):
     first, other = started("interactor1"), started("interactor11")
-    leftovers.end(leftovers.mark(run, "interactor1"))
+    leftovers.end(leftovers.mark(run.folders.root, "interactor1"))
     poll(lambda: is_over(first), "its end")
     assert not is_over(other)
 
@@ -45,8 +48,48 @@ def test_it_is_known_by_the_runs_folder_whatever_that_is_called(run, started):
     pid = started("interactor0")
     root = run.folders.root
     moved = root.rename(root.with_name("moved"))
-    leftovers.end(leftovers.mark(make_run(run.config, moved.name), "interactor0"))
+    leftovers.end(leftovers.mark(moved, "interactor0"))
     poll(lambda: is_over(pid), "its end")
+
+
+def test_what_does_not_end_when_asked_is_killed(run):
+    variables = {**os.environ, **leftovers.mark(run.folders.root, "interactor0")}
+    command = ["sh", "-c", "trap '' TERM; echo ready; while :; do sleep 0.1; done"]
+    program = subprocess.Popen(command, env=variables, stdout=subprocess.PIPE)
+    try:
+        assert program.stdout.readline() == b"ready\n"
+        asked = leftovers.end(leftovers.mark(run.folders.root, "interactor0"))
+        assert program.pid in [process.pid for process in asked]
+        assert leftovers.remaining(asked) != []
+        leftovers.finish(asked, patience=0.3)
+        assert program.wait(30) == -signal.SIGKILL
+        assert leftovers.remaining(asked) == []
+    finally:
+        program.kill()
+        program.wait()
+        program.stdout.close()
+
+
+def test_a_process_that_got_the_number_of_another_is_left_alone(run, started):
+    pid = started("interactor0")
+    (there,) = leftovers.remaining([leftovers.Process(pid, leftovers._start_of(pid))])
+    leftovers.kill([there._replace(start=there.start + 1)])
+    assert not is_over(pid)
+    leftovers.kill([there])
+    poll(lambda: is_over(pid), "its end")
+
+
+def test_what_a_killed_launch_left_ends_also_where_its_folder_was_put_aside(
+    run, started
+):
+    pid = started("evaluator0")
+    write_json(run.folders.run, {"starts": [{"ended": None}], "finished": 0})
+    aside = put_aside(run.folders)
+    again = make_run(run.config)
+    write_json(again.folders.run, {"starts": [{"ended": None}], "finished": 0})
+    launch._end_leftovers(again)
+    assert is_over(pid)
+    assert last_aside(again.folders.root) == aside
 
 
 @pytest.mark.parametrize(

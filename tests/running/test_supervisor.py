@@ -29,6 +29,7 @@ class World:
 
     Attributes:
         silent: the children that show no life.
+        stuck: those that hang within the kernel: not even a SIGKILL ends them.
         started: names, in the order of their starts.
         restarts: (name, the number of the start, from 0).
         killed: (name, seconds).
@@ -44,6 +45,7 @@ class World:
         self.lives = lives
         self.codes = codes or {}
         self.silent = set()
+        self.stuck = set()
         self.started = []
         self.restarts = []
         self.killed = []
@@ -88,12 +90,12 @@ class FakeProcess:
             self._code = STOPPED
 
     def kill(self):
-        if self.is_alive():
+        if self.is_alive() and self._name not in self._world.stuck:
             self._code = -signal.SIGKILL
             self._world.killed.append((self._name, self._world.now))
 
-    def join(self):
-        assert not self.is_alive()
+    def join(self, timeout):
+        assert timeout > 0
 
 
 @pytest.fixture
@@ -214,6 +216,82 @@ def test_a_logger_is_no_reason_to_wait_at_the_end_and_ends_last(pretend):
     assert outcome.code == 0
     assert 50 <= world.now < 55
     assert world.killed == []
+
+
+def close_slowly(world, name, at):
+    """That child ends at a time of its own, however it is asked."""
+    terminate, world.lives[name] = FakeProcess.terminate, at
+
+    def obey(process):
+        if process._name != name:
+            terminate(process)
+
+    return obey
+
+
+@pytest.mark.parametrize(("at", "killed"), [(100.0, False), (500.0, True)])
+def test_loggers_have_time_to_close_after_a_run_that_came_to_its_limit(
+    pretend, monkeypatch, at, killed
+):
+    lives = {VALUERL: 10.0, "evaluator0": 50.0, "logger": None}
+    codes = {VALUERL: STOPPED, "evaluator0": STOPPED, "logger": STOPPED}
+    limit = {"total_frames": 20, "policy_config": {"frames_before_learning": 0}}
+    supervisor, world = pretend(lives, codes, **LOGGER, **limit)
+    monkeypatch.setattr(FakeProcess, "terminate", close_slowly(world, "logger", at))
+    append_frames(world.replay, 20)
+    outcome = supervisor.run()
+    assert (outcome.code, outcome.finished) == (0, True)
+    assert [name for name, _ in world.killed] == ["logger"] * killed
+    lost = "logger was killed: what it had not passed on yet is lost"
+    assert (lost in world.display.notes) == killed
+
+
+def test_who_asks_a_run_to_end_does_not_wait_for_loggers(pretend, monkeypatch):
+    supervisor, world = pretend({VALUERL: None, "logger": None}, **LOGGER)
+    monkeypatch.setattr(FakeProcess, "terminate", close_slowly(world, "logger", 500.0))
+    stop_at(world, 20)
+    assert supervisor.run().code == 0
+    ((name, at),) = world.killed
+    assert name == "logger"
+    assert at < 20 + 15
+
+
+def test_two_signals_are_no_failure_where_everything_was_saved(pretend, monkeypatch):
+    supervisor, world = pretend({VALUERL: None, "evaluator0": None})
+    close = close_slowly(world, "evaluator0", 500.0)
+    monkeypatch.setattr(FakeProcess, "terminate", close)
+    stop_at(world, 20)
+    monkeypatch.setattr(supervisor, "_kill_leftovers", lambda: None)
+    wait = world.wait
+
+    def insist(*arguments):
+        wait(*arguments)
+        if world.now > 22:
+            supervisor.on_signal(signal.SIGINT, None)
+
+    supervisor._wait = insist
+    outcome = supervisor.run()
+    assert (outcome.code, outcome.error) == (0, None)
+    assert [name for name, _ in world.killed] == ["evaluator0"]
+
+
+def test_a_child_that_not_even_a_kill_ends_does_not_hold_the_launcher(pretend):
+    supervisor, world = pretend({"interactor0": None})
+    world.silent = {"interactor0"}
+    world.stuck = {"interactor0"}
+    FakeProcess_terminate = FakeProcess.terminate
+    stop_at(world, 300)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            FakeProcess,
+            "terminate",
+            lambda p: None if p._name in world.stuck else FakeProcess_terminate(p),
+        )
+        outcome = supervisor.run()
+    assert outcome.code == 0
+    assert world.now < 320
+    said = [note for note in world.display.notes if "shows no life" in note]
+    assert 2 <= len(said) < 6, "once for each time that it is killed, not at each tick"
 
 
 @pytest.mark.parametrize(("code", "launcher_code"), [(MISTAKE, 2), (HOPELESS, 1)])

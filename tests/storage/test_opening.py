@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ from steve.settings.interface import EnvSpec, Interface
 from steve.settings.request import Request
 from steve.storage import checkpoint, conditions, opening
 from steve.storage.checkpoint import CheckpointError
-from steve.storage.folders import Run
+from steve.storage.folders import Folders, Run
 from steve.storage.locks import claimed
 from steve.storage.opening import check_mode, has_output
 from steve.storage.record import read_json, read_run, reasons_of, write_json
@@ -126,6 +127,55 @@ def test_output_without_a_configuration_is_output_too(folders):
     message = mode_error(folders, MERGED, "resume")
     assert str(folders.hyperparameters) in message
     assert "missing" in message
+
+
+def test_output_behind_links_is_output(folders, tmp_path):
+    folders.root.mkdir(parents=True)
+    for inner in (folders.log, folders.checkpoints):
+        (tmp_path / inner.name).mkdir()
+        inner.symlink_to(tmp_path / inner.name)
+    assert not has_output(folders)
+    (tmp_path / folders.checkpoints.name / "policy.safetensors").touch()
+    assert "holds output" in mode_error(folders, MERGED, "fresh")
+
+
+@pytest.mark.parametrize("mode", ["fresh", "overwrite", "resume_or_start"])
+def test_a_new_run_is_not_called_as_what_was_put_aside(folders, mode):
+    aside = replace(folders, root=folders.root.with_name("x.old1"), experiment="x.old1")
+    assert "give another --name" in mode_error(aside, MERGED, mode)
+    (aside.root / "log").mkdir(parents=True)  # such a one may be resumed
+    write_json(aside.root / "log" / "hps.json", MERGED)
+    there = Folders.at(aside.root, folders.log.name, "checkpoints", "x.old1")
+    assert check_mode(there, MERGED, "resume")
+
+
+def test_a_file_in_place_of_the_folder_is_one_line(folders):
+    folders.root.parent.mkdir(parents=True)
+    folders.root.write_text("notes")
+    with pytest.raises(UserError, match=r"Not a directory") as caught, claimed(folders):
+        pass
+    assert str(folders.root) in one_line(caught)
+    assert folders.root.read_text() == "notes"
+
+
+@pytest.mark.parametrize(
+    ("error", "end"),
+    [(KeyboardInterrupt(), {"code": 0, "why": None}), (ValueError("a\nb"), None)],
+)
+def test_an_end_before_the_processes_is_recorded(tmp_path, error, end):
+    request = Request(QUICKSTART, "cpu", overrides=(f"output_root={tmp_path}",))
+
+    def measure(config):
+        return opening.Measured(EnvSpec(3, 1, None))
+
+    with (
+        pytest.raises(type(error)),
+        opening.opened(request, measure, {}, lambda line: None) as run,
+    ):
+        raise error
+    (start,) = read_run(run.folders)["starts"]
+    end = end or {"code": 1, "why": "a b"}
+    assert {key: start["ended"][key] for key in end} == end
 
 
 def test_temporary_files_are_no_output(config, folders):
@@ -252,7 +302,11 @@ def test_what_killed_writers_left_is_removed(config, folders):
     ]
     for leftover in leftovers:
         leftover.touch()
+    others = [folders.root / ".notes.tmp", folders.root / ".wandb.json.tmp"]
+    others[0].touch()
+    others[1].mkdir()
     open_now(folders, config)
+    assert all(other.exists() for other in others)
     assert not any(leftover.exists() for leftover in leftovers)
     assert folders.state("valuerl").exists()
 

@@ -45,6 +45,18 @@ def test_earlier_output_is_renamed_and_nothing_is_overwritten(folders):
         assert (aside / "log" / "content").read_text() == str(number)
 
 
+def test_event_files_behind_a_link_are_not_renamed(folders, tmp_path):
+    others = tmp_path / "others"
+    others.mkdir()
+    (others / "events.tfevents.1").touch()
+    (folders.root / "deep").mkdir(parents=True)
+    (folders.root / "deep" / "events.tfevents.2").touch()
+    (folders.root / "link").symlink_to(others)
+    aside = put_aside(folders)
+    assert (others / "events.tfevents.1").exists()
+    assert [path.name for path in (aside / "deep").iterdir()] == ["events.aside.2"]
+
+
 @pytest.mark.parametrize("kind", ["file", "folder", "empty folder"])
 def test_a_name_that_is_taken_is_passed_over(folders, kind):
     folders.root.mkdir(parents=True)

@@ -101,6 +101,19 @@ def test_the_script_asks_for_what_was_given_and_leaves_the_rest_to_the_cluster(s
     assert "--array=0-1\n" in script
 
 
+@pytest.mark.parametrize("fault", ["no folder", "no run"])
+def test_a_job_that_fails_before_its_run_says_that_it_started(sweep, stand_in, fault):
+    if fault == "no folder":
+        sweep = replace(sweep, working_folder=f"{sweep.working_folder}/gone")
+        slurm.write_script(sweep, slurm.job_script(sweep, Resources(cpus=5)))
+    job = start(sweep, 0 if fault == "no folder" else 99)
+    output = job.communicate(timeout=30)[0]
+    assert job.returncode != 0
+    first, last = output.splitlines()
+    assert first.startswith("== started ")
+    assert "gone" in last if fault == "no folder" else "no run 99" in last
+
+
 def test_each_element_runs_its_own_command_and_passes_the_exit_code_on(sweep, stand_in):
     requeued = stand_in("scontrol")
     for index, code in ((0, 0), (1, 1)):
