@@ -61,7 +61,7 @@ def write_experiment(
         The csv.
     """
     folder.mkdir(parents=True)
-    full = content | {"seed": seed, "env": {"name": environment}}
+    full = content | {"seed": seed, "env": content["env"] | {"name": environment}}
     merged = Config.model_validate(full).model_dump(mode="json", by_alias=True)
     (folder / "hps.json").write_text(json.dumps(merged))
     path = folder / f"{folder.name}.greedy.csv{suffix}"

@@ -555,6 +555,11 @@ def test_where_a_gpu_was_asked_for_it_is_an_error_that_there_is_none():
     assert noted(NOTES + NO_GPU, on_cpu=False) == NO_GPU + "I0000 afterwards"
 
 
+def test_every_signal_has_a_name():
+    assert util.signal_name(9) == "SIGKILL"
+    assert util.signal_name(40) == "signal 40"
+
+
 def test_without_grep_the_notes_pass(monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
     assert noted(NOTES) == NOTES + "I0000 afterwards"

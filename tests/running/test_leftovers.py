@@ -73,8 +73,9 @@ def test_what_does_not_end_when_asked_is_killed(run):
 def test_a_process_that_got_the_number_of_another_is_left_alone(run, started):
     pid = started("interactor0")
     (there,) = leftovers.remaining([leftovers.Process(pid, leftovers._start_of(pid))])
-    leftovers.kill([there._replace(start=there.start + 1)])
-    assert not is_over(pid)
+    another = there._replace(start=there.start + 1)
+    assert leftovers.remaining([another, there]) == [there]
+    leftovers.kill([another])
     leftovers.kill([there])
     poll(lambda: is_over(pid), "its end")
 

@@ -61,6 +61,12 @@ def test_a_folder_stands_for_the_files_below_it_and_a_file_counts_once(tmp_path)
     assert "holds no .json file" in error_of(str(tmp_path / "empty"))
 
 
+def test_a_name_may_begin_as_an_option_does(tmp_path):
+    path = write(tmp_path / "-x.json")
+    (run,) = expand(Request([path], frames=1000, seeds=[3]))[1]
+    assert main.parse_arguments(run.arguments).name == run.experiment == "-x-seed3"
+
+
 def test_runs_that_would_share_a_folder_are_refused_by_name(tmp_path):
     paths = [write(tmp_path / folder / "same.json") for folder in "ab"]
     said = error_of(*paths)

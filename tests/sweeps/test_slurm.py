@@ -221,15 +221,17 @@ def test_queued_jobs_are_known_by_their_script_also_if_submitted_by_hand(stand_i
         "squeue",
         "echo '3|RUNNING|7_3|None|/home|/out/sweeps/1/job.sh'\n"
         "echo '4|PENDING|7_4|Priority|/out/sweeps/1|./job.sh'\n"
-        "echo 'N/A|RUNNING|8|None|/home|(null)'",
+        "echo 'N/A|RUNNING|8|None|/home|(null)'\n"
+        "printf '2|RUNNING|9_2|None|/home/m\\374ller|/their/job.sh\\n'",
     )
     running, pending = ("/out/sweeps/1/job.sh", 3), ("/out/sweeps/1/job.sh", 4)
     assert slurm.queue() == {
         running: Task("7_3", "RUNNING", "None"),
         pending: Task("7_4", "PENDING", "Priority"),
+        ("/their/job.sh", 2): Task("9_2", "RUNNING", "None"),
     }
     assert f"--user={os.getuid()} " in calls.read_text()  # a name it may not have
-    assert [t.is_pending for t in slurm.queue().values()] == [False, True]
+    assert [t.is_pending for t in slurm.queue().values()] == [False, True, False]
     stand_in("squeue", "echo 'slurm_load_jobs error: Unable to contact' >&2; exit 1")
     with pytest.raises(UserError, match="Unable to contact"):
         slurm.queue()
