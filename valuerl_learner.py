@@ -11,7 +11,7 @@ from .learner import Learner, assign, prepare
 from .replay_file import DATA_NAME
 from .running import pace
 from .running.child import Context
-from .settings.roles import EVALUATOR, VALUERL, WORLDMODEL, roles
+from .settings.roles import VALUERL, WORLDMODEL, evaluators
 from .settings.schema import SINGLE_NET
 from .settings.seeds import Stream
 from .storage import checkpoint
@@ -182,8 +182,8 @@ class ValueRLLearner(Learner):
     def _evaluated(self) -> int:
         """The epoch up to which all evaluators are done."""
         board = self.context.board
-        names = [role.name for role in roles(self.config) if role.kind is EVALUATOR]
-        return min((int(board[name]["epoch"]) for name in names), default=self.epoch)
+        epochs = (int(board[name]["epoch"]) for name in evaluators(self.config))
+        return min(epochs, default=self.epoch)
 
     def _wait_for_evaluators(self) -> bool:
         """Waits while evaluators are many policies behind; False: it was stopped."""

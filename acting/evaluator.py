@@ -6,19 +6,17 @@ renderer.
 """
 
 import math
-import time
-from collections.abc import Callable
 
 import numpy as np
 
 from ..running.child import Context
-from ..settings.roles import LAUNCHER, Kind
-from ..settings.seeds import Stream, generator, seed_globals, seed_of
+from ..settings.roles import LAUNCHER, Kind, evaluators
+from ..settings.seeds import Stream, generator, seed_of
 from ..storage.board import FINAL_EPISODES, Wait
 from ..storage.scores import Position, ScoreFile
-from ..util import wait_until
-from .policy import Policy, PolicyReader, random_actions
-from .safe_env import CLOSE_PATIENCE, SafeEnv, close_all
+from .actor import Actor
+from .policy import Policy, random_actions
+from .safe_env import SafeEnv, close_all
 
 # Episodes; then those of the policy, or the final ones, are given up.
 LOST_IN_A_ROW = 20
@@ -30,7 +28,7 @@ def evaluate(context: Context) -> None:
     Evaluator(context).run()
 
 
-class Evaluator:
+class Evaluator(Actor):
     """Runs episodes of published policies and records their scores.
 
     Of every `every_n_epochs`-th policy each evaluator runs `episodes_per_policy`
@@ -41,14 +39,10 @@ class Evaluator:
     """
 
     def __init__(self, context: Context) -> None:
-        self._context = context
-        self._config = config = context.run.config
+        super().__init__(context, Kind.EVALUATOR)
+        config = self._config
         self._settings = config.evaluator_config
-        self._number = int(context.name.removeprefix(Kind.EVALUATOR))
-        self._row = context.board[context.name]
-        self._reader = PolicyReader(context)
         self._epochs: dict[int, int] = {}  # of the policies seen, by their updates
-        seed_globals(context.seed)
         self._envs: list[SafeEnv] = []
         context.ends.callback(self.close)
         for _ in range(self._settings.batch_size):
@@ -63,7 +57,7 @@ class Evaluator:
 
     def close(self) -> None:
         """Closes the environments."""
-        self._row["heartbeat"] = time.monotonic() + CLOSE_PATIENCE
+        super().close()
         close_all(self._envs)
 
     def run(self) -> None:
@@ -201,8 +195,7 @@ class Evaluator:
     def _of_all(self, field: str) -> list[int]:
         """What all evaluators have in a field of the board."""
         board = self._context.board
-        names = (f"{Kind.EVALUATOR}{i}" for i in range(self._settings.count))
-        return [int(board[name][field]) for name in names]
+        return [int(board[name][field]) for name in evaluators(self._config)]
 
     def _random_score(self) -> float:
         """Mean score of `final_episodes` episodes with uniformly random actions.
@@ -355,30 +348,9 @@ class Evaluator:
 
     # -- for others --------------------------------------------------------------------
 
-    def _lose(self) -> None:
-        self._row["dropped"] += 1
-
-    def _note_failure(self) -> None:
-        self._note_nondeterminism("an environment failed and was made again")
-
-    def _note_nondeterminism(self, why: str) -> None:
+    def _frames(self) -> int:
         policy = self._reader.policy
-        self._context.note_nondeterminism(policy.frames if policy else 0, why)
+        return policy.frames if policy else 0
 
     def _is_final(self) -> bool:
         return int(self._context.board[LAUNCHER]["phase"]) == FINAL_EPISODES
-
-    def _wait(self, condition: Callable[[], bool], what: Wait) -> None:
-        """Waits for a condition, or until asked to stop."""
-        wait_until(
-            self._context.while_there_is(
-                lambda: None if condition() or self._stopping() else what
-            )
-        )
-
-    def _beat(self) -> None:
-        self._row["heartbeat"] = time.monotonic()
-
-    def _stopping(self) -> bool:
-        self._beat()
-        return self._context.stop()

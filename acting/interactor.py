@@ -18,12 +18,13 @@ from ..replay_file import IMPORTED, Origin
 from ..running.child import STARTUP_GRACE, Context
 from ..running.pace import frame_limit, policy_for
 from ..settings.roles import Kind
-from ..settings.seeds import Stream, generator, seed_globals, seed_of
+from ..settings.seeds import Stream, generator, seed_of
 from ..storage.board import Wait
 from ..util import RunError, wait_until
-from .policy import Policy, PolicyReader, random_actions
+from .actor import Actor
+from .policy import Policy, random_actions
 from .remote_env import RemoteEnv
-from .safe_env import CLOSE_PATIENCE, SafeEnv, Step, close_all
+from .safe_env import SafeEnv, Step, close_all
 
 TOO_MANY_LOST = 100  # transitions, of twice as many steps
 
@@ -33,7 +34,7 @@ def interact(context: Context) -> None:
     Interactor(context).run()
 
 
-class Interactor:
+class Interactor(Actor):
     """Steps B environments; in a paced run each vector step at its turn.
 
     Turn v is that of interactor v mod count. What a step does is a function of
@@ -42,15 +43,10 @@ class Interactor:
     """
 
     def __init__(self, context: Context) -> None:
-        self._context = context
-        self._config = config = context.run.config
-        self._agent = config.agent_config
-        self._number = int(context.name.removeprefix(Kind.INTERACTOR))
-        self._row = context.board[context.name]
+        super().__init__(context, Kind.INTERACTOR)
+        self._agent = self._config.agent_config
         self._replay = ReplayBuffer.open(context.run.folders.replay, writable=True)
-        self._reader = PolicyReader(context)
         self._policy_turn = -1  # at which the policy was last looked up
-        seed_globals(context.seed)
         size = self._agent.batch_size
         self._envs: list[SafeEnv | RemoteEnv] = []
         context.ends.callback(self.close)
@@ -84,7 +80,7 @@ class Interactor:
 
     def close(self) -> None:
         """Closes the environments."""
-        self._row["heartbeat"] = time.monotonic() + CLOSE_PATIENCE
+        super().close()
         for env in self._remote_envs():
             env.begin_close()
         close_all(self._envs)
@@ -215,10 +211,6 @@ class Interactor:
 
     def _turn_of(self, frame: int) -> int:
         return int(self._replay.origins(frame, 1).turn[0])
-
-    def _stopping(self) -> bool:
-        self._beat()
-        return self._context.stop()
 
     def _step(self, turn: int, action: np.ndarray) -> bool:
         """One step of every environment, stored; False: stopped before that."""
@@ -377,25 +369,8 @@ class Interactor:
 
     # -- for others --------------------------------------------------------------------
 
-    def _wait(self, condition: Callable[[], bool], what: Wait) -> None:
-        """Waits for a condition, or until asked to stop."""
-        wait_until(
-            self._context.while_there_is(
-                lambda: None if condition() or self._stopping() else what
-            )
-        )
-
-    def _beat(self) -> None:
-        self._row["heartbeat"] = time.monotonic()
-
-    def _lose(self) -> None:
-        self._row["dropped"] += 1
-
-    def _note_failure(self) -> None:
-        self._note_nondeterminism("an environment failed and was made again")
-
-    def _note_nondeterminism(self, why: str) -> None:
-        self._context.note_nondeterminism(self._replay.frames, why)
+    def _frames(self) -> int:
+        return self._replay.frames
 
 
 def _equals(step: Step, row: Batch[np.ndarray]) -> bool:

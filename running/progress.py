@@ -10,7 +10,14 @@ from pathlib import Path
 import numpy as np
 
 from ..replay import ReplayBuffer
-from ..settings.roles import LAUNCHER, VALUERL, WORLDMODEL, learners, process_names
+from ..settings.roles import (
+    LAUNCHER,
+    VALUERL,
+    WORLDMODEL,
+    evaluators,
+    learners,
+    process_names,
+)
 from ..storage.board import FINAL_EPISODES, Board
 from ..storage.folders import Run
 from ..storage.scores import LAST_SCORES, Scores
@@ -230,8 +237,7 @@ class Progress:
         run with a limit; None before that."""
         measured = [
             float(self._board[name]["random_score"])
-            for name in process_names(self._run.config)
-            if name.startswith("evaluator")
+            for name in evaluators(self._run.config)
         ]
         known = [score for score in measured if not np.isnan(score)]
         return float(np.mean(known)) if known else None

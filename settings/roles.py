@@ -19,7 +19,6 @@ class Kind(StrEnum):
 
 
 LAUNCHER, VALUERL, WORLDMODEL = Kind.LAUNCHER, Kind.VALUERL, Kind.WORLDMODEL
-EVALUATOR = Kind.EVALUATOR
 
 
 @dataclass(frozen=True)
@@ -60,6 +59,11 @@ def roles(config: Config) -> list[Role]:
     # Last: a process's number is its seed's.
     others = [Role(Kind.LOGGER)] if config.loggers else []
     return [*alone, *interactors, *evaluators, *others]
+
+
+def evaluators(config: Config) -> list[str]:
+    """The names of a run's evaluators."""
+    return [role.name for role in roles(config) if role.kind is Kind.EVALUATOR]
 
 
 def process_names(config: Config) -> list[str]:

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..settings.roles import process_names
+from ..settings.roles import evaluators, process_names
 from ..settings.schema import Config
 from ..util import RunError, atomic_write, named
 
@@ -103,11 +103,11 @@ class Board:
             earlier = {
                 bytes(row["name"]).decode("ascii", "replace"): row for row in rows
             }
-        names = process_names(config)
+        names, continuing = process_names(config), evaluators(config)
         fresh = np.zeros(len(names), ROW)
         for row, name in zip(fresh, names, strict=True):
             row["name"], row["random_score"] = name, np.nan
-            if name in earlier and name.startswith("evaluator"):
+            if name in earlier and name in continuing:
                 for field in EVALUATOR_FIELDS:
                     row[field] = earlier[name][field]
         label = f"steve-board-{secrets.token_hex(8)}"

@@ -22,11 +22,19 @@ def put_aside(folders: Folders) -> Path:
     """Renames the experiment's folder, so that nothing in it is lost.
 
     TensorBoard does not show it any more.
+
+    Returns:
+        its new name, the same as `aside_of` gave before.
     """
-    aside = first_free(folders.root, ".old")
+    aside = aside_of(folders)
     folders.root.rename(aside)
     hide_events(aside)
     return aside
+
+
+def aside_of(folders: Folders) -> Path:
+    """What the folder will be called when it is put aside."""
+    return first_free(folders.root, ".old")
 
 
 def rewind(folders: Folders, config: Config, updates: int) -> Path:
@@ -49,7 +57,7 @@ def rewind(folders: Folders, config: Config, updates: int) -> Path:
             f"learners; there are: {listed}"
         )
     # Its name says which renaming it belongs to; see `finish_rewind`.
-    aside = first_free(folders.root, ".old")
+    aside = aside_of(folders)
     root = aside.with_name(f".{aside.name}.rewound")
     staging = Folders.at(
         root, config.log_path, config.save_model_path, folders.experiment
@@ -61,7 +69,8 @@ def rewind(folders: Folders, config: Config, updates: int) -> Path:
     except Exception:
         shutil.rmtree(root, ignore_errors=True)
         raise
-    aside = put_aside(folders)
+    renamed = put_aside(folders)
+    assert renamed == aside, "nobody else may rename here: the folder is claimed"
     root.rename(folders.root)
     fsync_folder(root.parent)
     return aside

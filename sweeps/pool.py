@@ -21,9 +21,8 @@ from ..running.devices import VARIABLE, Gpu
 from ..storage import locks, record
 from ..storage.disk import full_disk_line, is_full
 from ..util import UserError, counted, on_stop_signals
-from .record import NO_FAILURE, Sweep
+from .record import MAIN, NO_FAILURE, Sweep
 
-MAIN = Path(__file__).resolve().parents[1] / "main.py"
 TICK = 0.2  # seconds between looks at the runs
 KILLED = 128  # what a shell adds to the signal's number
 

@@ -15,6 +15,7 @@ from ..storage import locks, record
 from ..storage.folders import Folders
 from ..util import UserError, named
 
+MAIN = Path(__file__).resolve().parents[1] / "main.py"
 FOLDER = "sweeps"  # of the output root
 RECORD, SCRIPT, LOCK = "sweep.json", "job.sh", ".lock"
 SLURM, LOCAL = "slurm", "local"

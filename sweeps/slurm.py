@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..util import UserError, atomic_write, check_path
-from .record import Sweep
+from .record import MAIN, Sweep
 
-MAIN = Path(__file__).resolve().parents[1] / "main.py"
 SAVE_SECONDS = 60  # before the time limit; a run saves within 15
 DEFAULT_ARRAY_SIZE = 1001
 ARRAY_SIZE = re.compile(r"^MaxArraySize\s*=\s*(\d+)", re.MULTILINE)

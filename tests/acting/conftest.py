@@ -3,7 +3,7 @@
 import pytest
 import support_env
 
-from steve.acting import evaluator
+from steve.acting import actor
 from steve.acting.safe_env import SafeEnv
 
 
@@ -15,7 +15,7 @@ def ask_on(condition):
 
 @pytest.fixture(autouse=True)
 def _nothing_was_done_yet_and_nobody_sleeps(monkeypatch):
-    monkeypatch.setattr(evaluator, "wait_until", ask_on)
+    monkeypatch.setattr(actor, "wait_until", ask_on)
     support_env.steps.clear()
     support_env.finished_scores.clear()
 
