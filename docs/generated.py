@@ -9,14 +9,8 @@ from collections.abc import Iterator
 from unittest import mock
 
 from steve.__main__ import COMMANDS
-from steve.settings.schema import (
-    Config,
-    allowed,
-    field_at,
-    is_changeable,
-    known_keys,
-    section_of,
-)
+from steve.settings.keys import allowed, field_at, is_changeable, known_keys, section_of
+from steve.settings.schema import Config
 from steve.sweep import COMMANDS as SWEEP
 from steve.util import one_line
 

@@ -14,8 +14,8 @@ from rich.text import Text
 from ..util import NOT_A_TERMINAL, UserError, one_line
 from . import loading
 from .files import PACKAGE, KeyPath
+from .keys import all_paths, allowed, field_at, known_keys, section_of
 from .loading import LoadedConfig
-from .schema import all_paths, allowed, field_at, known_keys, section_of
 
 QUICKSTART = Path("config/quickstart.json")
 CONFIG = Path("config")

@@ -61,7 +61,7 @@ class Entry:
         return f"must set {missing[0]} of {self.name}" if missing else None
 
 
-POSITIVE = (1e-30, 1e30)  # as `schema.Positive`
+POSITIVE = (1e-30, 1e30)  # as `values.Positive`
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from ..util import UserError, check_path
-from .schema import Config, known_keys
+from .keys import known_keys
+from .schema import Config
 
 KeyPath = tuple[str, ...]
 

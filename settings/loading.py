@@ -32,10 +32,7 @@ from .files import (
     quoted,
     shown,
 )
-from .schema import (
-    SAFE_NAME,
-    Config,
-    Section,
+from .keys import (
     all_paths,
     allowed,
     field_at,
@@ -45,6 +42,8 @@ from .schema import (
     meaning,
     section_of,
 )
+from .schema import Config, Section
+from .values import SAFE_NAME
 
 _MISSING = object()
 
@@ -160,7 +159,7 @@ def check_registered(config: Config) -> None:
 def changed_keys(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """The dotted keys in which two merged configurations differ.
 
-    Those that a resumed run may change are left out (`schema.is_changeable`). false
+    Those that a resumed run may change are left out (`keys.is_changeable`). false
     differs from 0; 1 and 1.0 are the same; a key that is missing has its default.
     """
     return list(_differences(old, new, ()))

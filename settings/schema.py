@@ -1,18 +1,15 @@
-"""The keys of a configuration: types, ranges, defaults, and the rules between keys.
+"""The keys of a configuration: defaults, and the rules between keys.
 
 SPEC section 7 gives the defaults; what the 2018 release hard-coded is a key here.
-Every type is strict: 1.0 is no whole number, 0 is not false and false is not 0. The
-models are frozen. The text below a key is its description: what it means, in which
-unit, what it was in 2018 and where it acts; `allowed` says what its type takes.
+The models are frozen. The text below a key is its description: what it means, in which
+unit, what it was in 2018 and where it acts. `values` has the types, and `keys.allowed`
+says what one takes.
 """
 
-import keyword
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -20,140 +17,50 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    GetCoreSchemaHandler,
     JsonValue,
     PrivateAttr,
     model_validator,
 )
-from pydantic.fields import FieldInfo
-from pydantic_core import CoreSchema, PydanticCustomError
+from pydantic_core import PydanticCustomError
 
-from ..util import one_line
-from .extensions import NAME, WEIGHTINGS, WORLD_MODELS, Entry, Weighting
+from .extensions import WEIGHTINGS, WORLD_MODELS, Entry, Weighting
+from .values import (
+    ENVIRONMENT_ID,
+    ID_TEXT,
+    ON_RESUME,
+    Allowed,
+    Count,
+    CountOrFalse,
+    CountOrZero,
+    DatasetName,
+    Dimension,
+    EntryPoint,
+    Few,
+    FolderName,
+    Fraction,
+    FractionOrFalse,
+    Frames,
+    Hours,
+    Many,
+    Module,
+    Name,
+    NonNegative,
+    PaceOrFalse,
+    Positive,
+    Range,
+    Rows,
+    RowsOrZero,
+    Seconds,
+    Settings,
+    Width,
+    logger_name,
+    null_if_false,
+)
 
-SAFE_NAME = r"^[A-Za-z0-9_+=,-][A-Za-z0-9._+=,-]{0,199}$"
-# What gymnasium accepts as an id, but for "module:" in front: only env.module is ever
-# imported. "+" does not occur in it, so environment_folder maps no two ids to one.
-ENVIRONMENT_ID = r"^[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)?$"
 VECTOR_STEPS_AHEAD = 2  # of the interactors, ahead of the slower learner
 MOST_ROWS = 1 << 32  # of the replay buffer
 MOST_FOR_EPISODES = 1_000_000  # rows of the replay buffer
-BUILT_IN_LOGGERS = ("wandb", "mlflow")
 PAPER_HORIZON = 3  # rollout_len of all experiments but the ablation of it
-
-
-def _refuse_true(value: Any) -> Any:
-    if value is True:
-        raise ValueError("only false has a meaning here")
-    return value
-
-
-def _null_if_false(value: Any) -> Any:
-    # 2018 release: false switches a whole section off; here null does, and false
-    # still reads as null so that those files load.
-    return None if value is False else value
-
-
-def _dotted_identifier(value: str) -> str:
-    if not all(p.isidentifier() and not keyword.iskeyword(p) for p in value.split(".")):
-        raise ValueError("not the name of a module")
-    return value
-
-
-def _entry_point(value: str) -> str:
-    module, colon, name = value.partition(":")
-    if not colon or not name.isidentifier():
-        raise ValueError("not of the form module:name")
-    _dotted_identifier(module)
-    return value
-
-
-def _logger(value: str) -> str:
-    return value if value in BUILT_IN_LOGGERS else _entry_point(value)
-
-
-ID_TEXT = (
-    "an environment id such as Hopper-v1 (a module that is to be imported first goes "
-    "into env.module)"
-)
-
-
-@dataclass(frozen=True)
-class Range:
-    """The range of a number, both ends included."""
-
-    lowest: float
-    highest: float
-
-    def __get_pydantic_core_schema__(
-        self, source: Any, handler: GetCoreSchemaHandler
-    ) -> CoreSchema:
-        return {**handler(source), "ge": self.lowest, "le": self.highest}
-
-    def __str__(self) -> str:
-        return f"from {_shown(self.lowest)} to {_shown(self.highest)}"
-
-
-@dataclass(frozen=True)
-class Allowed:
-    """Says what a type takes, where `allowed` cannot tell it from the type."""
-
-    text: str
-
-
-def _shown(number: float) -> str:
-    return f"{number:,}" if isinstance(number, int) else f"{number:g}"
-
-
-# Upper ends are far above what anybody runs; beyond them numbers would overflow, or
-# nothing would fit. Whether a run fits into this machine is asked before it starts.
-Count = Annotated[int, Range(1, 10**12)]
-CountOrZero = Annotated[int, Range(0, 10**12)]
-Few = Annotated[int, Range(1, 1000)]  # members, layers, steps of a rollout, processes
-Many = Annotated[int, Range(1, 10**6)]
-Width = Annotated[int, Range(1, 1 << 16)]  # of a layer
-Dimension = Annotated[int, Range(1, 1 << 20)]  # of observations and actions
-Frames = Annotated[int, Range(1, 10**15)]
-Rows = Annotated[int, Range(1, 10**9)]
-RowsOrZero = Annotated[int, Range(0, 10**9)]
-# As float32, in which the nets compute, they neither vanish nor overflow.
-Positive = Annotated[float, Range(1e-30, 1e30)]
-NonNegative = Annotated[float, Range(0, 1e30)]
-Fraction = Annotated[float, Range(0, 1)]
-Hours = Annotated[float, Range(1e-9, 1e6)]
-Seconds = Annotated[float, Range(1e-3, 1e8)]
-Pace = Annotated[float, Range(1e-6, 1e6)]
-# false is its own value, apart from 0: bool is strict and true is refused.
-CountOrFalse = Annotated[Count | bool, BeforeValidator(_refuse_true)]
-PaceOrFalse = Annotated[Pace | bool, BeforeValidator(_refuse_true)]
-FractionOrFalse = Annotated[Fraction | bool, BeforeValidator(_refuse_true)]
-FolderName = Annotated[
-    str,
-    Field(pattern=SAFE_NAME),
-    Allowed(
-        "one plain folder name (letters, digits and . _ - + = , only; no dot in front)"
-    ),
-]
-Module = Annotated[
-    str, AfterValidator(_dotted_identifier), Allowed("the dotted name of a module")
-]
-EntryPoint = Annotated[
-    str, AfterValidator(_entry_point), Allowed('"package.module:Class"')
-]
-Settings = Annotated[dict[str, JsonValue], Allowed("an object of keyword arguments")]
-DatasetName = Annotated[
-    str,
-    Field(pattern=r"^([A-Za-z0-9_-]+/)*[A-Za-z0-9_-]+-v[0-9]+$"),
-    Allowed('the name of a Minari dataset such as "hopper/steve-v0"'),
-]
-Name = Annotated[str, Field(pattern=NAME), Allowed("a name")]
-
-
-class _Changeable:
-    """Marks a key, and all below it, that a resumed run may change (SPEC section 9)."""
-
-
-ON_RESUME = _Changeable()
 
 
 def broken_rule(keys: tuple[str, ...], text: str) -> PydanticCustomError:
@@ -206,7 +113,7 @@ class Ensemble(Section):
 
 
 SINGLE_NET = Ensemble(ensemble_size=1, train_sample_count=1, eval_sample_count=1)
-EnsembleOrNull = Annotated[Ensemble | None, BeforeValidator(_null_if_false)]
+EnsembleOrNull = Annotated[Ensemble | None, BeforeValidator(null_if_false)]
 
 
 class ModelEnsembles(Section):
@@ -235,7 +142,7 @@ class LoggerConfig(Section):
 
     entry_point: Annotated[
         str,
-        AfterValidator(_logger),
+        AfterValidator(logger_name),
         Allowed('"wandb", "mlflow" or "package.module:Class"'),
     ]
     """"wandb", "mlflow", or a class of the user's own, called with the experiment and
@@ -518,7 +425,7 @@ class PolicyConfig(LearnerConfig):
     """The ensemble of Q-functions. null: a single one. 2018: 4 members with
     config/core/bayesian.json. Acts in: valuerl.py."""
     value_expansion: Annotated[
-        ValueExpansion | None, BeforeValidator(_null_if_false)
+        ValueExpansion | None, BeforeValidator(null_if_false)
     ] = None
     """Targets from imagined rollouts. null: DDPG. 2018: that of the algorithm. Acts in:
     valuerl.py."""
@@ -558,7 +465,7 @@ class WorldModelConfig(LearnerConfig):
     kind_settings: Settings = {}
     """Keyword arguments of `kind`. 2018: no such key. Acts in: settings/extensions.py.
     """
-    bayesian: Annotated[ModelEnsembles | None, BeforeValidator(_null_if_false)] = None
+    bayesian: Annotated[ModelEnsembles | None, BeforeValidator(null_if_false)] = None
     """The ensembles of the world model. null: single nets. 2018: 4 members each with
     config/core/bayesian.json. Acts in: worldmodel.py."""
 
@@ -590,7 +497,7 @@ class Config(Section):
     in: valuerl_learner.py."""
     world_model_config: Annotated[
         WorldModelConfig | None,
-        BeforeValidator(_null_if_false),
+        BeforeValidator(null_if_false),
         Field(alias="model_config"),
     ] = None
     """The world-model learner. null: there is none. 2018: a section of the same name.
@@ -859,86 +766,3 @@ def limit_reached(
     """Whether frames or hours of learning are at their limit; None: there is none."""
     limits = (total_frames, frames), (total_hours, hours)
     return any(limit is not None and now >= limit for limit, now in limits)
-
-
-def known_keys(section: type[Section]) -> dict[str, FieldInfo]:
-    """The keys of a section as they stand in JSON."""
-    return {field.alias or name: field for name, field in section.model_fields.items()}
-
-
-def section_of(field: FieldInfo) -> type[Section] | None:
-    """The section that a key holds; None where it holds a plain value, or a list."""
-    if get_origin(field.annotation) is list:
-        return None
-    for kind in (field.annotation, *get_args(field.annotation)):
-        if isinstance(kind, type) and issubclass(kind, Section):
-            return kind
-    return None
-
-
-def meaning(field: FieldInfo) -> str:
-    """The part of a key's description that says what it means."""
-    return one_line(field.description).partition(" 2018: ")[0].removesuffix(".")
-
-
-def allowed(field: FieldInfo) -> str:
-    """What a key takes; it finishes the sentence "KEY must be ..."."""
-    *others, last = _alternatives(field.annotation, field.metadata)
-    return f"{', '.join(others)} or {last}" if others else last
-
-
-def _alternatives(kind: Any, metadata: Sequence[Any]) -> list[str]:
-    for note in metadata:
-        if isinstance(note, Allowed):
-            return [note.text]
-    inner = get_args(kind)
-    if get_origin(kind) is Annotated:
-        return _alternatives(inner[0], kind.__metadata__)
-    if get_origin(kind) is Literal:
-        return [f'"{name}"' for name in inner]
-    if get_origin(kind) in (Union, UnionType):
-        others = [each for each in inner if each not in (bool, NoneType)]
-        found = [words for each in others for words in _alternatives(each, ())]
-        if bool in inner:  # with a number, true is refused
-            found += ["false"] if found else ["true", "false"]
-        return found + ["null"] * (NoneType in inner)
-    if kind is bool:
-        return ["true or false"]
-    if kind in (int, float):
-        (limits,) = (note for note in metadata if isinstance(note, Range))
-        return [f"a {'whole ' * (kind is int)}number {limits}"]
-    return ["an object"]
-
-
-def is_free_object(field: FieldInfo) -> bool:
-    """Whether a key holds an object whose own keys are not fixed (`make_kwargs`)."""
-    return get_origin(field.annotation) is dict
-
-
-def field_at(path: tuple[str, ...]) -> FieldInfo | None:
-    """What is known of the key at a path; None where there is no such key.
-
-    A key inside a free object counts as that object.
-    """
-    section: type[Section] | None = Config
-    field = None
-    for name in path:
-        field = known_keys(section).get(name) if section else None
-        if field is None or is_free_object(field):
-            return field
-        section = section_of(field)
-    return field
-
-
-def is_changeable(path: tuple[str, ...]) -> bool:
-    """Whether a resumed run may change the key at a path (SPEC section 9)."""
-    fields = [field_at(path[:depth]) for depth in range(1, len(path) + 1)]
-    return any(field is not None and ON_RESUME in field.metadata for field in fields)
-
-
-def all_paths(section: type[Section] = Config) -> Iterator[tuple[str, ...]]:
-    """Every known key, as the path of names that leads to it."""
-    for name, field in known_keys(section).items():
-        yield (name,)
-        for rest in all_paths(inner) if (inner := section_of(field)) else ():
-            yield (name, *rest)

@@ -15,7 +15,7 @@ import steve
 from steve import envwrap, main
 from steve.__main__ import COMMANDS, Command
 from steve.settings.files import locate
-from steve.settings.schema import all_paths, field_at
+from steve.settings.keys import all_paths, field_at
 from steve.util import UserError
 
 DOCS = PROJECT / "docs"

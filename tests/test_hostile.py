@@ -35,7 +35,7 @@ import json, os, sys
 from pathlib import Path
 from steve import envwrap
 from steve.settings import loading
-from steve.settings.schema import all_paths, field_at, section_of
+from steve.settings.keys import all_paths, field_at, section_of
 from steve.storage.folders import Folders
 from steve.util import UserError
 

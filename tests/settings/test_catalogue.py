@@ -13,7 +13,8 @@ from support import PROJECT
 
 from steve import main
 from steve.settings import catalogue, loading
-from steve.settings.schema import Config, all_paths, allowed, field_at
+from steve.settings.keys import all_paths, allowed, field_at
+from steve.settings.schema import Config
 from steve.util import UserError
 
 

@@ -9,14 +9,8 @@ from support import PROJECT
 from support_settings import SIZES, minimal, updates, with_expansion
 
 from steve.settings.extensions import WEIGHTINGS
-from steve.settings.schema import (
-    Config,
-    all_paths,
-    allowed,
-    field_at,
-    is_changeable,
-    meaning,
-)
+from steve.settings.keys import all_paths, allowed, field_at, is_changeable, meaning
+from steve.settings.schema import Config
 
 # Defaults and derived values
 
