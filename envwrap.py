@@ -176,17 +176,17 @@ def _raw_env(env_config: "Environment") -> gymnasium.Env:
             warnings.filterwarnings("ignore", NO_DISPLAY)
             import_module(env_config.module, "env.module")
     entry_point = env_config.entry_point
-    if env_config.inertia == "2.1" and (entry_point or name not in mujoco.MUJOCO):
-        raise UserError(
-            f"env.inertia 2.1: known for {', '.join(mujoco.MUJOCO)} only, not "
-            f"for {entry_point or name}; remove the key"
-        )
     if entry_point is not None:
         return _made(
             env_config,
             lambda: _from_entry_point(
                 entry_point, env_config.make_kwargs, key="env.entry_point"
             ),
+        )
+    if env_config.inertia == "2.1" and name not in mujoco.MUJOCO:
+        raise UserError(
+            f"env.inertia 2.1: known for {', '.join(mujoco.MUJOCO)} only, not "
+            f"for {name}; remove the key"
         )
     if name in MAKERS:
         check_rendering_only(name, env_config.make_kwargs, "env.make_kwargs")

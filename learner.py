@@ -269,7 +269,12 @@ class Learner(abc.ABC):
 
     def start_clock(self) -> None:
         """Learning starts now (SPEC section 9: `hours`)."""
-        self._clock = self._logged_at = time.monotonic()
+        self._clock = time.monotonic()
+        self.start_log()
+
+    def start_log(self) -> None:
+        """The speed of the next line counts from now on."""
+        self._logged_at = time.monotonic()
 
     def tick(self) -> None:
         """Brings clock and status board up to date."""

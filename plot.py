@@ -110,7 +110,7 @@ def printed_aggregate(over: OverEnvironments) -> str:
     rows = [("algorithm", "runs", "IQM", "95% interval", "mean", "optimality gap")]
     for row in over.scores.itertuples():
         interval = _interval(row.low, row.high, 3)
-        if len(over.environments) == 1 and row.runs <= RANGE_RUNS:
+        if len(over.environments) == 1 and 1 < row.runs <= RANGE_RUNS:
             interval += " (range)"
         cells = (f"{row.iqm:.3f}", interval, f"{row.mean:.3f}", f"{row.gap:.3f}")
         rows.append((row.algorithm, str(row.runs), *cells))

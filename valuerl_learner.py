@@ -100,8 +100,9 @@ class ValueRLLearner(Learner):
         if not self.wait_for_frames():
             return False
         self.start_clock()
-        if not self.begin_epoch():
+        if not self.begin_epoch():  # waits for the world model's pretraining
             return False
+        self.start_log()
         self.publish_epoch()
         return True
 

@@ -1,4 +1,4 @@
-"""What interactors and evaluators have in common: signs of life, waits, notes."""
+"""What interactors and evaluators have in common: heartbeats, waits, notes."""
 
 import time
 from collections.abc import Callable
@@ -13,7 +13,9 @@ from .safe_env import CLOSE_PATIENCE
 
 
 class Actor:
-    """A process that steps environments; `context.ends` is to close them.
+    """A process that steps environments.
+
+    Subclasses register `close` with `context.ends`.
 
     Args:
         context: of the process.
@@ -29,7 +31,7 @@ class Actor:
         seed_globals(context.seed)
 
     def close(self) -> None:
-        """Gets time for closing the environments."""
+        """Extends the heartbeat by CLOSE_PATIENCE."""
         self._row["heartbeat"] = time.monotonic() + CLOSE_PATIENCE
 
     def _beat(self) -> None:

@@ -12,13 +12,13 @@ from pathlib import Path
 from ..settings import extensions
 from ..settings.loading import check_registered
 from ..settings.request import Request
-from ..settings.roles import VALUERL, WORLDMODEL, Kind, process_names, roles
+from ..settings.roles import VALUERL, WORLDMODEL, Kind, roles
 from ..settings.schema import Config
 from ..storage import opening
 from ..storage.board import Board
 from ..storage.disk import file_error_line, full_disk_line, is_full
-from ..storage.folders import Folders, Run, last_aside
-from ..storage.locks import unwritable
+from ..storage.folders import Folders, Run, asides
+from ..storage.locks import held, unwritable
 from ..storage.record import read_run, record_end, record_finish, was_killed
 from ..util import (
     NO_SPACE,
@@ -133,23 +133,21 @@ def end_of(error: Exception) -> tuple[str, int]:
 
 
 def _end_leftovers(run: Run) -> None:
-    """Where the launch before was killed, ends what its processes had started.
+    """Where an earlier launch was killed, ends what its processes had started.
 
-    Its folder may have been put aside by this launch.
+    The folder of that launch may have been put aside since.
     """
     folders, config = run.folders, run.config
-    launches = [(folders.root, read_run(folders)["starts"][:-1])]
-    if (aside := last_aside(folders.root)) is not None:
-        inner = config.log_path, config.save_model_path, folders.experiment
-        with suppress(UserError):  # its record is damaged
-            launches.append((aside, read_run(Folders.at(aside, *inner))["starts"]))
-    asked = [
-        process
-        for root, starts in launches
-        if starts and was_killed(starts[-1])
-        for name in process_names(config)
-        for process in leftovers.end(leftovers.mark(root, name))
-    ]
+    asked = []
+    earlier = read_run(folders)["starts"][:-1]
+    if earlier and was_killed(earlier[-1]):
+        asked += leftovers.end_all(folders.root)
+    for root in asides(folders.root):
+        aside = Folders.at(root, config.log_path, config.save_model_path, root.name)
+        with suppress(UserError), held(aside):  # damaged, or in use by a launch
+            starts = read_run(aside)["starts"]
+            if starts and was_killed(starts[-1]):
+                asked += leftovers.end_all(root)
     leftovers.finish(asked)
 
 

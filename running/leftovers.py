@@ -52,10 +52,27 @@ def end(variables: Mapping[str, str]) -> list[Process]:
         whom it has asked.
     """
     wanted = f"{VARIABLE}={variables[VARIABLE]}".encode()
+    return _end(lambda variable: variable == wanted)
+
+
+def end_all(root: Path) -> list[Process]:
+    """Asks what any process of a run had started to end; all of them must be gone.
+
+    Args:
+        root: the run's folder.
+
+    Returns:
+        whom it has asked.
+    """
+    beginning = f"{VARIABLE}={mark(root, '')[VARIABLE]}".encode()
+    return _end(lambda variable: variable.startswith(beginning))
+
+
+def _end(is_mark: Callable[[bytes], bool]) -> list[Process]:
     asked = []
     for path in Path("/proc").glob("[0-9]*/environ"):
         with suppress(OSError):  # it has ended, or is another user's
-            if wanted in path.read_bytes().split(b"\0"):
+            if any(map(is_mark, path.read_bytes().split(b"\0"))):
                 pid = int(path.parent.name)
                 start = _start_of(pid)
                 os.kill(pid, signal.SIGTERM)
@@ -106,7 +123,7 @@ def _start_of(pid: int) -> int:
         OSError: there is none.
     """
     # After the name, which may hold anything: state, .., the 22nd of all is the start.
-    state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    if state in "ZX":
+    state, *fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    if state in b"ZX":
         raise ProcessLookupError(pid)
     return int(fields[18])

@@ -5,7 +5,7 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing import resource_tracker
@@ -305,13 +305,21 @@ class Supervisor:
                 self._display.note(
                     f"{child.name} shows no life for {patience:g} s and is killed"
                 )
-                self._kill(child)
+                self._kill([child])
                 self._board[child.name]["heartbeat"] = now
 
-    def _kill(self, child: Child) -> None:
-        """Kills a child; one that hangs within the kernel ends when that lets it."""
-        child.started.kill()
-        child.started.join(KILL_PATIENCE)
+    def _kill(self, children: Sequence[Child]) -> None:
+        """Kills children and waits up to KILL_PATIENCE for them.
+
+        A child in an uninterruptible system call ends later. Nobody waits for it.
+        """
+        for child in children:
+            child.started.kill()
+        until = time.monotonic() + KILL_PATIENCE
+        for child in children:
+            child.started.join(max(0.0, until - time.monotonic()))
+            if child.alive:  # Python would wait for it at the launcher's own end
+                multiprocessing.process._children.discard(child.started)  # type: ignore[attr-defined]
 
     def _patience(self, child: Child) -> float:
         """For how many seconds a child may show no life."""
@@ -440,46 +448,28 @@ class Supervisor:
         """Asks the children to save and end; kills those that do not in time."""
         if not outcome.finished:
             self._display.note("stopping: saving what was learned")
-        for child in self._alive():
-            child.started.terminate()
-        begun = self._clock()
-        while alive := self._alive():
-            only_loggers = all(child.is_logger for child in alive)
-            asked_to_stop = self._stop_requested_at is not None
-            may_take_long = outcome.finished and only_loggers and not asked_to_stop
-            patience = LOGGERS_END if may_take_long else STOP_PATIENCE
-            if self._at_once or self._clock() - begun > patience:
-                break
-            self._wait_for_exit(alive)
-            for child in self._alive():
-                if not child.is_learner:  # an environment may have taken the first one
-                    child.started.terminate()
-        for child in alive:
-            self._kill(child)
-        for child in alive:
-            if child.is_logger:
-                self._display.note(
-                    f"{child.name} was killed: what it had not passed on yet is lost"
-                )
+        killed = self._wait_for_ends(outcome)
         for child in self._children:
             if child.process is not None and not child.alive:
                 self._end_leftovers(child)
         asked = [process for _, each in self._leftovers for process in each]
+        if leftovers.remaining(asked):
+            self._display.note("waiting for what processes had started to end")
         leftovers.finish(asked, at_once=lambda: self._at_once)
         # One that is not ready has restored nothing yet, and has nothing to save.
-        killed = [
+        unsaved = [
             child.name
-            for child in alive
+            for child in killed
             if child.is_learner and self._board[child.name]["ready"]
         ]
         failures = []
-        if killed:
+        if unsaved:
             failures.append(
-                f"{', '.join(killed)} killed before the end of its saving; "
+                f"{', '.join(unsaved)} killed before the end of its saving; "
                 "--resume continues from its last state"
             )
         for child in self._children:
-            if child.done or child in alive or child.process is None:
+            if child.done or child in killed or child.process is None:
                 continue
             if not self._ended_as_asked(child):
                 failure = self._failure_at_the_end(child)
@@ -496,6 +486,47 @@ class Supervisor:
         if outcome.code == 0 and failures:
             return Outcome(1, error="\n".join(failures))
         return outcome
+
+    def _wait_for_ends(self, outcome: Outcome) -> list[Child]:
+        """Asks the children to end; returns those that had to be killed."""
+        for child in self._alive():
+            child.started.terminate()
+        begun = self._clock()
+        killed: list[Child] = []
+        while alive := [child for child in self._alive() if child not in killed]:
+            now = self._clock()
+            late = [
+                child
+                for child in alive
+                if self._at_once or now > self._end_of(child, begun, outcome.finished)
+            ]
+            self._kill(late)
+            killed += late
+            for child in late:
+                if child.is_logger:
+                    self._display.note(
+                        f"{child.name} was killed: what it had not passed on is lost"
+                    )
+            if not late:
+                self._wait_for_exit(alive)
+            for child in self._alive():
+                if not child.is_learner:  # an environment may have taken the first one
+                    child.started.terminate()
+        return killed
+
+    def _end_of(self, child: Child, begun: float, finished: bool) -> float:
+        """Until when a child may take to end, by the clock.
+
+        Args:
+            child: that one.
+            begun: when it was asked to.
+            finished: whether the run came to its limit.
+        """
+        if not (child.is_logger and finished):
+            return begun + STOP_PATIENCE
+        if self._stop_requested_at is None:
+            return begun + LOGGERS_END
+        return max(begun, self._stop_requested_at) + STOP_PATIENCE
 
     def _ended_as_asked(self, child: Child) -> bool:
         """Whether a child that was asked to end has nothing left to save."""

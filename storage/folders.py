@@ -133,15 +133,11 @@ class Folders:
         return self.root.with_name(f".{self.experiment}.{kind}.lock")
 
 
-def last_aside(root: Path) -> Path | None:
-    """The folder that was put aside last for an experiment's; None: there is none."""
-    name = re.compile(rf"{re.escape(root.name)}\.old(\d+)")
-    numbers = [
-        int(found[1])
-        for path in root.parent.glob(f"{glob.escape(root.name)}.old*")
-        if (found := name.fullmatch(path.name))
-    ]
-    return root.with_name(f"{root.name}.old{max(numbers)}") if numbers else None
+def asides(root: Path) -> list[Path]:
+    """The folders that were put aside for an experiment's."""
+    name = re.compile(rf"{re.escape(root.name)}\.old\d+")
+    found = root.parent.glob(f"{glob.escape(root.name)}.old*")
+    return [path for path in found if name.fullmatch(path.name) and path.is_dir()]
 
 
 def hide_events(folder: Path) -> None:

@@ -4,8 +4,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from itertools import chain
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +15,7 @@ from ..settings.loading import changed_keys
 from ..settings.request import Request, Start
 from ..settings.roles import VALUERL, WORLDMODEL, learners
 from ..settings.schema import AgentConfig, Config
-from ..util import UserError, atomic_write, fsync_folder, one_line, unused
+from ..util import RunError, UserError, atomic_write, fsync_folder, one_line, unused
 from . import checkpoint
 from .checkpoint import CheckpointError
 from .datasets import check_dataset, import_dataset
@@ -53,13 +52,17 @@ def has_output(folders: Folders) -> bool:
     One that was killed while it wrote its first file has left no more than a
     temporary one (`atomic_write`).
     """
-    # What is behind a link is only found below its own name.
-    places = (folders.root, folders.log, folders.checkpoints)
     return any(
         path.is_file()
-        for path in chain.from_iterable(place.rglob("*") for place in places)
+        for path in _contents(folders)
         if not (path.name.startswith(".") and path.suffix == ".tmp")
     )
+
+
+def _contents(folders: Folders) -> set[Path]:
+    """All that is in an experiment's folder, or behind links in it to its folders."""
+    places = (folders.root, folders.log, folders.checkpoints)
+    return {path for place in places for path in place.rglob("*")}
 
 
 class Measured(NamedTuple):
@@ -130,6 +133,8 @@ def opened(
             reach := measured.interface.reach_note()
         ):
             notes.append(f"{config.env.name}: {reach}")
+        if config.env.entry_point and config.env.inertia:
+            notes.append("env.inertia has no effect on an env.entry_point")
         if request.start is Start.OVERWRITE and has_output(folders):
             notes.append(f"the earlier output is now {put_aside(folders)}")
         if request.rewind_to is not None:
@@ -148,31 +153,33 @@ def opened(
             gpus=gpus,
             interface=measured.interface,
         )
-        try:
-            known = len(reasons_of(read_run(folders)))
-            with removed_if_it_fails(folders):
-                notes += open_output(run, merged)
-                with ReplayBuffer.open(folders.replay) as replay:
-                    record_start(run, resumes, replay.frames, weighting)
-                with end_recorded(folders):
+        with ExitStack() as ends:
+            try:
+                known = len(reasons_of(read_run(folders)))
+                with removed_if_it_fails(folders):
+                    notes += open_output(run, merged)
+                    with ReplayBuffer.open(folders.replay) as replay:
+                        record_start(run, resumes, replay.frames, weighting)
+                    ends.enter_context(end_recorded(folders))
                     notes += reasons_of(read_run(folders))[known:]
                     if resumes:
                         notes.append(what_is_resumed(run))
-        finally:
-            for line in notes:
-                note(line)
-        with held(folders), end_recorded(folders):
+            finally:
+                for line in notes:
+                    note(line)
+            ends.enter_context(held(folders))
             yield run
 
 
 @contextmanager
 def end_recorded(folders: Folders) -> Iterator[None]:
-    """Says in run.json how a launch ended that did not come as far as to say it."""
+    """Records in run.json why a launch ended, where that is not recorded yet."""
     try:
         yield
     except BaseException as error:
         stopped = isinstance(error, KeyboardInterrupt)
-        code, why = (0, None) if stopped else (1, one_line(error))
+        is_mistake = isinstance(error, UserError) and not isinstance(error, RunError)
+        code, why = (0, None) if stopped else (1 + is_mistake, one_line(error))
         with suppress(OSError, UserError):
             starts = read_run(folders)["starts"]
             if starts and was_killed(starts[-1]):
@@ -191,11 +198,11 @@ def removed_if_it_fails(folders: Folders) -> Iterator[None]:
         yield
         return
     root = folders.root
-    before = {root, *root.rglob("*")} if root.exists() else set()
+    before = {root, *_contents(folders)} if root.exists() else set()
     try:
         yield
     except BaseException:
-        made = {root, *root.rglob("*")} - before
+        made = {root, *_contents(folders)} - before
         for path in sorted(made, reverse=True):  # what is in a folder, then the folder
             with suppress(OSError):
                 path.rmdir() if path.is_dir() else path.unlink()
@@ -223,7 +230,7 @@ def check_mode(folders: Folders, merged: dict[str, Any], start: str) -> bool:
             f"{folders.root} holds output of an earlier run: --resume continues it, "
             "--overwrite renames it and starts again, --name NAME keeps both"
         )
-    if not there and ASIDE.fullmatch(folders.experiment):
+    if not (there or start == Start.RESUME) and ASIDE.fullmatch(folders.experiment):
         raise UserError(
             f"{folders.experiment}: names that end in .old and a number are those of "
             "output that was put aside; give another --name"

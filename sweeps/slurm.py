@@ -32,17 +32,18 @@ TEMPLATE = """\
 
 job=${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID
 echo "== started $(date -u +%FT%TZ) on $(hostname) by job $job"
+ended() {{ echo "== ended $(date -u +%FT%TZ) with exit code $1"; exit "$1"; }}
 
 case $SLURM_ARRAY_TASK_ID in
 {cases}
-*) echo "there is no run $SLURM_ARRAY_TASK_ID" >&2; exit 2 ;;
+*) echo "there is no run $SLURM_ARRAY_TASK_ID" >&2; ended 2 ;;
 esac
 
 again=no
 trap 'again=yes; kill -TERM "$run"' USR1  # the time limit is near: save, then requeue
 trap 'kill -TERM "$run"' TERM             # scancel or preemption: save
 
-cd {working_folder} || exit
+cd {working_folder} || ended 1
 {python} {program} "$@" &
 run=$!
 while kill -0 "$run" 2> /dev/null; do wait "$run"; done

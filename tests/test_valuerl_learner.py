@@ -439,6 +439,28 @@ def test_a_restored_value_learner_publishes_a_policy_that_is_due(tmp_path, found
     np.testing.assert_array_equal(policy.tensors["policy/b1"], state["policy/b1"][0])
 
 
+def test_the_first_speed_does_not_count_the_wait_for_the_world_model(
+    tmp_path, clock, monkeypatch
+):
+    policy = {"log_every_n": 4}
+    run, board, _ = open_value(tmp_path, policy_config=policy, expansion=False)
+    learner = build(run, board, WatchedLearner)
+    begin = learner.begin_epoch
+
+    def begin_late():
+        clock.now += 0 if learner.epoch else 100
+        return begin()
+
+    def over():
+        clock.now += 0.5
+        return learner.updates == 4
+
+    monkeypatch.setattr(learner, "begin_epoch", begin_late)
+    drive(learner, over)
+    (speed,) = column(learner, "updates_per_s")
+    assert 1 < speed < 3
+
+
 def test_a_policy_that_was_killed_before_it_got_its_number_gets_it(tmp_path):
     run, board, _ = open_value(tmp_path, expansion=False)
     train(build(run, board, WatchedLearner), 4)  # unpaced: no digests tell of it

@@ -3,12 +3,14 @@
 import os
 import signal
 import subprocess
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from support import is_over, make_config, make_run, poll
 
 from steve.running import launch, leftovers
-from steve.storage.folders import last_aside
+from steve.storage.locks import held
 from steve.storage.record import write_json
 from steve.storage.rewind import put_aside
 
@@ -63,7 +65,7 @@ def test_what_does_not_end_when_asked_is_killed(run):
         assert leftovers.remaining(asked) != []
         leftovers.finish(asked, patience=0.3)
         assert program.wait(30) == -signal.SIGKILL
-        assert leftovers.remaining(asked) == []
+        poll(lambda: leftovers.remaining(asked) == [], "the end of its own program")
     finally:
         program.kill()
         program.wait()
@@ -85,12 +87,53 @@ def test_what_a_killed_launch_left_ends_also_where_its_folder_was_put_aside(
 ):
     pid = started("evaluator0")
     write_json(run.folders.run, {"starts": [{"ended": None}], "finished": 0})
-    aside = put_aside(run.folders)
+    put_aside(run.folders)
     again = make_run(run.config)
     write_json(again.folders.run, {"starts": [{"ended": None}], "finished": 0})
     launch._end_leftovers(again)
     assert is_over(pid)
-    assert last_aside(again.folders.root) == aside
+
+
+def test_a_run_that_was_put_aside_and_is_at_work_again_is_left_alone(run, started):
+    pid = started("evaluator0")
+    write_json(run.folders.run, {"starts": [{"ended": None}], "finished": 0})
+    aside = put_aside(run.folders)
+    again = make_run(run.config)
+    write_json(again.folders.run, {"starts": [{"ended": None}], "finished": 0})
+    with held(replace(again.folders, root=aside)):
+        launch._end_leftovers(again)
+    assert not is_over(pid)
+
+
+def test_all_that_was_put_aside_is_looked_at(run, started):
+    """The last that was put aside has the first name that was free."""
+    write_json(run.folders.run, {"starts": [{"ended": None}], "finished": 0})
+    pid = started("interactor7")  # this launch has fewer
+    first = put_aside(run.folders)
+    other = make_run(run.config)
+    write_json(other.folders.run, {"starts": [], "finished": 0})
+    put_aside(other.folders)
+    again = make_run(run.config)
+    write_json(again.folders.run, {"starts": [{"ended": None}], "finished": 0})
+    launch._end_leftovers(again)
+    assert first.name.endswith("old1")
+    assert is_over(pid)
+
+
+def test_a_program_may_be_called_anything(run):
+    variables = {**os.environ, **leftovers.mark(run.folders.root, "interactor0")}
+    # The kernel keeps 15 bytes of it, which end within a letter.
+    called = run.folders.root / "\u0441\u0438\u043c\u0443\u043b\u044f\u0442\u043e\u0440"
+    called.symlink_to("/bin/sleep")
+    program = subprocess.Popen([called, "98765"], env=variables)
+    try:
+        poll(lambda: not Path(f"/proc/{program.pid}/comm").read_bytes().isascii(), "it")
+        (asked,) = leftovers.end(leftovers.mark(run.folders.root, "interactor0"))
+        assert asked.pid == program.pid
+        assert program.wait(30) == -signal.SIGTERM
+    finally:
+        program.kill()
+        program.wait()
 
 
 @pytest.mark.parametrize(

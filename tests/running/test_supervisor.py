@@ -3,16 +3,19 @@
 Its clock and its processes are pretended: no test waits.
 """
 
+import multiprocessing
 import os
 import re
 import signal
+import time
 
 import pytest
 from support import append_frames, open_run
 from support_supervisor import FakeDisplay, child_of
 
+from steve.running import supervisor as supervisor_module
 from steve.running.child import FULL_DISK, HOPELESS, MISTAKE, STOPPED
-from steve.running.supervisor import STOP_PATIENCE, TICK, Supervisor
+from steve.running.supervisor import SPAWN, STOP_PATIENCE, TICK, Supervisor
 from steve.settings.roles import LAUNCHER, VALUERL, WORLDMODEL
 from steve.storage.board import FINAL_EPISODES
 from steve.storage.record import record_nondeterminism
@@ -242,8 +245,43 @@ def test_loggers_have_time_to_close_after_a_run_that_came_to_its_limit(
     outcome = supervisor.run()
     assert (outcome.code, outcome.finished) == (0, True)
     assert [name for name, _ in world.killed] == ["logger"] * killed
-    lost = "logger was killed: what it had not passed on yet is lost"
+    lost = "logger was killed: what it had not passed on is lost"
     assert (lost in world.display.notes) == killed
+
+
+def test_a_slow_actor_does_not_cost_the_loggers_their_time(pretend, monkeypatch):
+    lives = {VALUERL: 10.0, "interactor0": None, "logger": None}
+    codes = {VALUERL: STOPPED, "logger": STOPPED}
+    limit = {"total_frames": 20, "policy_config": {"frames_before_learning": 0}}
+    counts = {"evaluator_config": {"count": 0}}
+    supervisor, world = pretend(lives, codes, **LOGGER, **limit, **counts)
+    terminate = close_slowly(world, "logger", 60.0)
+    monkeypatch.setattr(
+        FakeProcess,
+        "terminate",
+        lambda p: None if p._name == "interactor0" else terminate(p),
+    )
+    append_frames(world.replay, 20)
+    assert supervisor.run().finished
+    assert [name for name, _ in world.killed] == ["interactor0"]
+    assert world.now >= 60
+
+
+def test_a_child_that_cannot_end_is_not_waited_for_when_the_launcher_exits(
+    pretend, monkeypatch
+):
+    supervisor, _ = pretend({"interactor0": None})
+    sleeper = SPAWN.Process(target=time.sleep, args=(600,))
+    sleeper.start()
+    kill, sleeper.kill = sleeper.kill, lambda: None
+    monkeypatch.setattr(supervisor_module, "KILL_PATIENCE", 0.1)
+    child = supervisor._children[1]
+    child.process = sleeper
+    assert sleeper in multiprocessing.active_children()
+    supervisor._kill([child])
+    assert sleeper not in multiprocessing.active_children()
+    kill()
+    sleeper.join()
 
 
 def test_who_asks_a_run_to_end_does_not_wait_for_loggers(pretend, monkeypatch):
@@ -261,7 +299,6 @@ def test_two_signals_are_no_failure_where_everything_was_saved(pretend, monkeypa
     close = close_slowly(world, "evaluator0", 500.0)
     monkeypatch.setattr(FakeProcess, "terminate", close)
     stop_at(world, 20)
-    monkeypatch.setattr(supervisor, "_kill_leftovers", lambda: None)
     wait = world.wait
 
     def insist(*arguments):

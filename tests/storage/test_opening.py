@@ -30,10 +30,10 @@ from steve.storage import checkpoint, conditions, opening
 from steve.storage.checkpoint import CheckpointError
 from steve.storage.folders import Folders, Run
 from steve.storage.locks import claimed
-from steve.storage.opening import check_mode, has_output
+from steve.storage.opening import check_mode, has_output, removed_if_it_fails
 from steve.storage.record import read_json, read_run, reasons_of, write_json
 from steve.storage.scores import CSV_HEADER
-from steve.util import UserError
+from steve.util import RunError, UserError
 
 # Modes
 
@@ -139,10 +139,30 @@ def test_output_behind_links_is_output(folders, tmp_path):
     assert "holds output" in mode_error(folders, MERGED, "fresh")
 
 
+def test_a_first_opening_that_fails_leaves_nothing_behind_links_either(
+    config, folders, tmp_path
+):
+    folders.root.mkdir(parents=True)
+    (tmp_path / "log").mkdir()
+    folders.log.symlink_to(tmp_path / "log")
+
+    def fail_late():
+        with removed_if_it_fails(folders):
+            open_now(folders, config)
+            assert list((tmp_path / "log").iterdir())
+            raise UserError("no")
+
+    with pytest.raises(UserError):
+        fail_late()
+    assert list((tmp_path / "log").iterdir()) == []
+    assert not has_output(folders)
+
+
 @pytest.mark.parametrize("mode", ["fresh", "overwrite", "resume_or_start"])
 def test_a_new_run_is_not_called_as_what_was_put_aside(folders, mode):
     aside = replace(folders, root=folders.root.with_name("x.old1"), experiment="x.old1")
     assert "give another --name" in mode_error(aside, MERGED, mode)
+    assert "nothing to resume" in mode_error(aside, MERGED, "resume")
     (aside.root / "log").mkdir(parents=True)  # such a one may be resumed
     write_json(aside.root / "log" / "hps.json", MERGED)
     there = Folders.at(aside.root, folders.log.name, "checkpoints", "x.old1")
@@ -160,7 +180,12 @@ def test_a_file_in_place_of_the_folder_is_one_line(folders):
 
 @pytest.mark.parametrize(
     ("error", "end"),
-    [(KeyboardInterrupt(), {"code": 0, "why": None}), (ValueError("a\nb"), None)],
+    [
+        (KeyboardInterrupt(), {"code": 0, "why": None}),
+        (ValueError("a\nb"), {"code": 1, "why": "a b"}),
+        (UserError("c"), {"code": 2, "why": "c"}),
+        (RunError("d"), {"code": 1, "why": "d"}),
+    ],
 )
 def test_an_end_before_the_processes_is_recorded(tmp_path, error, end):
     request = Request(QUICKSTART, "cpu", overrides=(f"output_root={tmp_path}",))
@@ -174,7 +199,6 @@ def test_an_end_before_the_processes_is_recorded(tmp_path, error, end):
     ):
         raise error
     (start,) = read_run(run.folders)["starts"]
-    end = end or {"code": 1, "why": "a b"}
     assert {key: start["ended"][key] for key in end} == end
 
 

@@ -109,9 +109,11 @@ def test_a_job_that_fails_before_its_run_says_that_it_started(sweep, stand_in, f
     job = start(sweep, 0 if fault == "no folder" else 99)
     output = job.communicate(timeout=30)[0]
     assert job.returncode != 0
-    first, last = output.splitlines()
+    first, why, last = output.splitlines()
     assert first.startswith("== started ")
-    assert "gone" in last if fault == "no folder" else "no run 99" in last
+    assert "gone" in why if fault == "no folder" else "no run 99" in why
+    assert last.startswith("== ended ")
+    assert last.endswith(f" with exit code {job.returncode}")
 
 
 def test_each_element_runs_its_own_command_and_passes_the_exit_code_on(sweep, stand_in):
