@@ -175,8 +175,7 @@ def _raw_env(env_config: "Environment") -> gymnasium.Env:
             # dm_control looks for a display when it is imported; nothing is drawn here.
             warnings.filterwarnings("ignore", NO_DISPLAY)
             import_module(env_config.module, "env.module")
-    entry_point = env_config.entry_point
-    if entry_point is not None:
+    if (entry_point := env_config.entry_point) is not None:
         return _made(
             env_config,
             lambda: _from_entry_point(

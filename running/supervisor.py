@@ -401,8 +401,8 @@ class Supervisor:
         """
         is_actor = not (child.is_learner or child.is_logger)
         if is_actor or child.exit_code < 0:
-            asked = leftovers.end(self._marks[child.name])
-            self._leftovers.append((self._clock() + leftovers.PATIENCE, asked))
+            until = self._clock() + leftovers.PATIENCE
+            self._leftovers.append((until, leftovers.end(self._marks[child.name])))
 
     def _kill_leftovers(self) -> None:
         """Kills what should have ended by now."""

@@ -277,11 +277,13 @@ def test_a_child_that_cannot_end_is_not_waited_for_when_the_launcher_exits(
     monkeypatch.setattr(supervisor_module, "KILL_PATIENCE", 0.1)
     child = supervisor._children[1]
     child.process = sleeper
-    assert sleeper in multiprocessing.active_children()
-    supervisor._kill([child])
-    assert sleeper not in multiprocessing.active_children()
-    kill()
-    sleeper.join()
+    try:
+        assert sleeper in multiprocessing.active_children()
+        supervisor._kill([child])
+        assert sleeper not in multiprocessing.active_children()
+    finally:
+        kill()
+        sleeper.join()
 
 
 def test_who_asks_a_run_to_end_does_not_wait_for_loggers(pretend, monkeypatch):
@@ -292,6 +294,37 @@ def test_who_asks_a_run_to_end_does_not_wait_for_loggers(pretend, monkeypatch):
     ((name, at),) = world.killed
     assert name == "logger"
     assert at < 20 + 15
+
+
+def test_a_run_that_fails_does_not_wait_for_loggers(pretend, monkeypatch):
+    supervisor, world = pretend({VALUERL: 10.0, "logger": None}, **LOGGER)
+    monkeypatch.setattr(FakeProcess, "terminate", close_slowly(world, "logger", 500.0))
+    assert supervisor.run().code == 1
+    ((name, at),) = world.killed
+    assert name == "logger"
+    assert at < 20 + 15  # of two starts of 10 seconds
+
+
+def test_a_signal_ends_the_time_of_loggers(pretend, monkeypatch):
+    lives = {VALUERL: 10.0, "logger": None}
+    limit = {"total_frames": 20, "policy_config": {"frames_before_learning": 0}}
+    counts = {"evaluator_config": {"count": 0}}
+    supervisor, world = pretend(lives, {VALUERL: STOPPED}, **LOGGER, **limit, **counts)
+    monkeypatch.setattr(FakeProcess, "terminate", close_slowly(world, "logger", 500.0))
+    append_frames(world.replay, 20)
+    wait = world.wait
+
+    def interrupt(*arguments):
+        wait(*arguments)
+        if world.now == 70:
+            supervisor.on_signal(signal.SIGINT, None)
+
+    supervisor._wait = interrupt
+    outcome = supervisor.run()
+    assert (outcome.code, outcome.finished) == (0, True)
+    ((name, at),) = world.killed
+    assert name == "logger"
+    assert 80 < at < 70 + 15
 
 
 def test_two_signals_are_no_failure_where_everything_was_saved(pretend, monkeypatch):
