@@ -61,7 +61,8 @@ class Entry:
         return f"must set {missing[0]} of {self.name}" if missing else None
 
 
-POSITIVE = (1e-30, 1e30)  # as `values.Positive`
+# As float32, in which the nets compute, they neither vanish nor overflow.
+POSITIVE = (1e-30, 1e30)
 
 
 @dataclass(frozen=True)

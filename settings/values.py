@@ -16,7 +16,7 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema
 
-from .extensions import NAME
+from .extensions import NAME, POSITIVE
 
 SAFE_NAME = r"^[A-Za-z0-9_+=,-][A-Za-z0-9._+=,-]{0,199}$"
 # What gymnasium accepts as an id, but for "module:" in front: only env.module is ever
@@ -99,9 +99,8 @@ Dimension = Annotated[int, Range(1, 1 << 20)]  # of observations and actions
 Frames = Annotated[int, Range(1, 10**15)]
 Rows = Annotated[int, Range(1, 10**9)]
 RowsOrZero = Annotated[int, Range(0, 10**9)]
-# As float32, in which the nets compute, they neither vanish nor overflow.
-Positive = Annotated[float, Range(1e-30, 1e30)]
-NonNegative = Annotated[float, Range(0, 1e30)]
+Positive = Annotated[float, Range(*POSITIVE)]
+NonNegative = Annotated[float, Range(0, POSITIVE[1])]
 Fraction = Annotated[float, Range(0, 1)]
 Hours = Annotated[float, Range(1e-9, 1e6)]
 Seconds = Annotated[float, Range(1e-3, 1e8)]

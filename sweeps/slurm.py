@@ -17,6 +17,7 @@ SAVE_SECONDS = 60  # before the time limit; a run saves within 15
 DEFAULT_ARRAY_SIZE = 1001
 ARRAY_SIZE = re.compile(r"^MaxArraySize\s*=\s*(\d+)", re.MULTILINE)
 ERROR = re.compile(r"^(\w+): error: ")
+SEPARATOR = "\t"  # between squeue's fields; no path of a sweep holds one
 
 PENDING = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "RESV_DEL_HOLD"}
 
@@ -201,13 +202,14 @@ def queue() -> Queue:
     """
     if shutil.which("squeue") is None:
         return {}
-    user, shown = f"--user={os.getuid()}", "--format=%K|%T|%i|%r|%Z|%o"
+    fields = SEPARATOR.join(("%K", "%T", "%i", "%r", "%Z", "%o"))
+    user, shown = f"--user={os.getuid()}", f"--format={fields}"
     done = _call(["squeue", "--noheader", "--array", user, shown])
     if done.returncode:
         raise UserError(_reason(done.stderr))
     tasks = {}
     for line in done.stdout.splitlines():
-        index, state, job, reason, folder, command = line.split("|", 5)
+        index, state, job, reason, folder, command = line.split(SEPARATOR, 5)
         if index.isdecimal():
             script = str(Path(folder, command).resolve())
             tasks[script, int(index)] = Task(job, state, reason)

@@ -175,7 +175,7 @@ def test_what_is_submitted_is_kept_and_not_submitted_twice(
     assert code == 0
     assert f"submitted 2 runs as job 7: {script}" in shown
     assert "quickstart-seed1" in script.read_text()
-    stand_in("squeue", f"echo '0|PENDING|7_0|Priority|/|{script}'")
+    stand_in("squeue", f"echo '0\tPENDING\t7_0\tPriority\t/\t{script}'")
     code, shown = said(capsys, *words)
     assert "1 of 2 runs: waiting already" in shown
     assert "submitted 1 run as job 7" in shown
@@ -204,7 +204,7 @@ def test_more_runs_than_an_array_takes_are_several_arrays(tmp_path, capsys, stan
     names = [run.name for sweep in record.load_all(tmp_path) for run in sweep.runs]
     assert [name[-5:] for name in names] == [f"seed{n}" for n in range(5)]
 
-    stand_in("squeue", f"echo '0|PENDING|7_0|Priority|/|{scripts[2]}'")
+    stand_in("squeue", f"echo '0\tPENDING\t7_0\tPriority\t/\t{scripts[2]}'")
     status = said(capsys, "status", tmp_path)[1]
     assert status.endswith("5 runs: 1 waiting, 4 stopped\n")
 
@@ -232,7 +232,7 @@ def make_slurm_sweep(root: Path) -> Sweep:
 
 def test_status_retry_and_cancel_of_jobs(tmp_path, capsys, stand_in):
     made = make_slurm_sweep(tmp_path)
-    stand_in("squeue", f"echo '1|PENDING|7_1|Priority|/|{made.script}'")
+    stand_in("squeue", f"echo '1\tPENDING\t7_1\tPriority\t/\t{made.script}'")
     submitted, cancelled = stand_in("sbatch", "echo 8"), stand_in("scancel")
 
     code, shown = said(capsys, "status", tmp_path)
@@ -273,7 +273,7 @@ def test_a_damaged_record_is_passed_over_or_refused_in_one_line(
     damaged.script.touch()
     path = damaged.folder / "sweep.json"
     path.write_text("{")
-    stand_in("squeue", f"echo '0|PENDING|8_0|Priority|/|{damaged.script}'")
+    stand_in("squeue", f"echo '0\tPENDING\t8_0\tPriority\t/\t{damaged.script}'")
     stand_in("sbatch", "echo 9")
     cancelled = stand_in("scancel")
 
@@ -436,7 +436,7 @@ def test_elements_of_an_array_share_a_search(tmp_path, capsys, stand_in, monkeyp
     shutil.rmtree(damaged.parents[1])
     element.run(made, 1, finishes=False)  # queued again
     assert element.rates[-1] == first
-    stand_in("squeue", f"echo '1|RUNNING|7_1|None|/|{made.script}'")
+    stand_in("squeue", f"echo '1\tRUNNING\t7_1\tNone\t/\t{made.script}'")
     code, shown = said(capsys, *call)  # after a scancel, say, of element 2
     assert code == 0
     assert "1 of 2 runs: running already\nsubmitted 1 run as job 7" in shown

@@ -221,12 +221,12 @@ def test_without_slurm_it_is_said_and_the_queue_is_empty(monkeypatch):
 def test_queued_jobs_are_known_by_their_script_also_if_submitted_by_hand(stand_in):
     calls = stand_in(
         "squeue",
-        "echo '3|RUNNING|7_3|None|/home|/out/sweeps/1/job.sh'\n"
-        "echo '4|PENDING|7_4|Priority|/out/sweeps/1|./job.sh'\n"
-        "echo 'N/A|RUNNING|8|None|/home|(null)'\n"
-        "printf '2|RUNNING|9_2|None|/home/m\\374ller|/their/job.sh\\n'",
+        "echo '3\tRUNNING\t7_3\tNone\t/home\t/out/sweeps/1/job.sh'\n"
+        "echo '4\tPENDING\t7_4\tPriority\t/out|sweeps/1\t./job.sh'\n"
+        "echo 'N/A\tRUNNING\t8\tNone\t/home\t(null)'\n"
+        "printf '2\tRUNNING\t9_2\tNone\t/home/m\\374ller\t/their/job.sh\\n'",
     )
-    running, pending = ("/out/sweeps/1/job.sh", 3), ("/out/sweeps/1/job.sh", 4)
+    running, pending = ("/out/sweeps/1/job.sh", 3), ("/out|sweeps/1/job.sh", 4)
     assert slurm.queue() == {
         running: Task("7_3", "RUNNING", "None"),
         pending: Task("7_4", "PENDING", "Priority"),
