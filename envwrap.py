@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import gymnasium
 import numpy as np
 from gymnasium import spaces
-from gymnasium.wrappers import FlattenObservation
+from gymnasium.wrappers import FlattenObservation, TimeLimit
 
 from .environments import MAKERS, dm_control, mujoco
 from .environments import make as make_papers
@@ -111,7 +111,7 @@ def adapt(env: gymnasium.Env, env_config: "Environment") -> gymnasium.Env:
         elif (error := dm_control.physics_error()) is not None:
             env = dm_control.DivergenceAsNan(env, error)
         env = AgentActions(env, rescale=env_config.rescale_actions)
-        env = EpisodeClock(env, env_config.max_frames)
+        env = TimeLimit(env, env_config.max_frames)  # truncates
         _check_sizes(sizes_of(env), env_config)
     except UserError:
         close_env(env)
@@ -142,29 +142,6 @@ class AgentActions(gymnasium.ActionWrapper):
     def action(self, action: np.ndarray) -> np.ndarray:
         action = np.reshape(action, self.box.shape)  # [A] -> the box's own shape
         return to_box(action, self.box.low, self.box.high, self.rescale)
-
-
-class EpisodeClock(gymnasium.Wrapper):
-    """Cuts an episode after `max_frames` steps; a cut is never a termination."""
-
-    def __init__(self, env: gymnasium.Env, max_frames: int) -> None:
-        super().__init__(env)
-        self._max_frames = max_frames
-        self._frames = 0
-
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[np.ndarray, dict[str, Any]]:
-        self._frames = 0
-        return self.env.reset(seed=seed, options=options)
-
-    def step(
-        self, action: np.ndarray
-    ) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        obs, reward, terminated, truncated, info = self.env.step(action)
-        self._frames += 1
-        truncated = bool(truncated) or self._frames >= self._max_frames
-        return obs, float(reward), bool(terminated), truncated, info
 
 
 def _raw_env(env_config: "Environment") -> gymnasium.Env:
