@@ -11,6 +11,7 @@ from pathlib import Path
 from ..settings import loading
 from ..settings.files import locate
 from ..settings.loading import LoadedConfig
+from ..settings.request import Start
 from ..settings.roles import process_names
 from ..settings.schema import Config
 from ..storage import opening
@@ -204,7 +205,7 @@ def _planned(
 
 def _check_output(folders: Folders, loaded: LoadedConfig) -> None:
     if opening.has_output(folders):
-        opening.check_mode(folders, loaded.merged, "resume")
+        opening.check_mode(folders, loaded.merged, Start.RESUME)
 
 
 def _updates(config: Config) -> int | None:
