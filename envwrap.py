@@ -116,6 +116,12 @@ def adapt(env: gymnasium.Env, env_config: "Environment") -> gymnasium.Env:
     except UserError:
         close_env(env)
         raise
+    except Exception as error:  # a property of the environment's raises
+        close_env(env)
+        raise UserError(
+            f"env.name {env_config.name}: cannot be used ({error_text(error)}); "
+            "correct the environment"
+        ) from error
     return env
 
 
@@ -331,8 +337,9 @@ def _check_action_space(space: spaces.Space, env_config: "Environment") -> None:
             f"env.name {name}: actions {space}; only continuous actions (one box of "
             "floats) can be learnt, choose another environment"
         )
-    bounded = np.all(np.isfinite(space.low)) and np.all(np.isfinite(space.high))
-    if env_config.rescale_actions and not bounded:
+    # Bounds may be finite and so far apart that their distance is not.
+    width = space.high.astype(np.float64) - space.low.astype(np.float64)
+    if env_config.rescale_actions and not np.isfinite(width).all():
         raise UserError(
             f"env.rescale_actions: the actions of {name} have an infinite bound; set "
             "it to false"

@@ -205,6 +205,9 @@ def run_minari(arguments: argparse.Namespace) -> None:
     found = [each / "replay" for each in folders if (each / "replay").is_dir()]
     if not found:
         raise UserError(f"{asked} has no replay buffer; give an experiment's folder")
+    for note in (*loaded.notes, differing_keys(found[0].parent, loaded)):
+        if note:
+            print(f"note: {note}", flush=True)
     interface = envwrap.measure(config.env).interface
     assert interface is not None  # the environment was asked
     about = {
@@ -222,7 +225,7 @@ def run_minari(arguments: argparse.Namespace) -> None:
 def main(arguments: Sequence[str] | None = None, program: str = "export.py") -> int:
     """The command; returns the exit code (SPEC section 12)."""
     parsed = parse_arguments(arguments, program)
-    command = run_minari if parsed.minari else run
+    command = run if parsed.minari is None else run_minari
     return exit_code(program, lambda: command(parsed))
 
 

@@ -251,13 +251,16 @@ def write(content: dict[Path, bytes], overwrite: bool) -> None:
     """Writes the files; what is there already with the same content is no obstacle.
 
     Raises:
-        UserError: there is a file with other content; nothing has been written then.
+        UserError: there is a file with other content, or something that is no file;
+            nothing has been written then.
         OSError: a file cannot be written.
     """
     for path, data in content.items():
-        if overwrite or not os.path.lexists(path):
+        if not os.path.lexists(path):
             continue
-        if not path.is_file() or path.read_bytes() != data:
+        if not path.is_file():
+            raise UserError(f"{path} is there, and is no file: pass another --out")
+        if not overwrite and path.read_bytes() != data:
             raise UserError(f"{path} is there already; --overwrite replaces such files")
     for path, data in content.items():
         path.parent.mkdir(parents=True, exist_ok=True)

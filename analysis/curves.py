@@ -5,7 +5,8 @@
 
 A run's curve at g is the mean of what it measured in [t - window, t], t being its last
 measurement at or before g: it never contains a later one. It is not known (NaN) before
-the first measurement, nor further than a window behind the last one. Measurements are
+the first measurement, nor further behind the last one than the run's own longest gap
+between two, at most a window. Measurements are
 policies, each the mean of its evaluation episodes and placed where it was published, or
 lines of a learner's log. The window is `smooth` times the largest x of the environment.
 Tables hold these values; a line is straight from one measurement's value to the next.
@@ -55,7 +56,8 @@ def curve(series: np.ndarray, at: np.ndarray, window: float) -> np.ndarray:
     x, y = series
     end = np.searchsorted(x, at, "right")  # behind the last measurement
     begin = np.searchsorted(x, x[end - 1] - window, "left")
-    known = (end > 0) & (at <= x[-1] + window)
+    gap = np.diff(x).max(initial=0)
+    known = (end > 0) & (at <= x[-1] + min(gap, window))
     return np.array(
         [
             y[b:e].mean() if there else np.nan

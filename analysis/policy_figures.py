@@ -108,7 +108,7 @@ def model_error_figure(errors: ModelError, horizon: int | None) -> "Figure":
     for axes, (title, each) in zip(panels, named.items(), strict=True):
         for field, (label, color, dashes) in MODEL_STYLES.items():
             line = getattr(each, field)
-            if not np.nan_to_num(line).any():
+            if not np.any(line):
                 continue  # it would lie on the axis: the title says so
             axes.plot(steps, line, color=color, linestyle=dashes, label=label)
         values = np.concatenate(each)
@@ -158,7 +158,7 @@ def zeros(errors: Errors) -> list[str]:
     return [
         f"{label}: 0"
         for field, (label, *_) in MODEL_STYLES.items()
-        if not np.nan_to_num(getattr(errors, field)).any()
+        if not np.any(getattr(errors, field))
     ]
 
 
@@ -246,7 +246,7 @@ def _plot_weights(axes: "Axes", weights: np.ndarray) -> None:
     weights = sums / np.diff(edges)[:, None]
     colors = matplotlib.colormaps["cividis"](np.linspace(0.0, 1.0, count))
     labels = [f"$w_{{{h}}}$" for h in range(count)]
-    if weights.min() < -1e-5:
+    if (weights < -1e-5).any():
         for h in range(count):
             axes.plot(edges[:-1], weights[:, h], color=colors[h], label=labels[h])
     else:

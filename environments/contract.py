@@ -12,11 +12,10 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-from ..util import UserError, error_text
+from ..util import NUMBERS, UserError, error_text
 
 TRIAL_STEPS = 3
 TRIAL_SEED = 2**31 - 1  # the largest that a run gives
-NUMBERS = "biuf"  # kinds of NumPy types: bool, int, unsigned, float
 # What Python says where a wrapper unpacks what an older interface gave.
 UNPACKED = re.compile(r"values to unpack \(expected (2|5)\b")
 INTERFACE = {

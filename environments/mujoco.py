@@ -195,10 +195,11 @@ class DivergenceGuard(gymnasium.Wrapper):
 
 def counts_warnings(env: gymnasium.Env) -> bool:
     """Whether an environment's simulation is MuJoCo's own, with its warnings."""
-    data = getattr(simulation_of(env), "data", None)
-    return isinstance(
-        getattr(getattr(data, "warning", None), "number", None), np.ndarray
-    )
+    try:
+        number = simulation_of(env).data.warning.number
+    except Exception:  # another simulator's `data`, whatever that is
+        return False
+    return isinstance(number, np.ndarray)
 
 
 def _say_warnings() -> None:

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
+from ..util import NUMBERS
+
 
 def to_box(
     action: np.ndarray, low: np.ndarray, high: np.ndarray, rescale: bool
@@ -33,7 +35,8 @@ def to_box(
         # In float64: the bounds are often float32, whose difference rounds.
         wide = high.astype(np.float64) - low.astype(np.float64)
         action = low.astype(np.float64) + (action + 1.0) * 0.5 * wide
-    return np.clip(action, low, high).astype(low.dtype)
+    # An array too where the box has the shape (): NumPy makes a scalar of it.
+    return np.asarray(np.clip(action, low, high), low.dtype)
 
 
 class Leaf(NamedTuple):
@@ -59,7 +62,10 @@ class Leaf(NamedTuple):
         try:
             for step in self.path:
                 obs = obs[step]
-            part = np.asarray(obs, np.float32)
+            part = np.asarray(obs)
+            if part.dtype.kind not in NUMBERS:  # of None NumPy would make NaN
+                raise TypeError
+            part = part.astype(np.float32)
         except (KeyError, IndexError, TypeError, ValueError):
             raise ValueError(
                 f"{where} is missing, or holds no numbers; the policy was trained on "
@@ -161,13 +167,14 @@ class Interface:
             ValueError: it does not have this environment's parts and shapes.
         """
         if self.leaves[0].path and isinstance(obs, np.ndarray | list):
-            whole = Leaf((), self.obs_dim, (self.obs_dim,))
             with contextlib.suppress(ValueError):
-                return whole.flatten(obs)
+                flat = Leaf((), self.obs_dim, (self.obs_dim,)).flatten(obs)
+                if flat.shape == np.shape(obs):  # else it may be a list of the parts
+                    return flat
         parts = [leaf.flatten(obs) for leaf in self.leaves]
         counts = {part.shape[:-1] for part in parts}
-        if counts == {(), (1,)} and None in {leaf.shape for leaf in self.leaves}:
-            # One observation's box of unknown shape [1, n] looks like a batch of one.
+        if counts == {(), (1,)}:
+            # An observation's part of shape [1, n] looks like a batch of one.
             parts = [part.reshape(-1) for part in parts]
         elif len(counts) > 1:
             raise ValueError(

@@ -424,6 +424,40 @@ def test_a_missing_display_is_not_worth_a_warning(tmp_path, monkeypatch):
     assert len(seen) == 1
 
 
+class Unfinished(Recorder):
+    """A base class whose space its subclass has to give."""
+
+    @property
+    def observation_space(self):
+        raise NotImplementedError("subclass me")
+
+    @observation_space.setter
+    def observation_space(self, space):
+        pass
+
+
+class OtherSimulator(Recorder):
+    """Has `data`, which is not MuJoCo's."""
+
+    @property
+    def data(self):
+        raise RuntimeError("not before the first reset")
+
+
+def test_an_environment_whose_properties_raise_is_one_line_and_is_closed(monkeypatch):
+    closed = []
+    monkeypatch.setattr(Unfinished, "close", lambda self: closed.append(self))
+    with pytest.raises(UserError, match=r"\(NotImplementedError: subclass me\)"):
+        envwrap.adapt(Unfinished(), Environment(name="Unfinished-v0"))
+    assert len(closed) == 1
+
+
+def test_a_simulation_of_another_simulator_may_be_called_as_mujocos():
+    env = envwrap.adapt(OtherSimulator(), Environment(name="OtherSimulator-v0"))
+    env.reset()
+    assert not env.step(np.zeros(1))[2]
+
+
 # Wrappers of the user's own
 
 

@@ -141,6 +141,23 @@ def test_the_arrays_say_what_they_are_and_are_no_pickles(tmp_path):
     }
 
 
+def test_a_dataset_of_another_configuration_than_the_runs_is_noted(
+    tmp_path, capsys, monkeypatch
+):
+    """The configuration says in which units the actions are written."""
+    lab = Lab(tmp_path, "Pendulum-v1", rescale=True)
+    (tmp_path / "run" / "checkpoints" / "replay").mkdir(parents=True)
+    (tmp_path / "run" / "log").mkdir()
+    merged = lab.config.model_dump(mode="json", by_alias=True)
+    (tmp_path / "run" / "log" / "hps.json").write_text(json.dumps(merged))
+    monkeypatch.setattr(export, "write_minari", lambda *arguments: (1, 1))
+    words = [str(lab.config_file), str(tmp_path / "run"), "--minari", "a/b-v0"]
+    assert export.main(words) == 0
+    assert "note: " not in capsys.readouterr().out
+    assert export.main([*words, "--set", "env.rescale_actions=false"]) == 0
+    assert "env.rescale_actions true there, false here" in capsys.readouterr().out
+
+
 def test_a_mistake_is_one_line_and_leaves_nothing(tmp_path, capsys):
     lab = Lab(tmp_path, "Pendulum-v1", rescale=True)
     there = tmp_path / "there"
@@ -157,3 +174,6 @@ def test_a_mistake_is_one_line_and_leaves_nothing(tmp_path, capsys):
         assert said in output.err
         assert sorted(tmp_path.iterdir()) == before
     assert not list(there.iterdir())
+    words = [str(lab.config_file), str(lab.checkpoint), "--minari", ""]
+    assert export.main(words) == 2
+    assert capsys.readouterr().err.count("\n") == 1

@@ -147,6 +147,19 @@ def test_a_file_that_is_there_is_kept_unless_told(results, capsys):
     assert kept.read_bytes().startswith(MAGIC["svg"])
 
 
+def test_a_folder_in_place_of_a_file_is_named_before_anything_is_written(
+    results, capsys
+):
+    Path("fig_losses.svg").mkdir()
+    assert plot.main(["results", "--out", "fig.svg", "--overwrite"]) == 2
+    message = capsys.readouterr().err
+    assert (
+        message
+        == "plot.py: fig_losses.svg is there, and is no file: pass another --out\n"
+    )
+    assert {path.name for path in Path().iterdir()} == {"results", "fig_losses.svg"}
+
+
 def test_results_redraw_from_csv_alone(tmp_path):
     write_experiment(tmp_path / "results" / "a0", [(0.1, 1, 100, 3.0)], suffix=".gz")
     assert plot.main(["results", "--out", "fig.svg"]) == 0

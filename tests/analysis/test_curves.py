@@ -34,6 +34,16 @@ def test_a_curve_by_hand():
     np.testing.assert_allclose(curve(SERIES, at, 10.0), known)
 
 
+def test_a_curve_ends_where_its_run_did_whatever_the_window():
+    """No further behind its last score than from one score to the next: 10."""
+    at = np.array([30.0, 40, 41, 60])
+    np.testing.assert_allclose(
+        curve(SERIES, at, 100.0), [13 / 4, 13 / 4, np.nan, np.nan]
+    )
+    single = SERIES[:, :1]
+    np.testing.assert_allclose(curve(single, np.array([10.0, 11]), 100.0), [1, np.nan])
+
+
 def test_without_smoothing_a_curve_is_the_mean_of_the_last_policy():
     at = np.array([10.0, 15, 20, 25, 30])
     np.testing.assert_allclose(curve(SERIES, at, 0.0), [1, 1, 3, 3, 6])

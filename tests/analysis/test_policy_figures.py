@@ -74,6 +74,25 @@ def test_the_weights_of_a_long_episode_are_means_of_equal_shares():
     assert (box.x1, box.y1) == (1000, 0.5)
 
 
+def test_weights_that_are_not_finite_do_not_hide_negative_ones():
+    judged = judged_episode(6, True)
+    weights = judged.weights.copy()
+    weights[0], weights[1, :2] = np.nan, [-1.0, 2.0]
+    judged = judged._replace(weights=weights)
+    figure = policy_figures.episode_figure(judged, judged.value, judged.value, "title")
+    assert len(figure.axes[0].lines) == weights.shape[1]
+    assert not figure.axes[0].collections
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_line_that_is_not_finite_is_not_called_zero(value):
+    broken = Errors(np.full(2, value), np.full(2, np.nan), np.ones(2))
+    panels = policy_figures.model_error_figure(
+        ModelError(broken, broken, broken, np.array([9, 9])), None
+    ).axes
+    assert not any(": 0" in axes.get_title() for axes in panels)
+
+
 def test_a_line_of_zeros_is_named_on_a_linear_scale_too():
     near = np.array([1.0, 2.0])
     each = Errors(near, np.zeros(2), near)

@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from steve.settings.interface import Interface, Leaf
+from steve.settings.interface import Interface, Leaf, to_box
 
 
 def interface(low, high, rescale=False):
@@ -53,6 +53,29 @@ def matrix():
     )
 
 
+def test_a_part_in_another_shape_is_no_batch_next_to_one_that_is_none():
+    """`Contract` lets training take the same."""
+    flat = nested().flatten({"a": np.ones((1, 3)), "b": (0, np.zeros((2, 3)))})
+    assert flat.tolist() == [1, 1, 1, 0, 0, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("container", [tuple, list])
+@pytest.mark.parametrize("count", [2, 3])
+def test_the_parts_of_a_batch_may_be_in_a_tuple_or_a_list(container, count):
+    leaves = Leaf((0,), 2, (2,)), Leaf((1,), 2, (2,))
+    pair = Interface(leaves, (-1.0,), (1.0,), (1,), "float32", True, 0.0)
+    batch = container([np.zeros((count, 2)), np.ones((count, 2))])
+    assert pair.flatten(batch).tolist() == [[0, 0, 1, 1]] * count
+    one = container([np.zeros(2), np.ones(2)])
+    assert pair.flatten(one).tolist() == [0, 0, 1, 1]
+
+
+def test_an_action_without_axes_is_an_array_too():
+    action = to_box(np.array(0.5), np.array(-2.0), np.array(2.0), True)
+    assert isinstance(action, np.ndarray)
+    assert action == 1.0
+
+
 @pytest.mark.parametrize(
     ("shape", "flat"),
     [((1, 6), (6,)), ((1, 1, 6), (1, 6)), ((2, 1, 6), (2, 6)), ((6,), (6,))],
@@ -83,6 +106,7 @@ def test_an_environment_may_give_its_numbers_in_another_shape(shapes):
         ({"a": np.zeros(3)}, "obs['b'][1] is missing"),
         ((np.zeros(3), np.zeros(6)), "obs['a'] is missing"),
         ({"a": np.zeros(3), "b": (0, "x")}, "obs['b'][1] is missing, or holds no"),
+        ({"a": [1.0, None, 2.0], "b": (0, 0)}, "obs['a'] is missing, or holds no"),
         (
             {"a": np.zeros((2, 2, 3)), "b": (0, np.zeros((2, 2, 2, 3)))},
             "obs['a'] has shape (2, 2, 3); the policy was trained on 3 numbers",
@@ -92,8 +116,8 @@ def test_an_environment_may_give_its_numbers_in_another_shape(shapes):
             "the parts of obs are batches of different lengths: (2,), (3,)",
         ),
         (
-            {"a": np.zeros(3), "b": (0, np.zeros((1, 2, 3)))},
-            "the parts of obs are batches of different lengths: (), (1,)",
+            {"a": np.zeros(3), "b": (0, np.zeros((2, 2, 3)))},
+            "the parts of obs are batches of different lengths: (), (2,)",
         ),
         (np.zeros((2, 3, 9)), "obs['a'] is missing"),
         ([[0.0] * 9, [0.0]], "obs['a'] is missing"),
