@@ -29,8 +29,8 @@ from .storage import checkpoint
 from .storage.board import Wait
 from .storage.checkpoint import Checkpoint, NonFiniteError, Scalar
 from .storage.record import record_computing
-from .storage.tables import append_row, trim_log
-from .util import Every, RunError, wait_until
+from .storage.tables import NO_METRICS, append_row, trim_log
+from .util import Every, RunError, UserError, wait_until
 
 
 class Learner(abc.ABC):
@@ -69,6 +69,11 @@ class Learner(abc.ABC):
         self.folders = context.run.folders
         self.settings = settings
         self.metric_names = metric_names
+        if taken := [name for name in metric_names if name in NO_METRICS]:
+            raise UserError(
+                f"a metric cannot be called {taken[0]}, which is a counter in "
+                f"{self.name}.log: choose another name in metric_names"
+            )
         self.replay = ReplayBuffer.open(self.folders.replay)
         self.row = context.board[self.name]
         self.updates = 0
@@ -114,17 +119,21 @@ class Learner(abc.ABC):
 
     @abc.abstractmethod
     def start(self) -> bool:
-        """What precedes the first epoch of a fresh run; False: it is over before."""
+        """Does what precedes the first epoch of a fresh run.
+
+        Returns:
+            False if the run ended meanwhile.
+        """
 
     def begin_epoch(self) -> bool:
-        """What precedes the publication of an epoch; False: the run was stopped."""
+        """Does what precedes the publication of an epoch; False: the run ended."""
         return True
 
     def publish(self) -> None:  # noqa: B027
         """Publishes what others need in addition to the state itself."""
 
     def after_restore(self) -> None:  # noqa: B027
-        """What a resumed learner does before it continues."""
+        """Does what a resumed learner needs before it continues."""
 
     def counters(self) -> dict[str, int]:
         """Further counters, for the state and as columns of the log."""

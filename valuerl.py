@@ -7,7 +7,8 @@ The pure functions come first; each algorithm of the paper is one way of weighti
 the candidate targets T_0 .. T_H (`horizon_weights`). The class below holds the nets.
 
 Dimension letters: B batch, H horizon (H + 1 candidate targets), M transition models,
-N reward models, L Q-functions, S = M N L member triples, O observation, A action.
+N reward models, L Q-functions, S = M N L member triples, O observation, A action,
+J starts: 1, with TDk H + 1.
 """
 
 from typing import Any, NamedTuple
@@ -83,20 +84,22 @@ def candidate_targets(
         start: j, 0 .. H.
 
     Returns:
-        [B, H+1-j, S], one entry per triple (transition, reward, Q) of members.
+        [B, H+1-j, S], one entry per triple (m, n, l) of a transition, a reward and a
+        Q member, l fastest.
     """
     reached = reach_prob(continue_probs)
-    # Without the maximum XLA may make (1 - d) + 1e-8 to (1 + 1e-8) - d, which is 0.
-    begun = tf.maximum(reached[:, start], 0.0)
-    relative = 1.0 / (begun + REACH_EPSILON)  # [B, M]
+    # Without the maximum XLA may reorder (1 - d) + 1e-8 as (1 + 1e-8) - d, which
+    # float32 rounds to 0 where d is 1.
+    start_reach = tf.maximum(reached[:, start], 0.0)
+    relative = 1.0 / (start_reach + REACH_EPSILON)  # [B, M]
     reached = reached[:, start:] * relative[:, None]  # [B, H+1-j, M]
-    going_on = continue_probs[:, start:] * relative[:, None]
+    continued = continue_probs[:, start:] * relative[:, None]
     steps = tf.range(reached.shape[1], dtype=tf.float32)
     discounts = tf.pow(discount, steps)[:, None]  # discount^{h-j}, [H+1-j, 1]
 
     discounted = (discounts * reached)[..., None] * rewards[:, start:]
     returns = reward_scale * tf.cumsum(discounted, axis=1)  # [B, H+1-j, M, N]
-    bootstraps = (discount * discounts * going_on)[..., None] * values[:, start:]
+    bootstraps = (discount * discounts * continued)[..., None] * values[:, start:]
     targets = returns[..., :, None] + bootstraps[..., None, :]  # [B, H+1-j, M, N, L]
     return tf.reshape(targets, [*targets.shape[:2], -1])  # [B, H+1-j, S]
 
@@ -206,6 +209,10 @@ def horizon_weights(candidates: tf.Tensor, expansion: ValueExpansion) -> tf.Tens
 
     Returns:
         [B, H+1], rows with sum 1.
+
+    Raises:
+        UserError: no weighting has that name.
+        ValueError: the function gives another shape.
     """
     name, settings = expansion.choice
     weights = WEIGHTINGS.find(name).function(candidates, **settings)
@@ -260,7 +267,7 @@ class SampledMembers(NamedTuple):
 
 
 class Task(NamedTuple):
-    """What the values are of.
+    """The constants of the task that values depend on.
 
     Attributes:
         obs_dim: O.
@@ -390,8 +397,8 @@ class ValueRL:
         obs = batch.next_obs[None]
         action = _action(self._imagined_policy, obs)
         states, actions = [obs], [action]
-        for _ in range(self.horizon):
-            obs = self._model.next_obs(obs, action, sampled.model)  # [M, B, O]
+        for h in range(self.horizon):
+            obs = self._model.next_obs(obs, action, sampled.model, h)  # [M, B, O]
             action = _action(self._imagined_policy, obs)
             states.append(obs)
             actions.append(action)

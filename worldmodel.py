@@ -82,7 +82,7 @@ class WorldModelProtocol(Protocol):
 
     What `sample_members`, `all_members` and `sample_assignment` return is only handed
     back to the model. M and N are the numbers of transition and reward predictions that
-    members stand for.
+    members stand for; they and the rows are static in the shapes that are returned.
 
     Attributes:
         metric_names: the metrics that `update` returns, in the order of the log.
@@ -108,8 +108,14 @@ class WorldModelProtocol(Protocol):
     ) -> Any:
         """Which member trains on which row: from the update's seed [2] and number."""
 
-    def next_obs(self, obs: tf.Tensor, action: tf.Tensor, members: Any) -> tf.Tensor:
-        """s_{h+1}: [M, B, O] (or [1, B, O]), [M, B, A] (or [1, B, A]) -> [M, B, O]."""
+    def next_obs(
+        self, obs: tf.Tensor, action: tf.Tensor, members: Any, step: int
+    ) -> tf.Tensor:
+        """s_{h+1}: [M, B, O] (or [1, B, O]), [M, B, A] (or [1, B, A]) -> [M, B, O].
+
+        `step` is h. A model that samples s_{h+1} keeps the seed of `sample_members` in
+        its members and takes each step's noise from `nn.fold_in(seed, step)`.
+        """
 
     def termination_prob(
         self, next_obs: tf.Tensor, obs: tf.Tensor, action: tf.Tensor, members: Any
@@ -205,19 +211,23 @@ class WorldModel:
         return model
 
     @property
+    def nets(self) -> dict[str, nn.FeedForward]:
+        """What is trained and saved, by name. A subclass may leave one out, or add."""
+        return {
+            "transition": self.transition,
+            "termination": self.termination,
+            "reward": self.reward,
+        }
+
+    @property
     def variables(self) -> list[tf.Variable]:
-        """All trained variables: transition, termination, reward."""
-        nets = (self.transition, self.termination, self.reward)
-        return [v for net in nets for v in net.variables]
+        """All trained variables, in the order of `nets`."""
+        return [v for net in self.nets.values() for v in net.variables]
 
     def named_variables(self) -> dict[str, tf.Variable]:
         """{"transition/w0": ..., "termination/w0": ..., "reward/w0": ...}."""
         return nn.prefixed(
-            {
-                "transition": self.transition.named_variables(),
-                "termination": self.termination.named_variables(),
-                "reward": self.reward.named_variables(),
-            }
+            {name: net.named_variables() for name, net in self.nets.items()}
         )
 
     def sample_members(self, seed: tf.Tensor) -> ModelMembers:
@@ -259,13 +269,15 @@ class WorldModel:
         )
 
     def next_obs(
-        self, obs: tf.Tensor, action: tf.Tensor, members: ModelMembers
+        self, obs: tf.Tensor, action: tf.Tensor, members: ModelMembers, step: int = 0
     ) -> tf.Tensor:
         """s_{h+1} = s_h + f_m(s_h, a_h) (SPEC section 5).
 
         Args:
             obs: [M, B, O], or [1, B, O] where all members start from the same.
             action: [M, B, A] or [1, B, A].
+            members: which take part.
+            step: h, which these nets do not depend on.
 
         Returns:
             [M, B, O].
@@ -317,7 +329,15 @@ class WorldModel:
     def losses(
         self, batch: Batch[tf.Tensor], assignment: ModelAssignment
     ) -> dict[str, tf.Tensor]:
-        """The losses of SPEC section 4, `total_loss` being the sum of the others.
+        """The losses of SPEC section 4, `total_loss` being the sum of the others."""
+        losses = self.prediction_losses(batch, assignment)
+        losses["reg_loss"] = weight_penalty(self.variables, self._config.weight_decay)
+        return {"total_loss": tf.add_n(list(losses.values())), **losses}
+
+    def prediction_losses(
+        self, batch: Batch[tf.Tensor], assignment: ModelAssignment
+    ) -> dict[str, tf.Tensor]:
+        """How far each net is off; all of them are minimised.
 
         Termination and reward see the real s', not the predicted one.
         """
@@ -326,13 +346,11 @@ class WorldModel:
         change = self.transition.apply_assigned(before, assignment.transition)
         logit = self.termination.apply_assigned(after, assignment.transition)[:, 0]
         predicted = self.reward.apply_assigned(after, assignment.reward)[:, 0]
-        losses = {
+        return {
             "transition_loss": transition_loss(batch.obs, batch.next_obs, change),
             "termination_loss": termination_loss(batch.terminated, logit),
             "reward_loss": reward_loss(batch.reward, predicted),
-            "reg_loss": weight_penalty(self.variables, self._config.weight_decay),
         }
-        return {"total_loss": tf.add_n(list(losses.values())), **losses}
 
     def gradients(
         self, batch: Batch[tf.Tensor], assignment: ModelAssignment
@@ -345,7 +363,7 @@ class WorldModel:
     def update(
         self, batch: Batch[tf.Tensor], assignment: ModelAssignment, optimizer: nn.Adam
     ) -> dict[str, tf.Tensor]:
-        """One step on all three ensembles; returns the losses before it."""
+        """One step on all ensembles; returns the losses before it."""
         gradients, losses = self.gradients(batch, assignment)
         optimizer.apply(gradients)
         return losses

@@ -226,7 +226,7 @@ def predict(
     states, rewards, terminations = [], [], []
     for k in range(actions.shape[1]):
         action = tf.repeat(tf.constant(actions[:, k])[None], len(obs), axis=0)
-        next_obs = model.next_obs(obs, action, every)  # [M, B, O]
+        next_obs = model.next_obs(obs, action, every, k)  # [M, B, O]
         models, rows = next_obs.shape[:2]
         before = tf.broadcast_to(obs, next_obs.shape)
         action = tf.broadcast_to(action, [models, *action.shape[1:]])  # [M, B, A]

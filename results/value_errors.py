@@ -123,7 +123,7 @@ def imagine(nets: Nets, start: np.ndarray, horizon: int) -> Rollout:
         values.append(np.mean(q[..., 0], axis=0))
         if step < horizon:
             model = nets.world_model
-            following = model.next_obs(obs[None], action[None], every).numpy()
+            following = model.next_obs(obs[None], action[None], every, step).numpy()
             following = following[rows % len(following), rows]
             reward = model.rewards(following, obs, action, every)  # [N, B]
             rewards.append(np.mean(reward, axis=0))

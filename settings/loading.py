@@ -115,7 +115,21 @@ def load(
             f"{files.label}: objects or lists are nested too deeply"
         ) from None
     merged = config.model_dump(mode="json", by_alias=True)
-    return LoadedConfig(config, merged, files.notes, merged_files, settings.sources())
+    notes = [*files.notes, *_without_effect(config)]
+    return LoadedConfig(config, merged, notes, merged_files, settings.sources())
+
+
+def _without_effect(config: Config) -> list[str]:
+    """Lines about keys that are set and change nothing."""
+    expansion = config.policy_config.value_expansion
+    if expansion is None:
+        return []
+    weighting, _ = expansion.choice
+    return [
+        f"policy_config.value_expansion.{key} has no effect on the weighting "
+        f'"{weighting}"'
+        for key in expansion.without_effect
+    ]
 
 
 def experiment_name(

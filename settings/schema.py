@@ -252,7 +252,7 @@ class EvaluatorConfig(Section):
 
 
 class ValueExpansion(Section):
-    """The kind of target (SPEC section 5); no switch on is MVE at rollout_len.
+    """The kind of target (SPEC section 5); without a switch it is MVE's.
 
     `weighting` names an entry of `extensions.WEIGHTINGS`. The switches of the 2018
     release are other spellings of the five that come along.
@@ -267,8 +267,8 @@ class ValueExpansion(Section):
     weighting_settings: Settings = {}
     """Keyword arguments of `weighting`. 2018: no such key. Acts in: valuerl.py."""
     tdk_trick: bool = False
-    """Trains the Q-functions on every state of a rollout, as MVE does. 2018: false;
-    true in MVE-TDk. Acts in: valuerl.py."""
+    """Trains the Q-functions on every state of a rollout, as Feinberg et al. (2018) do.
+    2018: false; true in MVE-TDk. Acts in: valuerl.py."""
     mean_k_return: bool = False
     """Takes the mean of the candidate targets. 2018: false. Acts in: valuerl.py."""
     lambda_return: FractionOrFalse = False
@@ -328,6 +328,20 @@ class ValueExpansion(Section):
         if self.lambda_return is not False:
             return "lambda_return", {"decay": self.lambda_return}
         return "last", {}
+
+    @property
+    def without_effect(self) -> list[str]:
+        """Keys that are set although the weighting does not use them."""
+        uses = {
+            "variance_epsilon": self.steve_reweight and not self.covariances,
+            "covariance_ridge": self.covariances,
+        }
+        fields = type(self).model_fields
+        return [
+            key
+            for key, used in uses.items()
+            if not used and getattr(self, key) != fields[key].default
+        ]
 
     @property
     def entry(self) -> Weighting:
@@ -408,7 +422,8 @@ class PolicyConfig(LearnerConfig):
     """The value learner: policy and Q-functions."""
 
     algo: Literal["ddpg"] = "ddpg"
-    """Algorithm of policy and Q-functions. 2018: "ddpg". Acts in: valuerl.py."""
+    """Algorithm of policy and Q-functions: there is one. 2018: "ddpg". Acts in:
+    settings/schema.py."""
     hidden_dim: Width = 128
     """Width of the hidden layers of policy and Q-functions. 2018: 128. Acts in:
     valuerl.py."""

@@ -138,7 +138,7 @@ def last_rows(path: Path, columns: Sequence[str] = ()) -> list[dict[str, float]]
     return [row for row in rows if row]
 
 
-# Columns of a learner's log that are no metrics.
+# Columns of a learner's log that are no metrics, whichever learner it is.
 NO_METRICS = (
     "hours",
     "epoch",

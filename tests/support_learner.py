@@ -61,9 +61,9 @@ class FakeLearner(Learner):
     name = VALUERL
     batch_stream = Stream.VALUERL_BATCH
 
-    def __init__(self, context):
+    def __init__(self, context, metric_names=("number", "oldest")):
         settings = context.run.config.policy_config
-        super().__init__(context, settings, ("number", "oldest"))
+        super().__init__(context, settings, metric_names)
         self.weight = tf.Variable([float(context.seed)])
         self.optimizer = nn.Adam([self.weight], 0.1)
         self.number = tf.Variable(0.0)

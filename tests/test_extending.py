@@ -12,6 +12,7 @@ from support import PROJECT
 
 from steve.analysis.records import find_runs
 from steve.settings import loading
+from steve.storage import checkpoint
 
 TEXT = (PROJECT / "docs" / "extending.md").read_text()
 FILES = {
@@ -72,6 +73,13 @@ def test_all_examples_together_train_and_are_shown(folder):
     with open(experiment / "log" / "worldmodel.log") as file:
         last = list(csv.DictReader(file))[-1]
     assert float(last["mean_change"]) > 0
+    assert "reward_loss" not in last
+    state = checkpoint.load(experiment / "checkpoints" / "worldmodel.safetensors")
+    assert {name.split("/")[0] for name in state.tensors} == {
+        "transition",
+        "termination",
+        "adam",
+    }
     with open(experiment / "log" / "valuerl.log") as file:
         last = list(csv.DictReader(file))[-1]
     assert 0 < float(last["model_usage"]) < 1  # as the weights adapt

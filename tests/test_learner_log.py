@@ -4,6 +4,7 @@ import pytest
 from support import append_frames
 from support_learner import (
     BEFORE,
+    FakeLearner,
     build,
     column,
     drive,
@@ -14,6 +15,7 @@ from support_learner import (
 )
 
 from steve.settings.roles import VALUERL
+from steve.util import UserError
 
 pytestmark = pytest.mark.usefixtures("nobody_sleeps")
 
@@ -52,6 +54,18 @@ def test_a_log_line_has_the_means_since_the_last_one(tmp_path, clock):
     assert column(learner, "frames") == [5, 5]
     assert column(learner, "updates_per_s") == [2, 2]
     assert column(learner, "hours") == pytest.approx([2 / 3600, 4 / 3600], abs=1e-6)
+
+
+def test_a_metric_is_not_called_as_a_counter(tmp_path):
+    """Its values would replace those that a resume goes by."""
+    run, board, _ = open_fake(tmp_path)
+
+    def kind(context):
+        return FakeLearner(context, ("number", "updates"))
+
+    kind.name = VALUERL
+    with pytest.raises(UserError, match=r"called updates, which is a counter in val"):
+        build(run, board, kind)
 
 
 def test_the_first_speed_is_from_the_start_of_learning_on(tmp_path, clock):

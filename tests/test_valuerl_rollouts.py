@@ -184,6 +184,25 @@ def test_each_rollout_keeps_its_transition_member():
             )
 
 
+def test_the_model_is_told_which_step_it_imagines(monkeypatch):
+    """So that a stochastic one does not repeat its noise at each step."""
+    built = build({}, horizon=3)
+    make_constant(built.world_model.transition, [0.0, 0.0])
+    original = type(built.world_model).next_obs
+
+    def next_obs(self, obs, action, members, step):
+        return original(self, obs, action, members, step) + 10.0**step
+
+    monkeypatch.setattr(type(built.world_model), "next_obs", next_obs)
+    batch = random_batch()
+    imagined = built.imagine(batch, fixed_members(built))
+    for h, moved in enumerate((0, 1, 11)):
+        for m in range(2):
+            np.testing.assert_allclose(
+                imagined.obs[:, h, m], batch.next_obs + moved, rtol=1e-5
+            )
+
+
 def test_imagined_actions_are_the_greedy_ones_of_the_imagined_states():
     built = build({}, horizon=2)
     imagined = built.imagine(random_batch(), fixed_members(built))

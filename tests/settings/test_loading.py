@@ -194,6 +194,41 @@ def test_a_resume_names_every_other_change(tree, override):
     assert changed_keys(old, new) == changed_keys(new, old) == [override.split("=")[0]]
 
 
+@pytest.mark.parametrize(
+    ("keys", "unused", "weighting"),
+    [
+        ({"steve_reweight": True}, "covariance_ridge", "steve"),
+        (
+            {"steve_reweight": True, "covariances": True},
+            "variance_epsilon",
+            "covariances",
+        ),
+        ({"weighting": "steve"}, "variance_epsilon", "steve"),
+        ({"mean_k_return": True}, "variance_epsilon", "mean"),
+    ],
+)
+def test_a_number_that_the_weighting_does_not_use_is_a_note(
+    tree, keys, unused, weighting
+):
+    expansion = {"rollout_len": 3, **keys}
+    tree.write(
+        a=updates(env={"name": "X"}, policy_config={"value_expansion": expansion})
+    )
+    assert tree.load().notes == []
+    assert tree.load(f"policy_config.value_expansion.{unused}=0.5").notes == [
+        f"policy_config.value_expansion.{unused} has no effect on the weighting "
+        f'"{weighting}"'
+    ]
+
+
+def test_a_number_that_the_weighting_uses_is_no_note(tree):
+    expansion = {"rollout_len": 3, "steve_reweight": True, "variance_epsilon": 0.5}
+    tree.write(
+        a=updates(env={"name": "X"}, policy_config={"value_expansion": expansion})
+    )
+    assert tree.load().notes == []
+
+
 def test_changed_keys_tell_absent_from_null_and_false_from_zero():
     assert changed_keys({"a": None}, {}) == ["a"]
     assert changed_keys({"a": {"b": False, "c": 1}}, {"a": {"b": 0, "c": 1.0}}) == [
