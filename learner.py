@@ -29,8 +29,8 @@ from .storage import checkpoint
 from .storage.board import Wait
 from .storage.checkpoint import Checkpoint, NonFiniteError, Scalar
 from .storage.record import record_computing
-from .storage.tables import NO_METRICS, append_row, trim_log
-from .util import Every, RunError, UserError, wait_until
+from .storage.tables import append_row, check_metric_names, trim_log
+from .util import Every, RunError, wait_until
 
 
 class Learner(abc.ABC):
@@ -69,11 +69,7 @@ class Learner(abc.ABC):
         self.folders = context.run.folders
         self.settings = settings
         self.metric_names = metric_names
-        if taken := [name for name in metric_names if name in NO_METRICS]:
-            raise UserError(
-                f"a metric cannot be called {taken[0]}, which is a counter in "
-                f"{self.name}.log: choose another name in metric_names"
-            )
+        check_metric_names(metric_names)
         self.replay = ReplayBuffer.open(self.folders.replay)
         self.row = context.board[self.name]
         self.updates = 0

@@ -133,6 +133,7 @@ def _submit_parser(program: str) -> argparse.ArgumentParser:
     )
     option(
         "--search",
+        action="extend",
         nargs="+",
         default=[],
         metavar="KEY=LOW:HIGH[:log]",
@@ -304,23 +305,46 @@ def _run_trials(
     """Runs trials in a local pool; whether all have ended."""
     metric = search.METRICS[arguments.metric]
     while numbers := study.open_numbers(arguments.optuna)[: len(slots)]:
-        begun = map(study.begin, numbers)
-        trials = [trial for trial in begun if trial is not None]
-        runs = [_trial_run(arguments, trial) for trial in trials]
+        trials, runs = [], []
+        for trial in filter(None, map(study.begin, numbers)):
+            run = _valid_run(arguments, study, trial)
+            if run is not None:
+                trials.append(trial)
+                runs.append(run)
+        if not runs:
+            continue
         sweep = _sweep(arguments, output_root, runs)
         record.save(sweep)
-        indices = range(len(runs))
-        Pool([(sweep, i) for i in indices], slots, _say).run()
-        found = status.states([(sweep, i) for i in indices], {}, False)
-        for trial, state, index in zip(trials, found, indices, strict=True):
-            if state.state in (FAILED, FINISHED):
+        places = [(sweep, index) for index in range(len(runs))]
+        pool = Pool(places, slots, _say)
+        pool.run()
+        # What a second Ctrl-C has ended did not fail by itself.
+        ends = (FINISHED,) if pool.stopped else (FINISHED, FAILED)
+        found = status.states(places, {})
+        for trial, state, (_, index) in zip(trials, found, places, strict=True):
+            if state.state in ends:
                 ended = state.state == FINISHED
                 value = metric(sweep.folders(index).scores) if ended else None
                 study.tell(trial, value)
                 _say(f"{state.run.name}: {_worth(arguments.metric, trial, value)}")
-        if any(state.state not in (FAILED, FINISHED) for state in found):
+        if pool.stopped or any(state.state not in ends for state in found):
             return False
     return True
+
+
+def _valid_run(
+    arguments: argparse.Namespace, study: search.Study, trial: search.Trial
+) -> PlannedRun | None:
+    """The run of a trial; None where its values contradict each other: it has failed.
+
+    `_ends` tries the ends of all spaces together, not each combination.
+    """
+    try:
+        return _trial_run(arguments, trial)
+    except UserError as error:
+        _say(f"trial {trial.number}: {error}")
+        study.tell(trial, None)
+        return None
 
 
 def _submit_trials(
@@ -360,7 +384,9 @@ def _become(
         print(f"trial {arguments.trial} has ended already")
         return 0
     _say(f"trial {trial.number}: {' '.join(trial.settings)}")
-    run = _trial_run(arguments, trial)
+    run = _valid_run(arguments, study, trial)
+    if run is None:
+        return 2
     os.execv(sys.executable, [sys.executable, str(slurm.MAIN), *run.arguments])
 
 
@@ -595,14 +621,29 @@ def cancel(output_root: Path) -> int:
         print(f"cancelled {len(tasks)} jobs; those that run save first")
     pool = record.holder(output_root)
     if pool is not None:
-        pid, host = pool
-        if host != os.uname().nodename:
-            raise UserError(f"the pool is process {pid} on {host}; cancel it there")
-        os.kill(pid, signal.SIGTERM)
-        print(f"told the pool, process {pid}, to end; its runs save first")
+        pool = _told_to_end(pool)
     if not tasks and pool is None:
         print("nothing is queued, and no pool is at work")
     return 0
+
+
+def _told_to_end(pool: record.Holder) -> record.Holder | None:
+    """Asks a pool to end; None: it has ended meanwhile.
+
+    Raises:
+        UserError: it is on another host, or another user's.
+    """
+    if pool.host != os.uname().nodename:
+        where = f"process {pool.pid} on {pool.host}"
+        raise UserError(f"the pool is {where}; cancel it there")
+    try:
+        os.kill(pool.pid, signal.SIGTERM)
+    except ProcessLookupError:
+        return None
+    except PermissionError:
+        raise UserError(f"the pool is process {pool.pid} of another user") from None
+    print(f"told the pool, process {pool.pid}, to end; its runs save first")
+    return pool
 
 
 def retry(output_root: Path, program: str) -> int:
@@ -611,7 +652,7 @@ def retry(output_root: Path, program: str) -> int:
     with record.claimed(output_root):
         sweeps = record.load_all(output_root)
         runs = record.latest(sweeps)
-        found = status.states(runs, _queue(sweeps), pool_is_alive=False)
+        found = status.states(runs, _queue(sweeps))
         failed: dict[Path, list[int]] = {}
         for (sweep, index), state in zip(runs, found, strict=True):
             if state.state == FAILED:

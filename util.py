@@ -129,7 +129,11 @@ def import_from_working_folder() -> None:
     hides a library's. The folder of this package leaves it: Python puts it there when
     a script of ours is run, and then ours would hide the user's (`util`, `policy`).
     """
-    working = os.path.realpath(os.getcwd())
+    try:
+        working = os.path.realpath(os.getcwd())
+    except FileNotFoundError:
+        print("the working folder was removed: change to another", file=sys.stderr)
+        sys.exit(2)
     ours = os.path.realpath(os.path.dirname(__file__))
     others = [
         entry
@@ -152,8 +156,19 @@ def prepare_command() -> None:
     for number, (name, mode) in enumerate(STANDARD_STREAMS.items()):
         if getattr(sys, name) is None:
             setattr(sys, name, open(number, mode))  # noqa: SIM115 - to the end
+    hear_signals()
     escape_unknown_characters()
     import_from_working_folder()
+
+
+def hear_signals() -> None:
+    """Undoes what the starting program ignored or blocked: a process inherits that.
+
+    With SIGCHLD ignored the end of a child is not seen, and a blocked SIGTERM asks
+    nobody to end.
+    """
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, stop_signals())
 
 
 def escape_unknown_characters() -> None:
@@ -281,7 +296,7 @@ def stop_as_by_ctrl_c() -> Iterator[None]:
 
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Raises TimeoutError in what lasts longer.
+    """Raises TimeoutError in the block where it lasts longer.
 
     It interrupts what waits in Python, in the main thread; elsewhere there is no limit.
     """

@@ -31,6 +31,9 @@ class Feed:
     Args:
         run: whose csv files are read, from their beginning.
         delivered: the last step of each group that is to be left out.
+
+    Attributes:
+        delivered: the last step of each group that it has given.
     """
 
     def __init__(self, run: Run, delivered: Mapping[str, int] | None = None) -> None:

@@ -77,14 +77,15 @@ class Handed:
         """Hands each logger what is new."""
         for name, (logger, feed) in list(self._loggers.items()):
             points = feed(last)
+            # Its own: `feed.delivered` is ahead of what the logger has taken.
+            taken = self._record["delivered"].setdefault(name, {})
             try:
                 for point in points:
                     logger.log(*point)
+                    taken[point.group] = point.step
             except Exception as error:
                 self._give_up(name, error)
-                continue
             if points:
-                self._record["delivered"][name] = feed.delivered
                 with suppress(OSError):  # a full disk: points may come twice
                     write_json(self._path, self._record)
 

@@ -41,6 +41,7 @@ MISTAKE = 2  # a user's mistake that only the child could see
 HOPELESS = 3  # a restart would only meet the same again
 FULL_DISK = 4
 STOPPED = 5  # as asked; not 0, with which an environment's code may end the process
+ONE_REQUEST = 0.5  # seconds in which several signals are one: some tools send two
 PR_SET_PDEATHSIG = 1
 # Importing TensorFlow would import Keras, which takes a fifth of the time. Who uses
 # `tf.keras` later gets the one that is installed.

@@ -116,7 +116,7 @@ def _whole_run(progress: Progress) -> Table:
 def _learners(learners: list[LearnerProgress]) -> Table:
     """The learners side by side, their metrics as means since the last line logged."""
     table = Table.grid(padding=(0, 2))
-    blocks: list[list[tuple[Text | str, str]]] = []
+    blocks: list[list[tuple[Text, str]]] = []
     for learner in learners:
         table.add_column(min_width=NAME_WIDTH)
         table.add_column(min_width=NUMBER_WIDTH, justify="right")
@@ -130,16 +130,17 @@ def _learners(learners: list[LearnerProgress]) -> Table:
     return table
 
 
-def _numbers(learner: LearnerProgress) -> Iterator[tuple[str, str]]:
-    yield "updates", f"{learner.updates:,}"
+def _numbers(learner: LearnerProgress) -> Iterator[tuple[Text, str]]:
+    """Names, in which brackets are no markup, and what stands behind them."""
+    yield Text("updates"), f"{learner.updates:,}"
     logged = learner.has_logged
-    yield "updates per second", f"{learner.updates_per_s:.1f}" if logged else "-"
-    yield "epoch", f"{learner.epoch:,}"
+    yield Text("updates per second"), f"{learner.updates_per_s:.1f}" if logged else "-"
+    yield Text("epoch"), f"{learner.epoch:,}"
     for name, value in learner.metrics.items():
-        yield name, f"{value:.4g}" if logged else "-"
+        yield Text(name), f"{value:.4g}" if logged else "-"
     if learner.pretraining:
         done = f"{learner.pretrained:,} of {learner.pretraining:,}"
-        yield "pretraining", done
+        yield Text("pretraining"), done
 
 
 def _scores(scores: list[tuple[int, float]]) -> Iterator[RenderableType]:

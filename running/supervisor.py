@@ -31,6 +31,7 @@ from .child import (
     FULL_DISK,
     HOPELESS,
     MISTAKE,
+    ONE_REQUEST,
     STARTUP_GRACE,
     STOPPED,
     child_main,
@@ -48,7 +49,6 @@ LOGGERS_END = 120.0  # seconds that loggers get after a run that came to its lim
 STOP_PATIENCE = 12.0  # seconds that children get to save and end
 KILL_PATIENCE = 2.0  # seconds until one that is killed has ended
 FOR_THE_LAUNCHER = (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
-ONE_REQUEST = 0.5  # seconds in which several signals are one: some tools send two
 ACTOR_RESTARTS, RESTART_WINDOW = 5, 600.0  # times, in seconds
 LEARNER_RESTARTS = 1
 GIVEN_UP = (MISTAKE, HOPELESS, FULL_DISK)  # with one line

@@ -32,6 +32,7 @@ SERVE = (
     "import json, sys; sys.path[:] = json.loads(sys.argv.pop()); "
     "from steve.running.training import serve; serve()"
 )
+END = "end\n"  # what the launcher's second line says
 # Types of the arguments of `steve.train`, and what an argument must be.
 ARGUMENTS: dict[str, tuple[tuple[type, ...], str]] = {
     "config": ((str, os.PathLike, Mapping), "a path, or a configuration's content"),
@@ -190,8 +191,14 @@ def _tell(launcher: subprocess.Popen[str], line: str) -> None:
 
 
 def _ask_to_end(launcher: subprocess.Popen[str]) -> None:
-    """A run that is not over then saves; a second call does nothing."""
+    """A run that is not over then saves; a second call does nothing.
+
+    A line says so, since a process that the program has forked meanwhile may hold the
+    pipe open.
+    """
     assert launcher.stdin is not None
+    if not launcher.stdin.closed:
+        _tell(launcher, END)
     with contextlib.suppress(BrokenPipeError):
         launcher.stdin.close()
 
@@ -202,11 +209,17 @@ def _ask_to_end(launcher: subprocess.Popen[str]) -> None:
 def serve() -> None:
     """The main function of the process: one launch, as main.py's."""
     from ..storage.folders import Folders
-    from ..util import escape_unknown_characters, output_console, stop_as_by_ctrl_c
+    from ..util import (
+        escape_unknown_characters,
+        hear_signals,
+        output_console,
+        stop_as_by_ctrl_c,
+    )
     from .display import Display
     from .launch import end_of, opened, run_processes
     from .progress import Progress
 
+    hear_signals()
     escape_unknown_characters()
     content = json.loads(sys.stdin.readline())
     events = os.fdopen(content["events"], "w")
@@ -272,6 +285,6 @@ def _published_epoch(policy: Path) -> int:
 
 
 def _end_with_the_program() -> None:
-    """Asks this launch to end, as SIGTERM does, when standard input is closed."""
-    sys.stdin.read()
+    """Asks this launch to end, as SIGTERM does: at a line, or the end of input."""
+    sys.stdin.readline()
     os.kill(os.getpid(), signal.SIGTERM)

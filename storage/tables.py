@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from ..util import atomic_write, file_stamp, named, regular_opener
+from ..util import UserError, atomic_write, file_stamp, named, regular_opener
 
 TAIL_BYTES = 16384  # of a csv: some hundred rows
 
@@ -148,6 +148,24 @@ NO_METRICS = (
     "models",
     "pretrained",
 )
+
+
+def check_metric_names(names: Sequence[str]) -> None:
+    """Refuses what cannot be a column of a learner's log next to the counters.
+
+    Raises:
+        UserError: names the first one.
+    """
+    for name in names:
+        is_column = name.isprintable() and "," not in name and name.strip()
+        faults = {
+            "a counter in the learner's log is called so": name in NO_METRICS,
+            "it stands twice": names.count(name) > 1,
+            "it would not be one column of a csv file": not is_column,
+        }
+        for why, is_fault in faults.items():
+            if is_fault:
+                raise UserError(f"metric_names: {name!r}: {why}; choose another name")
 
 
 def trim_log(

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import math
 import os
 import shlex
 import signal
@@ -16,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from types import FrameType
 
-from ..running.child import FAILED, signal_at_parents_death
+from ..running.child import FAILED, ONE_REQUEST, signal_at_parents_death
 from ..running.devices import VARIABLE, Gpu
 from ..storage import locks, record
 from ..storage.disk import full_disk_line, is_full
@@ -94,6 +95,7 @@ class Pool:
         self._unwritten: deque[tuple[Path, str]] = deque()  # lines, by their logs
         self._signals = 0
         self._passed_on = 0
+        self._passed_at = -math.inf  # when the last one was, monotonic seconds
 
     @property
     def stopped(self) -> bool:
@@ -126,8 +128,11 @@ class Pool:
                 f"stopping: {counted(len(self._running), 'run')} to save and end, "
                 f"{len(self._waiting)} not started; the same call continues them"
             )
-        while self._passed_on < min(self._signals, 2):
-            self._passed_on += 1
+        now = time.monotonic()
+        # A launcher takes several within ONE_REQUEST for one, and the kernel merges
+        # those that come at the same time.
+        if self._passed_on < self._signals and now - self._passed_at > 2 * ONE_REQUEST:
+            self._passed_on, self._passed_at = self._passed_on + 1, now
             for running in self._running:
                 running.process.terminate()
 
@@ -184,8 +189,10 @@ class Pool:
         if code not in NO_FAILURE:
             return f"failed with exit code {code}: {each.sweep.log(each.index)}"
         folders = each.sweep.folders(each.index)
-        finished = record.is_finished(folders, run.frames, run.hours)
-        return "finished" if finished else "stopped"
+        with contextlib.suppress(UserError):  # its run.json is damaged
+            if record.is_finished(folders, run.frames, run.hours):
+                return "finished"
+        return "stopped"
 
     def _write(self, path: Path, line: str) -> None:
         """Writes a line to a run's log, later where there is no space for it now."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import portalocker
 from pydantic import TypeAdapter, ValidationError
@@ -142,13 +143,29 @@ def claimed(output_root: Path) -> Iterator[None]:
         lock.release()
 
 
-def holder(output_root: Path) -> tuple[int, str] | None:
-    """Process id and host of the call that starts runs here now; None: none does."""
+class Holder(NamedTuple):
+    """The call that starts runs in an output root now.
+
+    Attributes:
+        pid: its process.
+        host: where that is.
+        since: when it began, in seconds since 1970.
+    """
+
+    pid: int
+    host: str
+    since: float
+
+
+def holder(output_root: Path) -> Holder | None:
+    """The call that starts runs here now; None: none does."""
     path = output_root / FOLDER / LOCK
     if not locks.is_locked(path):
         return None
     number, _, host = path.read_text().partition(" ")
-    return (int(number), host) if number.isdecimal() else None
+    if not number.isdecimal():
+        return None
+    return Holder(int(number), host, path.stat().st_mtime)
 
 
 def folders(output_root: Path) -> list[Path]:

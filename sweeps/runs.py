@@ -94,14 +94,21 @@ def expand(request: Request) -> tuple[Path, list[PlannedRun]]:
 
 
 def _files(paths: Sequence[str]) -> list[str]:
-    """The files, each once; a folder, also a packaged one, is all .json below it."""
+    """The files, each once; a folder, also a packaged one, is all .json below it.
+
+    Hidden folders in it, such as JupyterLab's `.ipynb_checkpoints`, are passed over.
+    """
     files: dict[str, None] = {}
     for path in paths:
         folder = locate(path)
         if not folder.is_dir():
             files[path] = None
             continue
-        found = sorted(str(file) for file in files_below(folder, "*.json"))
+        found = sorted(
+            str(file)
+            for file in files_below(folder, "*.json")
+            if not any(part[0] == "." for part in file.relative_to(folder).parts)
+        )
         if not found:
             raise UserError(f"{path} holds no .json file")
         files.update(dict.fromkeys(found))

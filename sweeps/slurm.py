@@ -17,6 +17,7 @@ SAVE_SECONDS = 60  # before the time limit; a run saves within 15
 DEFAULT_ARRAY_SIZE = 1001
 ARRAY_SIZE = re.compile(r"^MaxArraySize\s*=\s*(\d+)", re.MULTILINE)
 ERROR = re.compile(r"^(\w+): error: ")
+JOBS_AT_ONCE = 1000  # in an argument of sacct, whose length the kernel limits
 SEPARATOR = "\t"  # between squeue's fields; no path of a sweep holds one
 
 PENDING = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "RESV_DEL_HOLD"}
@@ -233,11 +234,15 @@ def past_states(jobs: Iterable[str]) -> dict[str, str]:
     if not jobs or shutil.which("sacct") is None:
         return {}
     plain = ("--noheader", "--parsable2", "--allocations", "--format=JobID,State")
-    done = _call(["sacct", *plain, f"--jobs={','.join(jobs)}"])
-    if done.returncode:  # most often: "accounting storage is disabled"
-        return {}
-    rows = [line.split("|") for line in done.stdout.splitlines()]
-    return {row[0]: row[1] for row in rows if len(row) == 2}
+    ended = {}
+    for first in range(0, len(jobs), JOBS_AT_ONCE):
+        some = ",".join(jobs[first : first + JOBS_AT_ONCE])
+        done = _call(["sacct", *plain, f"--jobs={some}"])
+        if done.returncode:  # most often: "accounting storage is disabled"
+            return {}
+        rows = [line.split("|") for line in done.stdout.splitlines()]
+        ended |= {row[0]: row[1] for row in rows if len(row) == 2}
+    return ended
 
 
 def _call(words: list[str]) -> subprocess.CompletedProcess[str]:

@@ -1,6 +1,8 @@
 """How far runs are: from their own files, and of a sweep from its logs and engine."""
 
+import math
 import mmap
+import os
 import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -29,7 +31,7 @@ WITHOUT_A_WORD = "ended without a word: killed together with what watched it"
 DEFAULTS = {"log_path": "log", "save_model_path": "checkpoints"}
 STARTED = b"== started "
 ON_A_JOB = re.compile(r"== started \S+ on \S+ by job (\S+)")
-ENDED = re.compile(r"== ended \S+ with exit code (\d+)")
+ENDED = re.compile(r"== ended (\S+) with exit code (\d+)")
 
 
 @dataclass(frozen=True)
@@ -63,16 +65,17 @@ class State:
 def states(
     runs: Sequence[tuple[Sweep, int]],
     queue: Queue,
-    pool_is_alive: bool,
+    pool_since: float | None = None,
 ) -> list[State]:
     """The states of runs, in their order.
 
     Args:
         runs: sweeps and indices.
         queue: what Slurm has queued, by script and index.
-        pool_is_alive: whether a local pool of this output root is at work.
+        pool_since: when the local pool that is at work in this output root began, in
+            seconds since 1970; None: there is none.
     """
-    found = [_state(sweep, index, queue, pool_is_alive) for sweep, index in runs]
+    found = [_state(sweep, index, queue, pool_since) for sweep, index in runs]
     lost = {state.lost_job for state in found if state.lost_job is not None}
     past = slurm.past_states(sorted(lost))
     return [
@@ -112,7 +115,7 @@ def _state(
     sweep: Sweep,
     index: int,
     queue: Queue,
-    pool_is_alive: bool,
+    pool_since: float | None,
 ) -> State:
     task = _task(sweep, index, queue)
     log = sweep.log(index)
@@ -125,13 +128,18 @@ def _state(
     if state.state != STOPPED:
         return state
     attempt = last_attempt(log)
+    if sweep.engine != LOCAL:
+        pool_since = None
     if attempt is None:
-        if sweep.engine == LOCAL and pool_is_alive:
+        if pool_since is not None:
             return replace(state, state=WAITING)
         return replace(state, why="not started")
+    is_pools = pool_since is not None and _seconds(attempt.started) >= int(pool_since)
+    if attempt.ended is None and is_pools:  # it has just started, and has no lock yet
+        return replace(state, state=RUNNING)
+    if _continued(sweep.folders(index), attempt):
+        return _ended(state, sweep.folders(index))
     if attempt.failed:
-        if attempt.code is None and _ended_since(sweep.folders(index), attempt.started):
-            return _ended(state, sweep.folders(index))
         lost = attempt.job if attempt.code is None else None
         return replace(state, state=FAILED, why=attempt.why, lost_job=lost)
     return state
@@ -190,6 +198,7 @@ def below(folders: Sequence[Path], say: Callable[[str], None]) -> list[State]:
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f"{folder} is not a folder; name one of main.py's output")
+        folder = Path(os.path.abspath(folder))  # a run's name has no ".."
         here = {(name, folder.resolve()): s for name, s in swept(folder).items()}
         for path in files_below(folder, HYPERPARAMETERS):
             run, root = _recorded(path), path.absolute().parent.parent.parent.parent
@@ -210,8 +219,9 @@ def of_sweeps(output_root: Path, say: Callable[[str], None]) -> list[State]:
         say: takes a line for each thing that is not known.
     """
     sweeps = sweeps_record.load_readable(output_root, say)
-    pool_is_alive = sweeps_record.holder(output_root) is not None
-    return states(sweeps_record.latest(sweeps), queued(sweeps, say), pool_is_alive)
+    pool = sweeps_record.holder(output_root)
+    since = None if pool is None else pool.since
+    return states(sweeps_record.latest(sweeps), queued(sweeps, say), since)
 
 
 def queued(sweeps: Sequence[Sweep], say: Callable[[str], None]) -> Queue:
@@ -261,12 +271,26 @@ def _alone(run: PlannedRun, output_root: Path) -> State:
     return _ended(state, run.folders(output_root))
 
 
-def _ended_since(folders: Folders, started: str) -> bool:
-    """Whether a launch ended after that time, as its pool or job could not say."""
-    with suppress(UserError, LookupError, TypeError, ValueError):
-        last = record.read_run(folders)["starts"][-1]["ended"]["time"]
-        return datetime.fromisoformat(last) >= datetime.fromisoformat(started)
+def _continued(folders: Folders, attempt: "Attempt") -> bool:
+    """Whether the run's own record knows more of its end than the log of an attempt.
+
+    A launch began after the attempt ended, as by main.py; or the attempt has an end
+    that its pool or job could not write down.
+    """
+    with suppress(UserError, LookupError, TypeError):
+        last = record.read_run(folders)["starts"][-1]
+        if attempt.ended is not None:
+            return _seconds(last["time"]) > _seconds(attempt.ended)
+        return _seconds(last["ended"]["time"]) >= _seconds(attempt.started)
     return False
+
+
+def _seconds(time: str) -> float:
+    """A time in ISO 8601 since 1970; NaN, which is never later, for any other text."""
+    try:
+        return datetime.fromisoformat(time).timestamp()
+    except (TypeError, ValueError):
+        return math.nan
 
 
 def _ended(state: State, folders: Folders) -> State:
@@ -296,12 +320,14 @@ class Attempt:
         last_line: the last that main.py printed.
         job: the Slurm job's id; None for a local run.
         started: when, as ISO 8601 has it.
+        ended: likewise; None where `code` is.
     """
 
     code: int | None
     last_line: str
     job: str | None
     started: str
+    ended: str | None
 
     @property
     def failed(self) -> bool:
@@ -329,14 +355,15 @@ def last_attempt(log: Path) -> Attempt | None:
             text = m[start:].decode(errors="replace")
     except (OSError, ValueError):  # none, no file, or (ValueError) empty
         return None
-    job, code = ON_A_JOB.match(text), ENDED.search(text)
-    printed = text[: code.start()] if code else text
+    job, end = ON_A_JOB.match(text), ENDED.search(text)
+    printed = text[: end.start()] if end else text
     lines = [line for line in printed.splitlines()[1:] if line.strip()]
     return Attempt(
-        code=int(code[1]) if code else None,
+        code=int(end[2]) if end else None,
         last_line=lines[-1].strip() if lines else "",
         job=job[1] if job else None,
         started=text.removeprefix(STARTED.decode()).partition(" ")[0],
+        ended=end[1] if end else None,
     )
 
 

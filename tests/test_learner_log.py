@@ -1,5 +1,7 @@
 """A learner's epochs, its log, and the hours that it counts."""
 
+import re
+
 import pytest
 from support import append_frames
 from support_learner import (
@@ -56,15 +58,25 @@ def test_a_log_line_has_the_means_since_the_last_one(tmp_path, clock):
     assert column(learner, "hours") == pytest.approx([2 / 3600, 4 / 3600], abs=1e-6)
 
 
-def test_a_metric_is_not_called_as_a_counter(tmp_path):
-    """Its values would replace those that a resume goes by."""
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("updates", "'updates': a counter in the learner's log is called so"),
+        ("number", "'number': it stands twice"),
+        ("one,two", "'one,two': it would not be one column of a csv file"),
+        ("one\ntwo", r"'one\ntwo': it would not be one column of a csv file"),
+        ("", "'': it would not be one column of a csv file"),
+    ],
+)
+def test_a_metric_is_one_column_that_no_other_is(tmp_path, name, said):
+    """A resume goes by the counters, and reads no line of another length."""
     run, board, _ = open_fake(tmp_path)
 
     def kind(context):
-        return FakeLearner(context, ("number", "updates"))
+        return FakeLearner(context, ("number", name))
 
     kind.name = VALUERL
-    with pytest.raises(UserError, match=r"called updates, which is a counter in val"):
+    with pytest.raises(UserError, match=re.escape(said)):
         build(run, board, kind)
 
 

@@ -22,6 +22,7 @@ from steve.storage.folders import Folders
 from steve.storage.record import write_json
 from steve.sweeps import record
 from steve.sweeps.record import SLURM, Sweep
+from steve.util import UserError
 
 DEADLINE = 120.0
 LOCAL = ["--engine", "local", "--gpus-per-run", "0"]
@@ -321,6 +322,27 @@ def test_cancel_ends_the_pool_that_is_at_work(tmp_path, capsys):
         assert pool.wait(timeout=DEADLINE) == -signal.SIGTERM
 
 
+@pytest.mark.parametrize(
+    ("error", "code", "said_"),
+    [
+        (PermissionError, 2, "sweep.py: the pool is process 7 of another user\n"),
+        (ProcessLookupError, 0, "nothing is queued, and no pool is at work\n"),
+    ],
+)
+def test_a_pool_that_cannot_be_told_to_end_is_one_line(
+    tmp_path, capsys, monkeypatch, error, code, said_
+):
+    make_sweep(tmp_path, "run")
+    pool = record.Holder(7, os.uname().nodename, 0.0)
+
+    def kill(pid, number):
+        raise error
+
+    monkeypatch.setattr(record, "holder", lambda root: pool)
+    monkeypatch.setattr(os, "kill", kill)
+    assert said(capsys, "cancel", tmp_path) == (code, said_)
+
+
 # A search
 
 
@@ -346,6 +368,7 @@ class EndedPool:
     """Ends each run at once; its score is worth its learning rate."""
 
     fails = ""
+    stopped = False
 
     def __init__(self, runs, slots, tell):
         self._runs = runs
@@ -377,6 +400,51 @@ def test_a_search_runs_its_trials_and_names_the_best(tmp_path, capsys, monkeypat
     code, again = said(capsys, *call)
     assert (code, again) == (0, f"{best}\n")
     assert "3 runs: 2 finished, 1 failed" in said(capsys, "status", tmp_path)[1]
+
+
+def test_values_to_search_may_be_given_one_by_one(capsys):
+    words = [QUICKSTART, "--search", "a=1:2", "--search", "b=3:4", "c=5:6"]
+    assert sweep.parse_arguments(words).search == ["a=1:2", "b=3:4", "c=5:6"]
+
+
+def test_what_a_second_ctrl_c_ends_is_continued(tmp_path, capsys, monkeypatch):
+    pytest.importorskip("optuna")
+    monkeypatch.chdir(PROJECT)
+    monkeypatch.setattr(sweep, "Pool", EndedPool)
+    call = (QUICKSTART, *SEARCH, *VALUES, "--set", f"output_root={tmp_path}")
+    monkeypatch.setattr(EndedPool, "fails", "-trial0")
+    monkeypatch.setattr(EndedPool, "stopped", True)
+    code, shown = said(capsys, *call)
+    assert (code, shown) == (0, "stopped; the same call continues the search\n")
+    monkeypatch.setattr(EndedPool, "fails", "")
+    monkeypatch.setattr(EndedPool, "stopped", False)
+    code, shown = said(capsys, *call)
+    assert code == 0
+    assert "failed" not in shown
+    assert shown.count("auc") == 4  # three trials and the best
+
+
+def test_a_trial_whose_values_contradict_each_other_has_failed(
+    tmp_path, capsys, monkeypatch
+):
+    """Both ends of the ranges may be trained; not each pair between them."""
+    pytest.importorskip("optuna")
+    monkeypatch.chdir(PROJECT)
+    monkeypatch.setattr(sweep, "Pool", EndedPool)
+    original = sweep._trial_run
+
+    def trial_run(arguments, trial):
+        if trial.number == 1:
+            raise UserError("it must be at most 6, not 7")
+        return original(arguments, trial)
+
+    monkeypatch.setattr(sweep, "_trial_run", trial_run)
+    call = (QUICKSTART, *SEARCH, *VALUES, "--set", f"output_root={tmp_path}")
+    code, shown = said(capsys, *call)
+    assert code == 0
+    assert "trial 1: it must be at most 6, not 7\n" in shown
+    assert "-trial2: trial 2" in shown
+    assert said(capsys, *call)[1] == f"{shown.splitlines()[-1]}\n"
 
 
 class Element:

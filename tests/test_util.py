@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support import PATIENCE
+from support import PATIENCE, PROJECT
 
 from steve import util
 from steve.util import (
@@ -479,6 +479,40 @@ def test_closed_streams_lead_nowhere_and_their_numbers_are_taken(closed, tmp_pat
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "file").read_text() == "True 1\n"
+
+
+def test_a_working_folder_that_is_gone_is_one_line(tmp_path):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    done = subprocess.run(
+        [sys.executable, PROJECT / "main.py", "--list"],
+        cwd=gone,
+        preexec_fn=gone.rmdir,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    said = "the working folder was removed: change to another\n"
+    assert (done.returncode, done.stderr) == (2, said)
+
+
+def test_a_command_hears_signals_that_who_started_it_did_not():
+    lines = (
+        "import signal, subprocess, sys\n"
+        "from steve import util\n"
+        "util.prepare_command()\n"
+        "print(signal.getsignal(signal.SIGCHLD).name)\n"
+        "print(signal.pthread_sigmask(signal.SIG_BLOCK, []))"
+    )
+
+    def deafen():
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGINT])
+
+    shown = subprocess.check_output(
+        [sys.executable, "-c", lines], preexec_fn=deafen, text=True
+    )
+    assert shown == "SIG_DFL\nset()\n"
 
 
 def test_characters_that_the_output_cannot_show_are_escaped():

@@ -87,6 +87,25 @@ def test_a_logger_that_fails_gets_nothing_more_and_says_so_once(tmp_path, made):
     assert said == [f"loggers: {OWN}: ConnectionError: gone; it gets nothing more"]
 
 
+@pytest.mark.parametrize("others", [0, 1])
+def test_after_a_failure_a_resume_hands_over_what_was_not_taken(tmp_path, made, others):
+    run = run_with(tmp_path, {"fails_at": 300}, *[{}] * others)
+    both, _ = handed(run)
+    log(run, 100, 200, 300, 400)
+    both.refresh()
+    both.close()
+    again, _ = handed(run_with(tmp_path, *[{}] * (1 + others)))  # a resume
+    again.refresh()
+    assert [steps(writer) for writer in made[: 1 + others]] == [
+        [100, 200],
+        *[[100, 200, 300, 400]] * others,
+    ]
+    assert [steps(writer) for writer in made[1 + others :]] == [
+        [300, 400],
+        *[[]] * others,
+    ]
+
+
 def test_loggers_with_the_same_entry_point_each_get_each_point_once(tmp_path, made):
     run = run_with(tmp_path, {}, {"fails_at": 200})
     both, said = handed(run)

@@ -18,6 +18,7 @@ from steve.running.display import (
 )
 from steve.settings.roles import LAUNCHER, VALUERL, WORLDMODEL
 from steve.storage.board import FINAL_EPISODES
+from steve.storage.tables import append_row
 
 
 def words(text):
@@ -266,6 +267,14 @@ def test_table_of_a_run_without_a_model(tmp_path, width):
 @pytest.mark.parametrize("title", ["[bold]", "a[/red]", "[", "steve:smile:"])
 def test_a_title_is_text_and_no_markup(tmp_path, title):
     assert Shown(tmp_path, model=False).table(80, title).startswith(title)
+
+
+@pytest.mark.parametrize("name", ["error[velocity]", "mse[/]"])
+def test_a_metrics_name_is_text_and_no_markup(tmp_path, name):
+    shown = Shown(tmp_path, model=False)
+    line = {"updates": 9, "updates_per_s": 1.0, name: 0.5}
+    append_row(shown.run.folders.learner_log(VALUERL), line)
+    assert f"{name} 0.5" in words(shown.table(100))
 
 
 # When it is shown

@@ -2,6 +2,8 @@
 
 import errno
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -30,6 +32,27 @@ def pretend(monkeypatch, last):
     """A launcher that reports an epoch, and how the run ended once asked to end."""
     program = LAUNCHER % (json.dumps(EVENT), json.dumps(last))
     monkeypatch.setattr(training, "SERVE", program)
+
+
+def test_the_launcher_is_asked_to_end_by_a_line(monkeypatch):
+    """A process that the program has forked may hold its standard input open."""
+    program = LAUNCHER.replace("stdin.read()", "stdin.readline()")
+    last = json.dumps({"folder": "output"})
+    monkeypatch.setattr(training, "SERVE", program % (json.dumps(EVENT), last))
+    forked = []
+
+    def on_epoch(epoch):
+        forked.append(os.fork())
+        if not forked[-1]:
+            signal.pause()
+        raise ValueError("enough")
+
+    try:
+        with pytest.raises(ValueError, match="enough"):
+            training.train(Request("quickstart", "cpu"), on_epoch)
+    finally:
+        os.kill(forked[0], signal.SIGKILL)
+        os.waitpid(forked[0], 0)
 
 
 @pytest.mark.parametrize("kind", [ValueError, KeyboardInterrupt])

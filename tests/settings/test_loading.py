@@ -210,10 +210,7 @@ def test_a_resume_names_every_other_change(tree, override):
 def test_a_number_that_the_weighting_does_not_use_is_a_note(
     tree, keys, unused, weighting
 ):
-    expansion = {"rollout_len": 3, **keys}
-    tree.write(
-        a=updates(env={"name": "X"}, policy_config={"value_expansion": expansion})
-    )
+    tree.write(a=with_expansion(**keys))
     assert tree.load().notes == []
     assert tree.load(f"policy_config.value_expansion.{unused}=0.5").notes == [
         f"policy_config.value_expansion.{unused} has no effect on the weighting "
@@ -222,10 +219,7 @@ def test_a_number_that_the_weighting_does_not_use_is_a_note(
 
 
 def test_a_number_that_the_weighting_uses_is_no_note(tree):
-    expansion = {"rollout_len": 3, "steve_reweight": True, "variance_epsilon": 0.5}
-    tree.write(
-        a=updates(env={"name": "X"}, policy_config={"value_expansion": expansion})
-    )
+    tree.write(a=with_expansion(steve_reweight=True, variance_epsilon=0.5))
     assert tree.load().notes == []
 
 

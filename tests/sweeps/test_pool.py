@@ -154,6 +154,30 @@ def test_a_signal_lets_runs_save_and_starts_no_more(tmp_path, number):
     assert sweep.log(0).read_text().count("this is first") == 2
 
 
+def test_two_signals_at_once_reach_the_runs_as_two(tmp_path, monkeypatch):
+    """Sent together, the kernel makes one of them."""
+    monkeypatch.setattr(pool_module, "ONE_REQUEST", 0.05)
+    sweep = make(tmp_path, first="stubborn")
+
+    def tell(line: str) -> None:
+        if "started" in line:
+            poll((tmp_path / "first.deaf").exists, "the run's start")
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    assert work(sweep, [{}], tell) == [1]
+
+
+def test_a_damaged_record_does_not_end_the_pool(tmp_path):
+    sweep = make(tmp_path, damaged="0", good="0")
+    folders = sweep.folders(0)
+    folders.log.mkdir(parents=True)
+    folders.run.write_text("{")
+    lines = []
+    assert work(sweep, [{}], lines.append) == [0, 0]
+    assert "damaged stopped" in "\n".join(lines)
+
+
 def test_when_the_pool_is_killed_its_runs_save(tmp_path):
     code = (
         "import sys, pathlib, support_pool as t\n"

@@ -56,6 +56,7 @@ def test_a_folder_stands_for_the_files_below_it_and_a_file_counts_once(tmp_path)
     first = write(tmp_path / "b.json")
     write(tmp_path / "deep" / "a.json")
     (tmp_path / "notes.txt").write_text("")
+    write(tmp_path / ".ipynb_checkpoints" / "b-checkpoint.json")
     assert names(str(tmp_path), first) == ["b", "a"]
     (tmp_path / "empty").mkdir()
     assert "holds no .json file" in error_of(str(tmp_path / "empty"))

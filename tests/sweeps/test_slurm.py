@@ -244,5 +244,11 @@ def test_how_jobs_ended_is_known_where_accounts_are_kept(stand_in):
     ended = {"7_3": "TIMEOUT", "7_4": "CANCELLED by 0"}
     assert slurm.past_states(["7_3", "7_4"]) == ended
     assert "--jobs=7_3,7_4" in calls.read_text()
+    calls.write_text("")
+    many = [f"{job}_0" for job in range(2500)]  # more than an argument may hold
+    assert slurm.past_states(many) == ended
+    asked = [line.partition("--jobs=")[2] for line in calls.read_text().splitlines()]
+    assert len(asked) == 3
+    assert ",".join(asked).split(",") == many
     stand_in("sacct", "echo 'Slurm accounting storage is disabled' >&2; exit 1")
     assert slurm.past_states(["7_3"]) == {}

@@ -2,6 +2,7 @@
 
 import signal
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -37,9 +38,11 @@ def sweep(tmp_path) -> Sweep:
     return replace(made, runs=tuple(replace(run, frames=100) for run in made.runs))
 
 
-def state_of(sweep: Sweep, task: Task | None = None, pool: bool = False) -> State:
+def state_of(
+    sweep: Sweep, task: Task | None = None, pool_since: float | None = None
+) -> State:
     queue = {(str(sweep.script), 0): task} if task else {}
-    return states([(sweep, 0)], queue, pool)[0]
+    return states([(sweep, 0)], queue, pool_since)[0]
 
 
 def finish(sweep: Sweep, frames: int) -> None:
@@ -55,8 +58,20 @@ def finish(sweep: Sweep, frames: int) -> None:
 def test_a_run_that_nobody_started_is_stopped_or_waits_for_its_pool(sweep):
     assert (state_of(sweep).state, state_of(sweep).why) == (STOPPED, "not started")
     local = replace(sweep, engine="local")
-    assert state_of(local, pool=True).state == WAITING
-    assert state_of(local, pool=False).state == STOPPED
+    assert state_of(local, pool_since=0.0).state == WAITING
+    assert state_of(local).state == STOPPED
+
+
+@pytest.mark.parametrize(
+    ("later", "expected"), [(-4.4, RUNNING), (0.3, RUNNING), (5.6, FAILED)]
+)
+def test_a_run_that_its_pool_has_just_started_is_running(sweep, later, expected):
+    """It takes its lock after its imports; what an earlier pool left has failed."""
+    local = replace(sweep, engine="local")
+    local.log(0).write_text(f"{START}importing\n")
+    started = datetime.fromisoformat("2030-01-01T00:00:00Z").timestamp()
+    assert state_of(local, pool_since=started + later).state == expected
+    assert state_of(sweep, pool_since=started + later).state == FAILED
 
 
 def test_the_queue_says_who_waits_and_who_runs(sweep):
@@ -117,6 +132,27 @@ def test_a_run_whose_pool_was_killed_says_itself_how_it_ended(sweep, ended, expe
     state = state_of(local)
     without = FAILED, "ended without a word: killed together with what watched it"
     assert (state.state, state.why) == (expected or without)
+
+
+@pytest.mark.parametrize(
+    ("code", "time", "ended", "expected"),
+    [
+        (0, "05", {"code": 1, "why": "by hand"}, (FAILED, "by hand")),
+        (1, "05", {"code": 0, "why": None}, (STOPPED, "")),
+        (1, "00", {"code": 0, "why": None}, (FAILED, "a line")),
+    ],
+)
+def test_a_launch_after_the_sweeps_says_how_the_run_ended(
+    sweep, code, time, ended, expected
+):
+    """As of a run that main.py was asked to continue."""
+    sweep.log(0).write_text(f"{START}a line\n{END}{code}\n")
+    folders = sweep.folders(0)
+    folders.log.mkdir(parents=True)
+    last = {"time": f"2030-01-01T00:00:{time}+00:00", "ended": ended}
+    record.write_json(folders.run, {"starts": [last], "finished": None})
+    state = state_of(sweep)
+    assert (state.state, state.why) == expected
 
 
 def test_a_run_that_was_asked_to_end_before_it_could_answer_has_not_failed(sweep):
@@ -205,7 +241,7 @@ def test_one_damaged_record_does_not_take_the_table_with_it(tmp_path):
     folders.run.write_text("{")
     folders.scores.write_text("hours,epochs,frames,scorf\n0.1,1,10,1.5\n")
     folders.learner_log("valuerl").write_text("hours\n0.1\n")
-    bad, good = states([(sweep, 0), (sweep, 1)], {}, False)
+    bad, good = states([(sweep, 0), (sweep, 1)], {})
     assert (bad.state, bad.score) == (FAILED, None)
     assert str(folders.run) in bad.why
     assert good.state == STOPPED
@@ -280,6 +316,15 @@ def test_runs_of_sweeps_and_of_main_are_listed_together_and_once(tmp_path):
     assert told(tmp_path) == expected
     assert told(own.root, tmp_path, second.root.parent) == expected
     assert told(own.root) == {f"{environment}/first": (FAILED, "no space")}
+
+
+def test_a_folder_may_be_named_by_dots(tmp_path, monkeypatch):
+    folders = made_by_hand(tmp_path, "now", starts=[{}])
+    for place, name in ((folders.log, ".."), (folders.root, ".."), (folders.root, ".")):
+        monkeypatch.chdir(place)
+        assert told(Path(name)) == {"Hopper-v1/now": (STOPPED, "")}
+        with locks.claimed(folders):
+            assert told(Path(name)) == {"Hopper-v1/now": (RUNNING, "")}
 
 
 def test_damaged_records_do_not_take_the_table_with_them(tmp_path):
