@@ -567,3 +567,10 @@ def test_no_learning_library_and_no_simulator_is_imported_before_use():
     subprocess.run(
         [sys.executable, "-c", program], check=True, cwd=Path(envwrap.__file__).parent
     )
+
+
+@pytest.mark.parametrize(("low", "high"), [(-np.inf, 1.0), (-1.0, np.inf)])
+def test_actions_of_a_box_with_one_infinite_bound_cannot_be_rescaled(low, high):
+    recorder = Recorder(action_space=spaces.Box(low, high, (1,)))
+    with pytest.raises(UserError, match=r"env\.rescale_actions.*infinite"):
+        adapted(recorder, rescale_actions=True)

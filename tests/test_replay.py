@@ -36,6 +36,7 @@ from steve.replay_file import (
     MAX_DIM,
     Layout,
 )
+from steve.storage.locks import is_locked
 from steve.storage.salvage import salvage
 from steve.util import RunError, UserError
 
@@ -596,3 +597,16 @@ def test_no_file_is_mapped_for_writing(tmp_path):
     assert ours
     assert not [line for line in ours if "w" in line[1]]
     buffer.close()
+
+
+def test_writers_wait_while_a_copy_is_made(tmp_path, monkeypatch):
+    buffer = filled(tmp_path / "a", 40, capacity=100)
+    read, seen = ReplayBuffer._read_rows, []
+
+    def look(self, first, count):
+        seen.append(is_locked(tmp_path / "a" / replay.LOCK_NAME))
+        return read(self, first, count)
+
+    monkeypatch.setattr(ReplayBuffer, "_read_rows", look)
+    buffer.copy_to(tmp_path / "b")
+    assert seen == [True]

@@ -539,3 +539,44 @@ def test_else_the_replay_buffer_is_not_copied(tmp_path):
 def test_the_display_expects_the_metrics_that_the_learner_logs():
     shown = [name for name in METRIC_NAMES if name not in progress.NOT_SHOWN]
     assert shown == list(progress.EXPECTED[VALUERL])
+
+
+def test_world_models_stay_while_a_resume_can_need_them_and_no_longer(tmp_path):
+    run, board, _ = open_paced(tmp_path, frames=100, evaluator_config={"count": 0})
+    for epoch in range(1, 9):
+        publish_model(run, epoch / 8, epoch)
+    learner = build(run, board, WatchedLearner)
+    train(learner, 20)
+    # That of the epoch before, and those of two epochs before that.
+    oldest = learner.model_updates - 9
+    assert run.folders.models.numbers() == list(range(oldest, 22, 3))
+    assert oldest > 0
+
+
+def test_policies_stay_while_one_of_several_interactors_can_need_them(tmp_path):
+    run, board, replay = open_value(
+        tmp_path,
+        expansion=False,
+        policy_config=EACH_FRAME,
+        evaluator_config={"count": 0},
+        agent_config={"count": 2, "batch_size": 4, "reload_every_n": 3},
+    )
+    learner = build(run, board, WatchedLearner)
+    drive(learner, Feeder(learner, replay, 60))
+    frames = checkpoint.load(run.folders.policy).metadata["frames"]
+    needed = pace.policy_for(run.config, frames - 2 * 4 * 3)
+    assert run.folders.policies.numbers()[0] == needed - 6
+
+
+def test_hours_that_end_before_the_first_world_model_end_the_wait_for_it(
+    tmp_path, clock
+):
+    run, board, _ = open_value(tmp_path, total_hours=0.5)
+    learner = build(run, board, WatchedLearner)
+
+    def over():
+        clock.now += 100
+        return False
+
+    drive(learner, over)
+    assert (learner.epoch, learner.updates) == (0, 0)

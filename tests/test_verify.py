@@ -198,3 +198,24 @@ def test_what_cannot_be_verified_is_one_line(earlier, repetition, capsys, key):
     assert captured.err.count("\n") == 1
     assert expected in captured.err
     assert repetition["requests"] == []
+
+
+def test_a_repetition_that_ends_early_without_a_difference_is_no_success(
+    earlier, repetition, capsys
+):
+    del repetition["lines"][3:]
+    code, (said,) = verified(earlier, capsys)
+    assert (code, said) == (1, "identical to the bit up to epoch 3 of 5")
+
+
+def test_the_repetition_is_on_the_device_and_tells_no_logger(
+    earlier, repetition, capsys
+):
+    merged = json.loads(earlier.hyperparameters.read_text())
+    merged["loggers"] = [{"entry_point": "wandb", "kwargs": {}}]
+    write_json(earlier.hyperparameters, merged)
+    assert verify.main([str(earlier.root), "3"]) == 0
+    (request,) = repetition["requests"]
+    config = request.loaded.config
+    assert request.device == "3"
+    assert (config.loggers, config.tensorboard, config.final_episodes) == ([], False, 0)

@@ -177,3 +177,24 @@ def test_the_losses_fall_and_the_graph_is_built_once(tmp_path):
 def test_the_display_expects_the_metrics_that_the_learner_logs():
     shown = [name for name in WorldModel.metric_names if name not in progress.NOT_SHOWN]
     assert shown == list(progress.EXPECTED[WORLDMODEL])
+
+
+def test_a_model_whose_publication_a_kill_prevented_is_published_on_restore(tmp_path):
+    run, board, _ = open_model(tmp_path)
+    learner = build(run, board, WorldmodelLearner)
+    kill(learner, lambda: learner.epoch == 2)
+    published = run.folders.models.path(3)
+    published.unlink()
+    build(run, board, WorldmodelLearner).restore()
+    assert checkpoint.digest(published) == checkpoint.digest(
+        run.folders.state(WORLDMODEL)
+    )
+
+
+def test_calls_of_several_updates_end_with_the_pretraining(tmp_path):
+    keys = {"pretrain_n": 10, "updates_per_call": 4}
+    rare = {"log_every_n": 100, "epoch_every_n": 100}
+    run, board, _ = open_model(tmp_path, keys | rare)
+    learner = build(run, board, WorldmodelLearner)
+    drive(learner, lambda: learner.epoch == 1)
+    assert learner.pretrained == 10

@@ -546,3 +546,14 @@ def test_random_episodes_give_up_where_every_one_is_lost(tmp_path, monkeypatch):
     run_evaluator(run, board, stop=Script())
     assert epochs_of(run.folders.final_scores) == [1] * 3
     assert math.isnan(board["evaluator0"]["random_score"])
+
+
+def test_losses_with_whole_episodes_between_them_are_not_in_a_row(
+    tmp_path, monkeypatch
+):
+    run, board = evaluating(tmp_path, final_episodes=LOST_IN_A_ROW + 1)
+    publish_policy(run.folders.policy, 0.5, epoch=1)
+    board[LAUNCHER]["phase"] = FINAL_EPISODES
+    losing(monkeypatch, lambda number: number % 2)
+    run_evaluator(run, board, stop=Script())
+    assert epochs_of(run.folders.final_scores) == [1] * (LOST_IN_A_ROW + 1)

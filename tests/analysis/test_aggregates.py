@@ -172,3 +172,31 @@ def test_only_algorithms_with_runs_on_all_environments_are_compared(runs):
     assert over.improvement.empty
     with pytest.raises(UserError, match="C-v0: no run"):
         over_environments(runs, {"C-v0": (0.0, 1.0)})
+
+
+def test_the_low_reference_is_0_and_the_high_one_1(runs):
+    over = over_environments(runs, {"A-v0": (5.0, 10.0)})
+    table = over.scores.set_index("algorithm")
+    assert table["mean"].to_dict() == pytest.approx({"DDPG": 0.0, "STEVE": 1.1})
+    assert table["gap"].to_dict() == {"DDPG": 1.0, "STEVE": 0.0}
+    assert over.profiles["score"].min() == 0.0
+
+
+def test_negative_scores_are_in_the_profiles(runs):
+    over = over_environments(runs, {"A-v0": (10.0, 20.0)})
+    assert over.profiles["score"].min() == -0.5
+
+
+def test_an_interval_of_improvement_is_around_its_probability(runs):
+    improvement = over_environments(runs, {"A-v0": (0.0, 10.0)}).improvement
+    assert improvement[["low", "high"]].to_numpy().tolist() == [[0, 0], [1, 1]]
+
+
+def test_the_window_is_a_share_of_the_longest_run(tmp_path):
+    write_experiment(tmp_path / "a0", [(0.1, 1, 100, 1.0), (0.2, 2, 200, 3.0)])
+    longer = [(0.1, 1, 100, 1.0), (0.2, 2, 200, 3.0), (0.3, 3, 400, 9.0)]
+    write_experiment(tmp_path / "a1", longer, seed=1)
+    over = over_environments(
+        find_runs([tmp_path]), {"Chain-v0": (0.0, 1.0)}, smooth=0.25
+    )
+    assert over.scores["mean"].tolist() == [2.0]  # 100 frames back: of 1 and 3

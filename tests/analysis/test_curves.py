@@ -287,3 +287,40 @@ def test_a_run_that_never_reaches_a_score_counts_as_infinitely_long(tmp_path):
     write_experiment(tmp_path / "a2", rows, seed=2)
     row = reach_table(find_runs([tmp_path]), 95.0, smooth=0.0).iloc[0]
     assert (row["reached"], row["frames"]) == (2, 1000)
+
+
+@pytest.fixture
+def unequal(tmp_path):
+    """Scores that are the frames: STEVE to 400, DDPG to 200, and 50 elsewhere."""
+    for name, content, environment, ends in (
+        ("steve0", STEVE, "Chain-v0", (100, 200, 300, 400)),
+        ("ddpg0", DDPG, "Chain-v0", (100, 200)),
+        ("other0", DDPG, "Other-v0", (50,)),
+    ):
+        rows = [(end / 1000, n, end, float(end)) for n, end in enumerate(ends, 1)]
+        write_experiment(tmp_path / name, rows, content, environment=environment)
+    return find_runs([tmp_path])
+
+
+def test_windows_and_places_are_those_of_the_environments_longest_run(unequal):
+    chain = [run for run in unequal if run.environment == "Chain-v0"]
+    table = score_table(chain, at=[200], smooth=0.25)  # 100 frames back for both
+    assert table["mean"].tolist() == [150.0, 150.0]
+    reached = reach_table(chain, 160.0, smooth=0.25)
+    assert reached["frames"].tolist() == [np.inf, 300.0]
+    drawn = curves.aggregated_curves(chain, smooth=0.25, points=5)
+    assert drawn.groupby("algorithm")["frames"].max().to_dict() == {
+        "DDPG": 300,
+        "STEVE": 400,
+    }
+
+
+def test_default_frame_counts_are_those_of_the_environment(unequal):
+    assert curves.default_frames(unequal, "Chain-v0") == [50, 100, 200]
+    assert curves.default_frames(unequal, "Other-v0") == [12, 25, 50]
+
+
+def test_single_curves_are_smoothed_too(unequal):
+    table = curves.single_curves(unequal, smooth=1.0, points=2)
+    ends = table[table["frames"] == 400]
+    assert ends["value"].tolist() == [250.0]  # of 100, 200, 300 and 400

@@ -203,10 +203,14 @@ def test_updates_of_scores_come_from_epochs(tmp_path):
 
 
 def test_series_are_sorted_by_x(tmp_path):
-    write_experiment(tmp_path / "run0", ROWS[::-1])
-    x, y = find_runs([tmp_path])[0].series("score", "hours")
-    assert x.tolist() == [0.1, 0.2]
-    assert y.tolist() == [5.0, 8.0]
+    lines = [(0.2, 2, 1000, 600, 3.0), (0.1, 1, 500, 300, 4.0)]
+    log = ((*LOG, "q_loss"), lines)
+    write_experiment(tmp_path / "run0", ROWS[::-1], valuerl=log)
+    (run,) = find_runs([tmp_path])
+    for quantity, expected in (("score", [5.0, 8.0]), ("q_loss", [4.0, 3.0])):
+        x, y = run.series(quantity, "hours")
+        assert x.tolist() == [0.1, 0.2]
+        assert y.tolist() == expected
 
 
 def test_metrics_come_from_either_log_without_the_pretraining(tmp_path):
@@ -382,3 +386,12 @@ def test_a_copied_experiment_is_remarked_as_a_seed_that_occurs_twice(tmp_path):
     assert line.endswith(
         "[4, 4]; its runs are no replicates: name the folders that belong together"
     )
+
+
+def test_damaged_lines_of_a_log_count_too(tmp_path):
+    log = ((*LOG, "q_loss"), [(0.1, 1, 500, 300, 4.0)])
+    csv = write_experiment(tmp_path / "run0", ROWS, valuerl=log)
+    with open(csv.with_name("valuerl.log"), "a") as file:
+        file.write("0.2,x,1000,600,3.0\n")
+    (run,) = find_runs([tmp_path])
+    assert run.damaged == 1

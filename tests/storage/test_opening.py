@@ -3,13 +3,11 @@
 import json
 import os
 import re
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from support import PATIENCE, PROJECT, QUICKSTART
+from support import QUICKSTART
 from support_storage import (
     MERGED,
     SIZES,
@@ -501,69 +499,6 @@ def test_a_full_disk_is_one_line_with_path_and_free_bytes(config, folders, monke
         open_now(folders, config)
 
 
-# Two launches at once
-
-
-LAUNCHES = """
-import sys
-from pathlib import Path
-import support, support_env
-from steve.storage import locks, opening
-from steve.storage.folders import Folders, Run
-from steve.util import UserError
-
-config = support.make_config(Path(sys.argv[1]))
-merged = config.model_dump(mode="json", by_alias=True)
-for line in sys.stdin:
-    number = line.strip()
-    folders = Folders.of(config, f"run{number}")
-    run = Run(config, folders, 3, 1, 0, True)
-    try:
-        opening.check_mode(folders, merged, "fresh")
-        with locks.claimed(folders):
-            opening.check_mode(folders, merged, "fresh")
-            opening.open_output(run, merged)
-            print("won", flush=True)
-            sys.stdin.readline()
-    except UserError as error:
-        print(f"lost {error}", flush=True)
-        sys.stdin.readline()
-"""
-
-
-def test_of_two_launches_at_once_one_wins_each_time(tmp_path):
-    paths = str(PROJECT / "tests")
-    launches = [
-        subprocess.Popen(
-            [sys.executable, "-c", LAUNCHES, str(tmp_path)],
-            env={**os.environ, "PYTHONPATH": paths},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for _ in range(2)
-    ]
-
-    def tell(text):
-        for launch in launches:
-            launch.stdin.write(f"{text}\n")
-            launch.stdin.flush()
-
-    reasons = []
-    try:
-        for number in range(30):
-            tell(number)
-            lost, won = sorted(launch.stdout.readline() for launch in launches)
-            assert won == "won\n", (lost, won)
-            assert "in use by another launch" in lost or "holds output" in lost, lost
-            reasons.append("in use" in lost)
-            tell("on")
-    finally:
-        for launch in launches:
-            launch.communicate(timeout=PATIENCE)
-    assert any(reasons), "they were never there at once"
-
-
 # Notes
 
 
@@ -676,21 +611,3 @@ def test_scores_of_two_names_are_left_as_they_are(folders, config):
         (folders.log / f"{name}.greedy.csv").write_bytes(CSV_HEADER + ROWS)
     assert open_now(folders, config) == []
     assert (folders.log / "earlier.greedy.csv").exists()
-
-
-def test_a_start_where_a_run_is_going_on_says_so_and_not_to_resume_it(tmp_path):
-    request = Request(QUICKSTART, "cpu", overrides=(f"output_root={tmp_path}",))
-
-    def start():
-        sizes = EnvSpec(3, 1, None)
-        return opening.opened(
-            request, lambda config: opening.Measured(sizes), {}, lambda line: None
-        )
-
-    with start() as run:
-        assert run is not None
-        refused = pytest.raises(UserError, match="in use by another launch; --name")
-        with refused, start():
-            pass
-    with pytest.raises(UserError, match="holds output of an earlier run"), start():
-        pass

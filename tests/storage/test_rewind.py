@@ -23,6 +23,7 @@ from steve.replay import ReplayBuffer
 from steve.replay_file import FRAMES
 from steve.storage import checkpoint
 from steve.storage import rewind as rewinding
+from steve.storage.digests import Digest, append_digest, read_digests
 from steve.storage.folders import Folders
 from steve.storage.locks import claimed
 from steve.storage.record import read_run
@@ -389,3 +390,36 @@ def test_where_nothing_was_interrupted_there_is_nothing_to_finish(config, folder
     before = tree(folders.root)
     finish_rewind(folders)
     assert tree(folders.root) == before
+
+
+def test_a_replay_of_which_a_part_was_overwritten_since_is_an_error_too(
+    config, folders
+):
+    former_run(folders, capacity=70)  # frames 20 to 89 are left; 32 are wanted
+    assert "overwritten" in rewind_error(folders, config, 100)
+
+
+def test_going_back_keeps_what_the_learner_that_was_further_has_used(config, folders):
+    former_run(folders)
+    save_state(folders, "valuerl", 100, 5, 50)  # the world model: 32
+    rewind(folders, config, 100)
+    assert rewards_in(folders.replay)[:50] == list(range(50))
+
+
+def test_an_unpaced_run_goes_back_to_its_frames_alone(config, folders):
+    former_run(folders)
+    unpaced = {"frames_per_update": False}
+    config = make_config(
+        Path(config.output_root), policy_config=unpaced, model_config=unpaced
+    )
+    rewind(folders, config, 100)
+    assert rewards_in(folders.replay) == list(range(30))  # of 32 the whole steps
+
+
+def test_going_back_takes_the_digests_up_to_then(config, folders):
+    former_run(folders)
+    lines = [Digest(n, 50 * n, 10 * n, "a", "b", "c", "d") for n in (1, 2, 3)]
+    for each in lines:
+        append_digest(folders.digests, each)
+    rewind(folders, config, 100)
+    assert read_digests(folders.digests) == lines[:2]
