@@ -1,7 +1,7 @@
 """How a learner computes: threads, batches fetched ahead, several updates in one call.
 
-What an update is, the learners say; here it is run without waiting for anything but
-itself. On a GPU the host neither reads a result nor hands over a batch between the
+The learners define an update; this module runs updates without waiting for the host.
+On a GPU the host neither reads a result nor hands over a batch between the
 updates of a call, and while one call runs, the next one's batches are drawn.
 
 Dimension letters: K updates in a call at most, B batch.
@@ -229,7 +229,8 @@ class Updater:
         if self.updates_per_call == 1 and not self.xla:
             update(0)
         else:
-            # With one batch, as without the loop, XLA fuses, and so sums, otherwise.
+            # With a batch axis of length 1 XLA fuses as without a loop, and sums in
+            # another order; a second copy keeps the order for every K.
             batches = (
                 tf.concat([batches, batches], 0)
                 if self.updates_per_call == 1

@@ -127,7 +127,8 @@ class FeedForward:
         generator: draws the initial weights.
 
     Attributes:
-        product_type: in which products are computed, from float32 to float32.
+        compute_dtype: to which both factors of a matrix product are rounded. Inputs and
+            results are float32.
     """
 
     def __init__(
@@ -140,7 +141,7 @@ class FeedForward:
         generator: tf.random.Generator,
     ) -> None:
         self.ensemble_size = ensemble_size
-        self.product_type = tf.float32
+        self.compute_dtype = tf.float32
         widths = [in_dim, *[hidden_dim] * (layers - 1), out_dim]
         self.weights: list[tf.Variable] = []  # each [E, in, out]
         self.biases: list[tf.Variable] = []  # each [E, out]
@@ -171,10 +172,10 @@ class FeedForward:
             named[f"w{i}"], named[f"b{i}"] = w, b
         return named
 
-    def with_products(self, product_type: tf.DType) -> "FeedForward":
-        """The same net, with the same variables; products in another type."""
+    def with_compute_dtype(self, compute_dtype: tf.DType) -> "FeedForward":
+        """The same net, with the same variables; `compute_dtype` is another."""
         net = copy.copy(self)
-        net.product_type = product_type
+        net.compute_dtype = compute_dtype
         return net
 
     def __call__(self, x: tf.Tensor, members: tf.Tensor | None = None) -> tf.Tensor:
@@ -190,7 +191,7 @@ class FeedForward:
         if self._is_batched(x.shape[1]):
             weights, biases = self._chosen(members)
             biases = [b[:, None] for b in biases]
-            return _apply_batched(weights, biases, x, self.product_type)
+            return _apply_batched(weights, biases, x, self.compute_dtype)
         nets = self._unstack(members)
         rows = tf.unstack(x) if x.shape[0] != 1 else [x[0]] * len(nets)
         return tf.stack(self._apply_each(nets, rows))
@@ -225,7 +226,8 @@ class FeedForward:
     ) -> list[tf.Tensor]:
         """K nets, each on its rows: K times [R, I] -> [R, F]."""
         return [
-            _apply(net, r, self.product_type) for net, r in zip(nets, rows, strict=True)
+            _apply(net, r, self.compute_dtype)
+            for net, r in zip(nets, rows, strict=True)
         ]
 
     def _is_batched(self, rows: int | None) -> bool:
@@ -270,34 +272,34 @@ def is_small_product(rows: int, weights: int) -> bool:
     return 2 * rows * weights <= SMALL_PRODUCT
 
 
-def _product(x: tf.Tensor, w: tf.Tensor, product_type: tf.DType) -> tf.Tensor:
+def _product(x: tf.Tensor, w: tf.Tensor, compute_dtype: tf.DType) -> tf.Tensor:
     """x w, [..., R, I] and [..., I, F], both rounded to a type; float32."""
-    if product_type == tf.float32:
+    if compute_dtype == tf.float32:
         return tf.matmul(x, w)
-    x, w = tf.cast(x, product_type), tf.cast(w, product_type)
+    x, w = tf.cast(x, compute_dtype), tf.cast(w, compute_dtype)
     return tf.cast(tf.matmul(x, w), tf.float32)
 
 
 def _apply(
-    net: list[tuple[tf.Tensor, tf.Tensor]], x: tf.Tensor, product_type: tf.DType
+    net: list[tuple[tf.Tensor, tf.Tensor]], x: tf.Tensor, compute_dtype: tf.DType
 ) -> tf.Tensor:
     """One net: [R, I] -> [R, F]."""
     *hidden, (last_w, last_b) = net
     for w, b in hidden:
-        x = tf.nn.relu(tf.nn.bias_add(_product(x, w, product_type), b))
-    return tf.nn.bias_add(_product(x, last_w, product_type), last_b)
+        x = tf.nn.relu(tf.nn.bias_add(_product(x, w, compute_dtype), b))
+    return tf.nn.bias_add(_product(x, last_w, compute_dtype), last_b)
 
 
 def _apply_batched(
     weights: Sequence[tf.Tensor],
     biases: Sequence[tf.Tensor],
     x: tf.Tensor,
-    product_type: tf.DType,
+    compute_dtype: tf.DType,
 ) -> tf.Tensor:
     """K nets: weights [K, I, F], biases [K, 1, F]; [K or 1, R, I] -> [K, R, F]."""
     for w, b in zip(weights[:-1], biases[:-1], strict=True):
-        x = tf.nn.relu(_product(x, w, product_type) + b)
-    return _product(x, weights[-1], product_type) + biases[-1]
+        x = tf.nn.relu(_product(x, w, compute_dtype) + b)
+    return _product(x, weights[-1], compute_dtype) + biases[-1]
 
 
 def _cut(x: tf.Tensor, assignment: Assignment) -> list[tf.Tensor]:
@@ -310,7 +312,7 @@ def _cut(x: tf.Tensor, assignment: Assignment) -> list[tf.Tensor]:
 
 
 def _join(shares: list[tf.Tensor], assignment: Assignment) -> tf.Tensor:
-    """What `_cut` has cut, in order again."""
+    """The inverse of `_cut`: from shares to rows in the order of the batch."""
     if not assignment.strided or len(shares) == 1:
         return tf.concat(shares, 0)
     small = shares[-1].shape[0]

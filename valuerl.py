@@ -11,7 +11,7 @@ N reward models, L Q-functions, S = M N L member triples, O observation, A actio
 J starts: 1, with TDk H + 1.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import tensorflow as tf
 
@@ -19,7 +19,7 @@ from . import nn
 from .batch import Batch
 from .settings.extensions import WEIGHTINGS
 from .settings.schema import SINGLE_NET, PolicyConfig, ValueExpansion
-from .worldmodel import ModelMembers, WorldModelProtocol
+from .worldmodel import LowPrecisionModel, ModelMembers, WorldModelProtocol
 
 # Keeps the quotient of SPEC section 5 finite where a start was never reached.
 REACH_EPSILON = 1e-8
@@ -307,8 +307,8 @@ class ValueRL:
         if self._expansion is not None:
             imagined = tf.as_dtype(self._expansion.imagination_precision)
         if imagined != tf.float32:
-            model: Any = world_model
-            self.world_model = model.with_products(imagined)
+            assert isinstance(world_model, LowPrecisionModel)  # `check_bfloat16`
+            self.world_model = world_model.with_compute_dtype(imagined)
         self._q_size = config.bayesian or SINGLE_NET
 
         def build_net(in_dim: int, out_dim: int, ensemble_size: int) -> nn.FeedForward:
@@ -323,9 +323,9 @@ class ValueRL:
 
         q_in, q_members = task.obs_dim + task.action_dim, self._q_size.ensemble_size
         self.policy = build_net(task.obs_dim, task.action_dim, 1)
-        self._imagined_policy = self.policy.with_products(imagined)
+        self._imagined_policy = self.policy.with_compute_dtype(imagined)
         self.q = build_net(q_in, 1, q_members)
-        self.target_q = build_net(q_in, 1, q_members).with_products(imagined)
+        self.target_q = build_net(q_in, 1, q_members).with_compute_dtype(imagined)
 
     @property
     def _model(self) -> WorldModelProtocol:

@@ -27,7 +27,7 @@ from .storage.digests import (
 )
 from .util import UserError, wait_until
 from .valuerl import Task, ValueRL
-from .worldmodel import build_world_model
+from .worldmodel import LowPrecisionModel, build_world_model
 
 MOST_UNEVALUATED = 10  # policies that evaluators may be behind
 SPARE = 3  # policies that are kept although they have been evaluated
@@ -361,8 +361,9 @@ def check_bfloat16(kind: str, model: object, on_cpu: bool, xla: bool) -> None:
     Raises:
         UserError: they cannot.
     """
-    if not hasattr(model, "with_products"):
-        gains, why = False, f'world models of the kind "{kind}" have no with_products'
+    if not isinstance(model, LowPrecisionModel):
+        method = LowPrecisionModel.with_compute_dtype.__name__
+        gains, why = False, f'world models of the kind "{kind}" have no {method}'
     elif not on_cpu:
         gpu = tf.config.list_physical_devices("GPU")[0]
         details = tf.config.experimental.get_device_details(gpu)

@@ -5,7 +5,7 @@ H imagined steps, O observation, A action.
 """
 
 import copy
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import tensorflow as tf
 
@@ -77,8 +77,8 @@ def weight_penalty(variables: list[tf.Variable], factor: float) -> tf.Tensor:
 class WorldModelProtocol(Protocol):
     """What the learners and the visualizer need of a world model.
 
-    A model whose products can be computed in another type than float32 has
-    `WorldModel.with_products` as well.
+    A model that can round the factors of its matrix products to another type is a
+    `LowPrecisionModel` as well.
 
     What `sample_members`, `all_members` and `sample_assignment` return is only handed
     back to the model. M and N are the numbers of transition and reward predictions that
@@ -131,6 +131,14 @@ class WorldModelProtocol(Protocol):
         self, batch: Batch[tf.Tensor], assignment: Any, optimizer: nn.Adam
     ) -> dict[str, tf.Tensor]:
         """One step on a batch of real transitions; returns the metrics, [] each."""
+
+
+@runtime_checkable
+class LowPrecisionModel(WorldModelProtocol, Protocol):
+    """What `value_expansion.imagination_precision` needs in addition."""
+
+    def with_compute_dtype(self, compute_dtype: tf.DType) -> WorldModelProtocol:
+        """The same model, with the same variables, for imagined rollouts."""
 
 
 def build_world_model(
@@ -202,12 +210,12 @@ class WorldModel:
             generator,
         )
 
-    def with_products(self, product_type: tf.DType) -> "WorldModel":
-        """The same model, with the same variables; products in another type."""
+    def with_compute_dtype(self, compute_dtype: tf.DType) -> "WorldModel":
+        """The same model, with the same variables; `nn.FeedForward.compute_dtype`."""
         model = copy.copy(self)
-        model.transition = self.transition.with_products(product_type)
-        model.termination = self.termination.with_products(product_type)
-        model.reward = self.reward.with_products(product_type)
+        model.transition = self.transition.with_compute_dtype(compute_dtype)
+        model.termination = self.termination.with_compute_dtype(compute_dtype)
+        model.reward = self.reward.with_compute_dtype(compute_dtype)
         return model
 
     @property

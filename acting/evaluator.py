@@ -232,8 +232,8 @@ class Evaluator(Actor):
         """Runs episodes, as many side by side as there are environments.
 
         The first `done` of a policy have their rows already. One of them is run again
-        next to others that have none: on the number of observations that a policy gets
-        together depend the last digits of its actions.
+        next to others that have none: the last digits of an action depend on how many
+        observations the policy gets together.
 
         Returns:
             False where the process was asked to stop, or where episodes are given up.
@@ -289,7 +289,9 @@ class Evaluator(Actor):
     def _scores_of(
         self, policy: Policy, episodes: list[int], stream: Stream
     ) -> list[float] | None:
-        """The scores of episodes that are run side by side; None: as above.
+        """The scores of episodes that are run side by side.
+
+        None where the process was asked to stop, or where episodes are given up.
 
         An episode with a lost transition has no score: it is run again, with another
         seed.

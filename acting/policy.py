@@ -3,6 +3,8 @@
 Dimension letters: B rows, O observation, A action.
 """
 
+from itertools import pairwise
+
 import numpy as np
 
 from ..running.child import Context
@@ -40,19 +42,17 @@ class Policy:
             self.updates = int(metadata.get("updates", 0))
         except KeyError as error:
             raise CheckpointError(f"the policy has no {error}") from None
-        width = obs_dim
-        for w, b in self._layers:
-            if w.ndim != 2 or w.shape[0] != width or b.shape != w.shape[1:]:
-                break
-            width = w.shape[1]
-        else:
-            if layers and width == action_dim:
-                return
-        shapes = ", ".join(str(list(w.shape)) for w, _ in self._layers) or "none"
-        raise CheckpointError(
-            f"the policy's layers ({shapes}) do not lead from the environment's "
-            f"{obs_dim} observations to its {action_dim} actions"
+        widths = [obs_dim, *(b.size for _, b in self._layers)]
+        fit = (
+            w.shape == ends and b.shape == ends[1:]
+            for (w, b), ends in zip(self._layers, pairwise(widths), strict=True)
         )
+        if not layers or widths[-1] != action_dim or not all(fit):
+            shapes = ", ".join(str(list(w.shape)) for w, _ in self._layers) or "none"
+            raise CheckpointError(
+                f"the policy's layers ({shapes}) do not lead from the environment's "
+                f"{obs_dim} observations to its {action_dim} actions"
+            )
 
     def _pre_tanh(self, obs: np.ndarray) -> np.ndarray:
         x = np.asarray(obs, np.float32)

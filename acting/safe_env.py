@@ -76,7 +76,7 @@ class SafeEnv:
 
         Raises:
             RunError: the environment fails too often.
-            UserError: what it gives is wrong at any time.
+            UserError: the environment breaks its contract, which no retry mends.
         """
         for attempt in itertools.count():
             try:
@@ -100,7 +100,7 @@ class SafeEnv:
 
         Raises:
             RunError: the environment fails too often.
-            UserError: what it gives is wrong at any time.
+            UserError: the environment breaks its contract, which no retry mends.
         """
         try:
             obs, reward, terminated, truncated, _ = self._env.step(action)

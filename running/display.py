@@ -122,7 +122,7 @@ def _learners(learners: list[LearnerProgress]) -> Table:
         table.add_column(min_width=NUMBER_WIDTH, justify="right")
         table.add_column()  # room between the blocks
         blocks.append([(Text(CALLED[learner.name], "bold"), ""), *_numbers(learner)])
-    for cells in zip_longest(*blocks, fillvalue=("", "")):
+    for cells in zip_longest(*blocks, fillvalue=(Text(), "")):
         row: list[Text | str] = []
         for name, number in cells:
             row += [name, number, ""]

@@ -52,7 +52,7 @@ def _contents(folders: Folders) -> set[Path]:
 
 
 class Measured(NamedTuple):
-    """What a process says that imports the user's modules, as the launcher does not.
+    """What a child process measured; it imports the user's modules.
 
     Attributes:
         env: the environment's sizes.

@@ -161,7 +161,8 @@ class Study:
         except ImportError:
             raise UserError(EXTRA) from None
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self._optuna, self._spaces, self._path = optuna, spaces, path
+        self._optuna: Any = optuna  # its types name other modules in each version
+        self._spaces, self._path = spaces, path
         asked = json.dumps([asked, [repr(space) for space in spaces]])
         with self._alone():
             try:

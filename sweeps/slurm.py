@@ -234,7 +234,7 @@ def past_states(jobs: Iterable[str]) -> dict[str, str]:
     if not jobs or shutil.which("sacct") is None:
         return {}
     plain = ("--noheader", "--parsable2", "--allocations", "--format=JobID,State")
-    ended = {}
+    ended: dict[str, str] = {}
     for first in range(0, len(jobs), JOBS_AT_ONCE):
         some = ",".join(jobs[first : first + JOBS_AT_ONCE])
         done = _call(["sacct", *plain, f"--jobs={some}"])
