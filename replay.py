@@ -130,6 +130,11 @@ class ReplayBuffer:
             pass
         return cls.open(folder, writable=True)
 
+    @staticmethod
+    def exists(folder: Path) -> bool:
+        """Whether a folder holds a buffer, in whatever state."""
+        return (folder / DATA_NAME).exists()
+
     @classmethod
     def open(cls, folder: Path, *, writable: bool = False) -> "ReplayBuffer":
         """Opens an existing buffer, whatever other processes do with it.
@@ -412,12 +417,9 @@ class ReplayBuffer:
             yield first, count
             first += count
 
-    def _offset(self, frame: int) -> int:
-        return HEADER_BYTES + frame % self.capacity * self._layout.row_bytes
-
     def _write(self, descriptor: int, first: int, rows: np.ndarray) -> None:
         """Writes contiguous rows to their place in this file, or a copy of it."""
-        write_all(descriptor, bytes_of(rows), self._offset(first))
+        write_all(descriptor, bytes_of(rows), self._layout.offset(first))
 
     def sample(
         self,
@@ -477,8 +479,8 @@ class ReplayBuffer:
         for _ in range(MAX_DRAWS):
             self.fell_short |= draw.end is not None
             missing = np.flatnonzero(~whole)
-            found, sound = self._draw(missing.size, newest, [draw])
-            rows[missing], whole[missing] = found[0], sound[0]
+            found, intact = self._draw(missing.size, newest, [draw])
+            rows[missing], whole[missing] = found[0], intact[0]
             if whole.all():
                 return
         raise RunError(f"{self._path}: is damaged: rows have wrong frame numbers")
@@ -590,7 +592,7 @@ class ReplayBuffer:
     def _read_rows(self, first: int, count: int) -> np.ndarray:
         """Reads rows by pread: a bad disk is an OSError, where a map would kill."""
         rows = np.empty((count, self._layout.row_words), "<u4")
-        content, offset = bytes_of(rows), self._offset(first)
+        content, offset = bytes_of(rows), self._layout.offset(first)
         while content:
             got = os.preadv(self._file.fileno(), [content], offset)
             if got == 0:

@@ -126,6 +126,10 @@ class Layout:
     def file_bytes(self) -> int:
         return HEADER_BYTES + self.capacity * self.row_bytes
 
+    def offset(self, frame: int) -> int:
+        """Where the row of a frame begins in the file."""
+        return HEADER_BYTES + frame % self.capacity * self.row_bytes
+
     @property
     def chunk_rows(self) -> int:
         return max(1, CHUNK_BYTES // self.row_bytes)

@@ -8,7 +8,6 @@ import tensorflow as tf
 from . import nn
 from .batch import Batch
 from .learner import Learner, assign, prepare
-from .replay_file import DATA_NAME
 from .running import pace
 from .running.child import Context
 from .settings.roles import VALUERL, WORLDMODEL, evaluators
@@ -137,8 +136,7 @@ class ValueRLLearner(Learner):
         """Where it is asked for, also copies the replay buffer."""
         super().backup(only_missing)
         folder = self.folders.numbered_replay(self.updates)
-        there = (folder / DATA_NAME).exists()
-        if self.config.keep_all_replay_buffers and not there:
+        if self.config.keep_all_replay_buffers and not self.replay.exists(folder):
             self.context.store(lambda: self.replay.copy_to(folder))
 
     def _add_digest(self) -> None:

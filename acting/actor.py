@@ -41,13 +41,17 @@ class Actor:
         self._beat()
         return self._context.stop()
 
-    def _wait(self, condition: Callable[[], bool], what: Wait) -> None:
-        """Waits for a condition, or until asked to stop."""
-        wait_until(
-            self._context.while_there_is(
-                lambda: None if condition() or self._stopping() else what
-            )
-        )
+    def _wait(self, condition: Callable[[], bool], what: Wait) -> bool:
+        """Waits for a condition; False: the process was asked to stop before."""
+        met = False
+
+        def cause() -> Wait | None:
+            nonlocal met
+            met = condition()
+            return None if met or self._stopping() else what
+
+        wait_until(self._context.while_there_is(cause))
+        return met
 
     def _lose(self) -> None:
         """Counts a lost transition."""

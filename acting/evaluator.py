@@ -276,15 +276,7 @@ class Evaluator(Actor):
                 )
             )
 
-        done = False
-
-        def recorded() -> bool:
-            nonlocal done
-            done = written()
-            return done
-
-        self._wait(recorded, Wait.TURN)
-        return done
+        return self._wait(written, Wait.TURN)
 
     def _scores_of(
         self, policy: Policy, episodes: list[int], stream: Stream

@@ -56,7 +56,9 @@ def check_whole(run: Run) -> None:
         or _has_rows(folders.digests)
     ):
         needed += [path for path in states if not checkpoint.is_there(path)]
-    if any(map(checkpoint.is_there, states)) and not has_replay(folders):
+    if any(map(checkpoint.is_there, states)) and not ReplayBuffer.exists(
+        folders.replay
+    ):
         needed.append(folders.replay / DATA_NAME)
     if needed:
         numbered = numbered_checkpoints(folders, run.config)
@@ -120,7 +122,7 @@ def mend_replay(run: Run) -> list[str]:
         UserError: it cannot be opened and has no good row, or is another environment's.
     """
     folder, sizes = run.folders.replay, (run.obs_dim, run.action_dim)
-    if not has_replay(run.folders):
+    if not ReplayBuffer.exists(run.folders.replay):
         return _new_replay(run)
     notes = []
     try:
@@ -147,10 +149,6 @@ def mend_replay(run: Run) -> list[str]:
                 f"{replay.oldest} to {replay.frames - 1} remain"
             )
     return notes
-
-
-def has_replay(folders: Folders) -> bool:
-    return (folders.replay / DATA_NAME).exists()
 
 
 def _new_replay(run: Run) -> list[str]:

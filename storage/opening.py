@@ -97,7 +97,7 @@ def opened(
     measured, weighting = measure(config)
     config = config.with_weighting(weighting)
     notes = check_fits(config, measured, folders, on_gpus=bool(gpus))
-    is_new = request.start is Start.OVERWRITE or not mending.has_replay(folders)
+    is_new = request.start is Start.OVERWRITE or not ReplayBuffer.exists(folders.replay)
     if config.initial_dataset and is_new:
         assert measured.interface is not None  # the environment was asked
         check_dataset(config, measured.interface)

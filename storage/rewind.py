@@ -6,7 +6,6 @@ import shutil
 from pathlib import Path
 
 from ..replay import ReplayBuffer
-from ..replay_file import DATA_NAME
 from ..settings.roles import VALUERL, learners
 from ..settings.schema import VECTOR_STEPS_AHEAD, Config
 from ..util import UserError, first_free, fsync_folder
@@ -161,7 +160,7 @@ def _copy_replay(
             replay.copy_to(staging.replay, max(end, replay.imported))
             return
         lost = frames - replay.frames
-    if (copy / DATA_NAME).exists():
+    if ReplayBuffer.exists(copy):
         with ReplayBuffer.open(copy) as replay:
             replay.copy_to(staging.replay)
         return

@@ -54,9 +54,9 @@ def salvage(
             return None
         with new_file(workplace, layout) as descriptor:
             for frame in range(start, end):
-                offset = HEADER_BYTES + frame % capacity * layout.row_bytes
-                row = os.pread(file.fileno(), layout.row_bytes, offset)
-                write_all(descriptor, row, offset)
+                place = layout.offset(frame)
+                row = os.pread(file.fileno(), layout.row_bytes, place)
+                write_all(descriptor, row, place)
             header = layout.header(max(end, start + capacity if start else 0), end)
             write_all(descriptor, header, 0)
     aside = first_free(path, ".damaged")
@@ -88,8 +88,7 @@ def _best_layout(descriptor: int, expected: Layout) -> tuple[Layout, tuple[int, 
 
 def _ends_at(descriptor: int, layout: Layout, frames: int) -> bool:
     """Whether the row of frame `frames` was never written, or in the last lap."""
-    offset = HEADER_BYTES + frames % layout.capacity * layout.row_bytes
-    content = os.pread(descriptor, layout.row_bytes, offset)
+    content = os.pread(descriptor, layout.row_bytes, layout.offset(frames))
     if len(content) < layout.row_bytes:
         return False
     row = np.frombuffer(content, "<u4")[None]
@@ -103,8 +102,8 @@ def _begin_of_last_step(descriptor: int, layout: Layout, start: int, end: int) -
     """
     turns = []
     for frame in range(end - 1, start - 1, -1):
-        offset = HEADER_BYTES + frame % layout.capacity * layout.row_bytes
-        row = np.frombuffer(os.pread(descriptor, layout.row_bytes, offset), "<u4")
+        content = os.pread(descriptor, layout.row_bytes, layout.offset(frame))
+        row = np.frombuffer(content, "<u4")
         turns.append(int(origin_of(row[None]).turn[0]))
         if turns[-1] != turns[0]:
             return frame + 1
