@@ -29,7 +29,7 @@ from .environments.contract import Contract, try_out
 from .environments.old_gym import MUJOCO_PY_ID, make_with_gym
 from .environments.rendering import check_rendering_only
 from .settings.extensions import import_module
-from .settings.interface import EnvSpec, Interface, Leaf, to_box
+from .settings.interface import EnvSizes, Interface, Leaf, to_box
 from .util import UserError, error_text, time_limit
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def make_env(env_config: "Environment") -> gymnasium.Env:
     return adapt(_with_wrappers(_raw_env(env_config), env_config), env_config)
 
 
-def measure(env_config: "Environment", explore_chance: float = 0.0) -> EnvSpec:
+def measure(env_config: "Environment", explore_chance: float = 0.0) -> EnvSizes:
     """The sizes of an environment, read from the environment itself and tried out.
 
     Args:
@@ -346,9 +346,9 @@ def _check_action_space(space: spaces.Space, env_config: "Environment") -> None:
         )
 
 
-def sizes_of(env: gymnasium.Env) -> EnvSpec:
+def sizes_of(env: gymnasium.Env) -> EnvSizes:
     """The sizes of an environment that `make_env` made."""
-    return EnvSpec(
+    return EnvSizes(
         spaces.flatdim(env.observation_space), spaces.flatdim(env.action_space)
     )
 
@@ -382,7 +382,7 @@ def _leaves(space: spaces.Space, path: tuple[str | int, ...] = ()) -> Iterator[L
         yield Leaf(path, spaces.flatdim(space), space.shape)
 
 
-def _check_sizes(sizes: EnvSpec, env_config: "Environment") -> None:
+def _check_sizes(sizes: EnvSizes, env_config: "Environment") -> None:
     stated = env_config.obs_dims
     if stated is not None and list(stated) != [sizes.obs_dim]:
         raise UserError(

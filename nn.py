@@ -43,7 +43,7 @@ SMALL_PRODUCT = 64e6
 RANDOM_ALGORITHM = "philox"
 
 
-def seed_of(seed: int) -> tf.Tensor:
+def seed_tensor(seed: int) -> tf.Tensor:
     """The seed of TensorFlow's stateless draws, [2] int32, from one of 32 bits."""
     return tf.constant([0, np.uint32(seed).astype(np.int32)], tf.int32)
 

@@ -45,7 +45,7 @@ class ValueRLLearner(Learner):
         run = context.run
         settings = run.config.policy_config
         super().__init__(context, settings, METRIC_NAMES, is_compiled)
-        self._seed = nn.seed_of(context.seed)
+        self._seed = nn.seed_tensor(context.seed)
         generator = nn.generator_of(context.seed)
         self.world_model = None
         if settings.value_expansion is not None:

@@ -92,7 +92,7 @@ from steve.util import (
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from steve.envwrap import EnvSpec
+    from steve.envwrap import EnvSizes
     from steve.worldmodel import WorldModelProtocol
 
 OUTPUT_NAME = "visualizer"
@@ -276,7 +276,7 @@ def gpu_variables(gpu_id: str) -> dict[str, str]:
 
 
 def load_nets(
-    gpu_id: str, config: Config, sizes: "EnvSpec", trained: LoadedCheckpoint
+    gpu_id: str, config: Config, sizes: "EnvSizes", trained: LoadedCheckpoint
 ) -> Nets:
     """The nets that there are checkpoints of; TensorFlow only where there is one."""
     expected = policy_shapes(config.policy_config, sizes)

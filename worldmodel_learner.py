@@ -34,7 +34,7 @@ class WorldmodelLearner(Learner):
         super().__init__(context, settings, self.model.metric_names, is_compiled)
         self.pretrained = 0
         self._pretraining = settings.pretrain_n or 0  # false: none
-        self._seed = nn.seed_of(context.seed)
+        self._seed = nn.seed_tensor(context.seed)
         self.optimizer = nn.Adam(self.model.variables, settings.learning_rate)
 
     def variables(self) -> Mapping[str, tf.Variable]:

@@ -36,7 +36,7 @@ END_PATIENCE = 8.0  # seconds that the child gets to close the environment
 if TYPE_CHECKING:
     import gymnasium
 
-    from ..envwrap import EnvSpec
+    from ..envwrap import EnvSizes
 
 
 class Episode(NamedTuple):
@@ -102,7 +102,7 @@ class EpisodeRunner:
             with redirected(self._output.fileno()):
                 self._process.start()
             theirs.close()
-            self.sizes: EnvSpec = self._receive("sizes")
+            self.sizes: EnvSizes = self._receive("sizes")
         except BaseException:
             self.close()
             raise

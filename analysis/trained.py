@@ -16,7 +16,7 @@ from ..storage.record import read_json
 from ..util import UserError
 
 if TYPE_CHECKING:
-    from ..envwrap import EnvSpec
+    from ..envwrap import EnvSizes
     from ..settings.loading import LoadedConfig
     from ..valuerl import ValueRL
     from ..worldmodel import WorldModelProtocol
@@ -144,7 +144,9 @@ def as_published(state: Checkpoint) -> Checkpoint:
     return Checkpoint(tensors, state.metadata)
 
 
-def policy_shapes(config: PolicyConfig, sizes: "EnvSpec") -> dict[str, tuple[int, ...]]:
+def policy_shapes(
+    config: PolicyConfig, sizes: "EnvSizes"
+) -> dict[str, tuple[int, ...]]:
     """The tensors of a published policy, by the configuration (SPEC section 3)."""
     hidden = [config.hidden_dim] * (config.layers - 1)
     widths = [sizes.obs_dim, *hidden, sizes.action_dim]
@@ -226,7 +228,7 @@ def weighting(config: Config) -> tuple[ValueExpansion, str | None]:
     )
 
 
-def build_nets(config: Config, sizes: "EnvSpec", trained: LoadedCheckpoint) -> Nets:
+def build_nets(config: Config, sizes: "EnvSizes", trained: LoadedCheckpoint) -> Nets:
     """Makes the nets and gives them their trained weights; imports TensorFlow.
 
     Raises:

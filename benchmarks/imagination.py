@@ -15,7 +15,7 @@ import harness
 import numpy as np
 
 from steve.analysis.trained import build_nets, load_checkpoint
-from steve.envwrap import EnvSpec
+from steve.envwrap import EnvSizes
 from steve.replay import ReplayBuffer
 from steve.settings.loading import load
 from steve.settings.schema import Config
@@ -53,11 +53,11 @@ def compute(config: Config, checkpoint: Path, rows: int) -> Computed:
     if trained.critic is None or trained.model is None:
         raise UserError(f"{checkpoint}: has no Q-functions or no world model")
     with ReplayBuffer.open(trained.folder / "replay") as replay:
-        sizes = EnvSpec(replay.obs_dim, replay.action_dim)
+        sizes = EnvSizes(replay.obs_dim, replay.action_dim)
         drawn = replay.sample(rows, replay.size, np.random.default_rng(0))
     nets = build_nets(config, sizes, trained)
     valuerl, batch = nets.valuerl, Batch(*(tf.constant(part) for part in drawn))
-    sampled = valuerl.sample(nn.seed_of(0), tf.constant(0), rows)
+    sampled = valuerl.sample(nn.seed_tensor(0), tf.constant(0), rows)
     imagined = valuerl.imagine(batch, sampled)
     _, gradients, _ = valuerl.gradients(batch, sampled)
     return Computed(

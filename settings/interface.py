@@ -212,7 +212,7 @@ class Interface:
 
 
 @dataclass(frozen=True)
-class EnvSpec:
+class EnvSizes:
     """Sizes of an environment: lengths of its observation and of its action.
 
     Attributes:

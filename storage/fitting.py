@@ -12,7 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from ..replay_file import file_bytes
-from ..settings.interface import EnvSpec
+from ..settings.interface import EnvSizes
 from ..settings.roles import VALUERL, WORLDMODEL
 from ..settings.schema import SINGLE_NET, Config
 from ..util import UserError
@@ -29,7 +29,7 @@ CGROUPS = Path("/sys/fs/cgroup")
 
 
 def check_fits(
-    config: Config, spec: EnvSpec, folders: Folders, on_gpus: bool
+    config: Config, spec: EnvSizes, folders: Folders, on_gpus: bool
 ) -> list[str]:
     """Refuses a run that cannot fit; says where it may not.
 
@@ -78,7 +78,7 @@ def check_fits(
 # ---- what is needed -----------------------------------------------------------------
 
 
-def parameters(config: Config, spec: EnvSpec) -> dict[str, int]:
+def parameters(config: Config, spec: EnvSizes) -> dict[str, int]:
     """How many weights each learner trains; 0 for a world model of a user's kind."""
     policy, model = config.policy_config, config.world_model_config
     obs, action = spec.obs_dim, spec.action_dim
@@ -102,7 +102,7 @@ def parameters(config: Config, spec: EnvSpec) -> dict[str, int]:
     return found
 
 
-def learner_bytes(config: Config, spec: EnvSpec, on_gpus: bool) -> dict[str, int]:
+def learner_bytes(config: Config, spec: EnvSizes, on_gpus: bool) -> dict[str, int]:
     """Bytes of memory that each learner needs at least."""
     weights = parameters(config, spec)
     if on_gpus:
@@ -126,14 +126,14 @@ def learner_bytes(config: Config, spec: EnvSpec, on_gpus: bool) -> dict[str, int
     return needed
 
 
-def state_bytes(config: Config, spec: EnvSpec) -> dict[str, int]:
+def state_bytes(config: Config, spec: EnvSizes) -> dict[str, int]:
     """Bytes of each learner's state at least: weights and moments."""
     return {
         name: FLOAT * STATE * count for name, count in parameters(config, spec).items()
     }
 
 
-def disk_bytes(config: Config, spec: EnvSpec) -> int:
+def disk_bytes(config: Config, spec: EnvSizes) -> int:
     """Bytes of the replay buffer when it is full, or at the limit, and of the states.
 
     Raises:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..replay import ReplayBuffer
-from ..settings.interface import EnvSpec
+from ..settings.interface import EnvSizes
 from ..settings.loading import changed_keys
 from ..settings.request import Request, Start
 from ..settings.roles import learners
@@ -59,7 +59,7 @@ class Measured(NamedTuple):
         weighting: as of `ValueExpansion.description`.
     """
 
-    env: EnvSpec
+    env: EnvSizes
     weighting: Mapping[str, Any] | None = None
 
 
@@ -145,7 +145,7 @@ def opened(
             yield run
 
 
-def _notes_on_environment(config: Config, measured: EnvSpec) -> list[str]:
+def _notes_on_environment(config: Config, measured: EnvSizes) -> list[str]:
     """Lines about what may be a mistake in how the environment is configured."""
     notes = []
     reach = measured.interface.reach_note() if measured.interface else None

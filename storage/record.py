@@ -49,7 +49,7 @@ def record_start(
         if weighting is not None:
             content["weighting"] = dict(weighting)
         earlier = content["starts"][-1:] if frames else []
-        _record_start(content, run, resumed)
+        _append_start(content, run, resumed)
         for start in earlier:
             for why in differences(start, content["starts"][-1]):
                 _add_nondeterminism(content, frames, why)
@@ -72,13 +72,13 @@ def record_computing(
         return changes(before[-1], computing) if before else []
 
 
-def _record_start(content: dict[str, Any], run: Run, resumed: bool) -> None:
+def _append_start(content: dict[str, Any], run: Run, resumed: bool) -> None:
     content["finished"] = None
     devices = {
         name: "cpu" if run.cpu_learners else run.gpus[name]
         for name in learners(run.config)
     }
-    content["starts"].append(start_record(run.config, run.launch, devices, resumed))
+    content["starts"].append(describe_start(run.config, run.launch, devices, resumed))
     for why in run.config.sources_of_nondeterminism:
         _add_nondeterminism(content, 0, why)
     if not (run.cpu_learners or run.config.deterministic):
@@ -155,7 +155,7 @@ def _locked(folders: Folders) -> Iterator[dict[str, Any]]:
         os.close(folder)
 
 
-def start_record(
+def describe_start(
     config: Config, launch: int, devices: dict[str, str], resumed: bool
 ) -> dict[str, Any]:
     """What `run.json` says of one start."""

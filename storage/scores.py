@@ -24,7 +24,7 @@ LAST_SCORES = 10
 ROW_BYTES = 128  # no row of scores is longer
 
 
-class Published(Protocol):
+class ScoredPolicy(Protocol):
     """What a row says of the policy whose score it is."""
 
     epoch: int
@@ -119,7 +119,7 @@ class ScoreFile:
 
     def record(
         self,
-        policy: Published,
+        policy: ScoredPolicy,
         score: float,
         is_next: Callable[[Position], bool] = lambda _: True,
     ) -> bool:

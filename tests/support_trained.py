@@ -6,13 +6,13 @@ import numpy as np
 import tensorflow as tf
 
 from steve.analysis.episodes import Episode
-from steve.envwrap import EnvSpec
+from steve.envwrap import EnvSizes
 from steve.settings.schema import Config
 from steve.storage import checkpoint
 from steve.valuerl import Task, ValueRL
 from steve.worldmodel import WorldModel
 
-SIZES = EnvSpec(2, 1)
+SIZES = EnvSizes(2, 1)
 
 
 def ensemble(size):

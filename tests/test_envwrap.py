@@ -20,7 +20,7 @@ from support_environments import (
 )
 
 from steve import envwrap
-from steve.envwrap import EnvSpec
+from steve.envwrap import EnvSizes
 from steve.settings.schema import Environment
 from steve.util import UserError
 
@@ -90,7 +90,7 @@ def adapted(recorder: Recorder, **keys) -> gymnasium.Env:
 def test_papers_environments_have_the_papers_sizes_and_step(name):
     obs_dim, action_dim = PAPER_SIZES[name]
     config = Environment(name=name, obs_dims=[obs_dim], action_dim=action_dim)
-    assert envwrap.measure(config) == envwrap.EnvSpec(obs_dim, action_dim)
+    assert envwrap.measure(config) == envwrap.EnvSizes(obs_dim, action_dim)
     env = envwrap.make_env(config)
     obs, _ = env.reset(seed=0)
     stepped = env.step(np.zeros(action_dim, np.float32))
@@ -102,7 +102,7 @@ def test_papers_environments_have_the_papers_sizes_and_step(name):
 
 
 def test_any_registered_id_is_made_and_measured():
-    assert envwrap.measure(Environment(name="Pendulum-v1")) == envwrap.EnvSpec(3, 1)
+    assert envwrap.measure(Environment(name="Pendulum-v1")) == envwrap.EnvSizes(3, 1)
 
 
 def test_same_seed_gives_the_same_episode():
@@ -239,7 +239,7 @@ def test_warnings_of_an_environment_that_can_be_used_are_shown(monkeypatch):
 
     monkeypatch.setattr(envwrap, "make_env", make)
     with pytest.warns(UserWarning, match="it is old"):
-        assert envwrap.measure(Environment(name="Pendulum-v1")) == EnvSpec(3, 1)
+        assert envwrap.measure(Environment(name="Pendulum-v1")) == EnvSizes(3, 1)
 
 
 # A user's mistakes
@@ -491,7 +491,7 @@ def test_wrappers_may_change_what_is_observed_and_how_long_a_step_is():
         "max_frames": 3,
     }
     config = Environment(name="Recorder-v0", **keys)
-    assert envwrap.measure(config) == EnvSpec(6, 1)
+    assert envwrap.measure(config) == EnvSizes(6, 1)
     env = envwrap.make_env(config)
     env.reset()
     steps = [env.step(np.zeros(1)) for _ in range(3)]

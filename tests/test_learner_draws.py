@@ -208,7 +208,7 @@ def nets_of(learner):
 def gradients_of(learner, batch):
     """The gradients of the next update, for each optimiser."""
     number = optimizers_of(learner)[-1].steps.read_value()
-    seed = nn.fold_in(nn.seed_of(learner.context.seed), number)
+    seed = nn.fold_in(nn.seed_tensor(learner.context.seed), number)
     if isinstance(learner, ValueRLLearner):
         sampled = learner.valuerl.sample(seed, number, B)
         return learner.valuerl.gradients(batch, sampled)[:2]

@@ -220,17 +220,17 @@ def test_a_gradient_reaches_only_the_members_that_take_part():
 
 def numbered_seed(number):
     """The seed of an update, as a learner makes it."""
-    return nn.fold_in(nn.seed_of(1), number)
+    return nn.fold_in(nn.seed_tensor(1), number)
 
 
 def test_all_members_are_none():
-    assert nn.sample_members(nn.seed_of(0), 4, 4) is None
+    assert nn.sample_members(nn.seed_tensor(0), 4, 4) is None
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2**31 - 1, 2**31, 2**32 - 1])
 def test_every_seed_of_32_bits_has_draws_of_its_own(seed):
     def order(number):
-        return tuple(nn.permutation(nn.seed_of(number), 20).numpy())
+        return tuple(nn.permutation(nn.seed_tensor(number), 20).numpy())
 
     assert order(seed) == order(seed)
     assert order(seed) != order(seed ^ 1)
@@ -247,7 +247,7 @@ def test_draws_are_the_same_with_xla():
 
 
 def test_with_all_members_and_an_even_division_nothing_is_drawn():
-    seed, update = nn.seed_of(0), tf.constant(3)
+    seed, update = nn.seed_tensor(0), tf.constant(3)
     assignment = nn.sample_assignment(seed, update, 8, 4, 4)
     assert assignment == (4, None, False)
     assert nn.sample_assignment(seed, update, 8, 4, 4, strided=True).strided

@@ -17,7 +17,7 @@ from steve.analysis.records import find_runs
 from steve.replay import ReplayBuffer
 from steve.storage.conditions import processor_kind
 from steve.storage.digests import Digest, append_digest
-from steve.storage.record import start_record, write_json
+from steve.storage.record import describe_start, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"
@@ -41,7 +41,7 @@ def write_run(output: Path, name: str, *, score: float = 1.0, finished: bool = T
     write_json(folders.hyperparameters, merged)
     record = {
         "experiment": name,
-        "starts": [start_record(config, 0, {"valuerl": "cpu"}, False)],
+        "starts": [describe_start(config, 0, {"valuerl": "cpu"}, False)],
         "weighting": {"title": "Own"},
         "finished": {"time": "then", "frames": 100, "hours": 0.1} if finished else None,
     }

@@ -140,7 +140,7 @@ def test_update_takes_both_gradients_before_either_step():
 
 def test_members_and_shares_are_drawn_by_their_counts():
     built = build({}, ensembles=DRAWN)
-    sampled = built.sample(nn.seed_of(0), UPDATE, 8)
+    sampled = built.sample(nn.seed_tensor(0), UPDATE, 8)
     assert len(set(sampled.q_members.numpy())) == 5
     assert len(set(sampled.q_assignment.members.numpy())) == 3
     assert len(set(sampled.model.transition.numpy())) == 2
@@ -148,15 +148,15 @@ def test_members_and_shares_are_drawn_by_their_counts():
 
 
 def test_all_members_are_drawn_as_none_and_ddpg_draws_no_model():
-    sampled = build({}).sample(nn.seed_of(0), UPDATE, 8)
+    sampled = build({}).sample(nn.seed_tensor(0), UPDATE, 8)
     assert sampled.q_members is None
     assert sampled.model == (None, None)
-    assert build(None).sample(nn.seed_of(0), UPDATE, 8).model is None
+    assert build(None).sample(nn.seed_tensor(0), UPDATE, 8).model is None
 
 
 def test_a_traced_draw_differs_from_update_to_update():
     built = build({}, ensembles=DRAWN)
-    draw = tf.function(lambda n: built.sample(nn.fold_in(nn.seed_of(0), n), n, 8))
+    draw = tf.function(lambda n: built.sample(nn.fold_in(nn.seed_tensor(0), n), n, 8))
     seen = [draw(tf.constant(number)) for number in range(30)]
     assert len({tuple(c.q_members.numpy()) for c in seen}) > 10
     assert len({tuple(c.q_assignment.members.numpy()) for c in seen}) > 10
@@ -175,14 +175,14 @@ def test_draw_and_update_trace_once_and_do_what_they_do_untraced(keys):
     def step(batch):
         traces.append(1)
         number = adams[0].steps.read_value()
-        seed = nn.fold_in(nn.seed_of(0), number)
+        seed = nn.fold_in(nn.seed_tensor(0), number)
         return built.update(batch, built.sample(seed, number, 6), *adams)
 
     for number in range(5):
         batch = random_batch(6, number)
         metrics = step(batch)
         if number < 2:
-            seed = nn.fold_in(nn.seed_of(0), number)
+            seed = nn.fold_in(nn.seed_tensor(0), number)
             sampled = untraced.sample(seed, tf.constant(number), 6)
             expected = untraced.update(batch, sampled, *other_adams)
             for name, value in expected.items():
@@ -199,7 +199,7 @@ def test_one_update_is_finite_and_moves_policy_and_q(keys, ensembles, horizon):
     built = build(keys, horizon=horizon, ensembles=ensembles)
     before = values_of(built)
     metrics = built.update(
-        random_batch(), built.sample(nn.seed_of(0), UPDATE, 4), *optimizers(built)
+        random_batch(), built.sample(nn.seed_tensor(0), UPDATE, 4), *optimizers(built)
     )
     assert set(metrics) == {"q_loss", "policy_loss", "policy_reg_loss", "model_usage"}
     assert all(np.isfinite(value) for value in metrics.values())
@@ -215,7 +215,7 @@ def test_one_update_of_ddpg_is_finite_and_moves_policy_and_q(ensembles):
     built = build(None, ensembles=ensembles)
     before = values_of(built)
     metrics = built.update(
-        random_batch(), built.sample(nn.seed_of(0), UPDATE, 4), *optimizers(built)
+        random_batch(), built.sample(nn.seed_tensor(0), UPDATE, 4), *optimizers(built)
     )
     assert all(np.isfinite(value) for value in metrics.values())
     after = values_of(built)

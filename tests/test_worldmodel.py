@@ -137,7 +137,7 @@ def test_losses_of_constant_nets_and_their_sum():
         next_obs=tf.constant([[1.0, 3.0], [6.0, 6.0]]),
         terminated=tf.constant([1.0, 0.0]),
     )
-    losses = model.losses(batch, model.sample_assignment(nn.seed_of(0), UPDATE, 2))
+    losses = model.losses(batch, model.sample_assignment(nn.seed_tensor(0), UPDATE, 2))
     expected = {
         "transition_loss": (0 + 4) / 2 / 2,  # errors (0, 2) and (0, 0)
         "termination_loss": (math.log(4 / 3) + math.log(4)) / 2,
@@ -163,7 +163,7 @@ def test_termination_and_reward_see_the_real_next_observation_first():
         next_obs=tf.constant([[1.0, 2.0]]),
         terminated=tf.constant([0.0]),
     )
-    losses = model.losses(batch, model.sample_assignment(nn.seed_of(0), UPDATE, 1))
+    losses = model.losses(batch, model.sample_assignment(nn.seed_tensor(0), UPDATE, 1))
     assert losses["reward_loss"].numpy() == pytest.approx(1 / 2)  # g = 54321
     # the cross-entropy of a large logit with d = 0 is the logit
     assert losses["termination_loss"].numpy() == pytest.approx(54321)
@@ -243,7 +243,7 @@ def test_the_penalty_covers_members_that_take_no_part():
 
 def test_shares_are_drawn_for_train_sample_count_members():
     model = build(ensembles(transition=(3, 2, 1), reward=(6, 4, 5)))
-    assignment = model.sample_assignment(nn.seed_of(0), UPDATE, 9)
+    assignment = model.sample_assignment(nn.seed_tensor(0), UPDATE, 9)
     for share, size, count in (
         (assignment.transition, 3, 2),
         (assignment.reward, 6, 4),
@@ -254,7 +254,7 @@ def test_shares_are_drawn_for_train_sample_count_members():
 
 def test_each_pair_of_transition_and_reward_members_shares_an_equal_part():
     model = build(ensembles(transition=(4, 4, 4), reward=(4, 4, 4)))
-    assignment = model.sample_assignment(nn.seed_of(0), UPDATE, 32)
+    assignment = model.sample_assignment(nn.seed_tensor(0), UPDATE, 32)
     numbers = tf.range(4, dtype=tf.float32)
     for net in (model.transition, model.reward):
         for variable in net.variables:
@@ -278,11 +278,11 @@ def test_each_pair_of_transition_and_reward_members_shares_an_equal_part():
 
 def test_members_are_drawn_for_eval_sample_count():
     model = build(ensembles(transition=(3, 1, 2), reward=(6, 4, 5)))
-    members = model.sample_members(nn.seed_of(0))
+    members = model.sample_members(nn.seed_tensor(0))
     assert len(set(members.transition.numpy())) == 2
     assert len(set(members.reward.numpy())) == 5
-    assert build(ensembles()).sample_members(nn.seed_of(0)) == (None, None)
-    assert build().sample_members(nn.seed_of(0)) == (None, None)
+    assert build(ensembles()).sample_members(nn.seed_tensor(0)) == (None, None)
+    assert build().sample_members(nn.seed_tensor(0)) == (None, None)
 
 
 @pytest.mark.parametrize("chosen", [None, [2, 0]])
@@ -306,7 +306,7 @@ def test_the_transition_net_gets_the_observation_and_then_the_action():
     result = model.next_obs(
         tf.constant([[[1.0, 2.0]]]),
         tf.constant([[[3.0]]]),
-        model.sample_members(nn.seed_of(0)),
+        model.sample_members(nn.seed_tensor(0)),
     )
     np.testing.assert_allclose(result, [[[1 + 321, 2 + 3000]]])
 
@@ -370,7 +370,7 @@ def test_update_is_one_step_on_the_gradients_and_returns_the_losses_before_it():
     model, same = (build(ensembles(), layers=2) for _ in range(2))
     batch, assignment = (
         random_batch(8),
-        model.sample_assignment(nn.seed_of(0), UPDATE, 8),
+        model.sample_assignment(nn.seed_tensor(0), UPDATE, 8),
     )
     losses = model.update(batch, assignment, nn.Adam(model.variables, 0.01))
     gradients, before = same.gradients(batch, assignment)
@@ -403,7 +403,7 @@ def test_every_ensemble_learns_a_linear_system_without_retracing():
     @tf.function
     def step(batch):
         number = optimizer.steps.read_value()
-        seed = nn.fold_in(nn.seed_of(0), number)
+        seed = nn.fold_in(nn.seed_tensor(0), number)
         assignment = model.sample_assignment(seed, number, 48)
         return model.update(batch, assignment, optimizer)
 

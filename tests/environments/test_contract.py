@@ -138,7 +138,7 @@ def test_parts_of_dicts_and_tuples_are_compared_too(obs, said):
 )
 def test_numbers_of_the_right_count_are_taken_in_any_form(obs):
     config = config_of(reset=(obs, {}), **step_of(obs))
-    assert envwrap.measure(config) == envwrap.EnvSpec(3, 1)
+    assert envwrap.measure(config) == envwrap.EnvSizes(3, 1)
     first, _ = envwrap.make_env(config).reset()
     np.testing.assert_array_equal(first, np.ravel(obs).astype(np.float32))
 
@@ -147,7 +147,7 @@ def test_numbers_of_the_right_count_are_taken_in_any_form(obs):
 def test_what_is_not_finite_inside_a_dict_is_lost_and_no_mistake(bad):
     broken = {**GOAL, "more": (bad,)}
     config = config_of(reset=(GOAL, {}), **step_of(broken), space=GOALS)
-    assert envwrap.measure(config) == envwrap.EnvSpec(3, 1)
+    assert envwrap.measure(config) == envwrap.EnvSizes(3, 1)
     lost = []
     env = SafeEnv(config, "me", lambda: lost.append(1))
     env.reset(0)

@@ -39,7 +39,7 @@ from steve.storage import checkpoint, locks, opening, rewind
 from steve.storage.board import Board
 from steve.storage.folders import Folders, Run
 from steve.storage.published import Published
-from steve.storage.record import read_json, read_run, start_record, write_json
+from steve.storage.record import describe_start, read_json, read_run, write_json
 from steve.storage.salvage import salvage
 from steve.storage.scores import CSV_HEADER, ScoreFile
 from steve.storage.tables import append_row
@@ -438,7 +438,7 @@ def open_output(folder: Path, acknowledge: Acknowledge) -> None:
     with locks.claimed(run.folders):
         opening.open_output(run, merged)
         record = read_run(run.folders)
-        record["starts"].append(start_record(run.config, 0, {}, False))
+        record["starts"].append(describe_start(run.config, 0, {}, False))
         write_json(run.folders.run, record)
         acknowledge(1)
 

@@ -13,7 +13,7 @@ from support_storage import SIZES, former_run, one_line, rewards_in, transitions
 from steve.analysis.datasets import write_minari
 from steve.replay import ReplayBuffer
 from steve.replay_file import IMPORTED, Origin
-from steve.settings.interface import EnvSpec, Interface, Leaf
+from steve.settings.interface import EnvSizes, Interface, Leaf
 from steve.settings.request import Request, Start
 from steve.storage import opening
 from steve.storage.datasets import check_dataset, import_dataset
@@ -187,7 +187,7 @@ def launch(config, start=Start.FRESH, name="first"):
         start=start,
         name=name,
     )
-    spec = EnvSpec(*SIZES, interface=PLAIN)
+    spec = EnvSizes(*SIZES, interface=PLAIN)
     with opening.opened(
         request, lambda config: opening.Measured(spec), {}, notes.append
     ) as run:

@@ -4,13 +4,13 @@ import pytest
 from support import make_config
 from support_settings import minimal
 
-from steve.settings.interface import EnvSpec
+from steve.settings.interface import EnvSizes
 from steve.settings.loading import load
 from steve.storage import fitting
 from steve.storage.folders import Folders
 from steve.util import UserError
 
-SPEC = EnvSpec(obs_dim=3, action_dim=2)
+SPEC = EnvSizes(obs_dim=3, action_dim=2)
 GIB = 1 << 30
 
 
@@ -88,7 +88,7 @@ def test_the_papers_size_needs_less_than_a_small_machine_has():
         policy_config={"bayesian": size, "value_expansion": {"rollout_len": 3}},
         model_config={"bayesian": {"transition": size, "reward": size}},
     )
-    spec = EnvSpec(obs_dim=376, action_dim=17)  # Humanoid
+    spec = EnvSizes(obs_dim=376, action_dim=17)  # Humanoid
     assert sum(fitting.learner_bytes(config, spec, False).values()) < GIB
     assert fitting.disk_bytes(config, spec) < 4 * GIB
 
@@ -138,7 +138,7 @@ def test_what_may_not_fit_is_said(folders, machine):
 
 
 def test_rows_that_no_replay_buffer_has_are_refused(folders, machine):
-    spec = EnvSpec(obs_dim=(1 << 20) + 1, action_dim=1)
+    spec = EnvSizes(obs_dim=(1 << 20) + 1, action_dim=1)
     machine(memory=1 << 60, available=1 << 60)
     with pytest.raises(UserError, match="the replay buffer: obs_dim must be 1 to"):
         fitting.check_fits(config_of(), spec, folders, on_gpus=False)

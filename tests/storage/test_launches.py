@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from support import PATIENCE, PROJECT, QUICKSTART
 
-from steve.settings.interface import EnvSpec
+from steve.settings.interface import EnvSizes
 from steve.settings.request import Request
 from steve.storage import opening
 from steve.storage.folders import Folders
@@ -33,7 +33,7 @@ for line in sys.stdin:
 
 
 def start_of(tmp_path, name=None, measured=lambda: None):
-    sizes = EnvSpec(3, 1, None)
+    sizes = EnvSizes(3, 1, None)
     request = Request(
         QUICKSTART, "cpu", overrides=(f"output_root={tmp_path}",), name=name
     )

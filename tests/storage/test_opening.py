@@ -22,7 +22,7 @@ from support_storage import (
 
 from steve.replay import ReplayBuffer
 from steve.replay_file import HEADER_BYTES
-from steve.settings.interface import EnvSpec, Interface
+from steve.settings.interface import EnvSizes, Interface
 from steve.settings.request import Request
 from steve.storage import checkpoint, conditions, opening
 from steve.storage.checkpoint import CheckpointError
@@ -189,7 +189,7 @@ def test_an_end_before_the_processes_is_recorded(tmp_path, error, end):
     request = Request(QUICKSTART, "cpu", overrides=(f"output_root={tmp_path}",))
 
     def measure(config):
-        return opening.Measured(EnvSpec(3, 1, None))
+        return opening.Measured(EnvSizes(3, 1, None))
 
     with (
         pytest.raises(type(error)),
@@ -510,7 +510,7 @@ def test_actions_that_do_not_span_the_environments_box_are_noted(
     overrides = (f"output_root={tmp_path}", "agent_config.count=1")
     request = Request(QUICKSTART, "cpu", overrides=overrides)
     notes = []
-    sizes = EnvSpec(3, 1, interface)
+    sizes = EnvSizes(3, 1, interface)
     with opening.opened(
         request, lambda config: opening.Measured(sizes), {}, notes.append
     ):
@@ -525,7 +525,7 @@ def test_a_resume_on_another_processor_is_one_line(tmp_path, monkeypatch):
 
     def open_with(start):
         request = Request(QUICKSTART, "cpu", start, overrides=overrides)
-        sizes = EnvSpec(3, 1, None)
+        sizes = EnvSizes(3, 1, None)
         with opening.opened(
             request, lambda config: opening.Measured(sizes), {}, notes.append
         ) as run:

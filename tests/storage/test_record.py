@@ -19,6 +19,7 @@ from steve.storage import record as record_module
 from steve.storage.conditions import processor
 from steve.storage.folders import Run
 from steve.storage.record import (
+    describe_start,
     is_finished,
     program_commit,
     read_run,
@@ -27,7 +28,6 @@ from steve.storage.record import (
     record_finish,
     record_nondeterminism,
     record_start,
-    start_record,
     write_json,
 )
 from steve.util import UserError
@@ -78,7 +78,7 @@ def test_a_start_is_recorded_with_all_that_it_takes_to_repeat_it(
     record = read_run(folders)
     for launch, resumed in enumerate((False, True)):
         devices = {"valuerl": "GPU-1", "worldmodel": "GPU-2"}
-        record["starts"].append(start_record(config, launch, devices, resumed))
+        record["starts"].append(describe_start(config, launch, devices, resumed))
         write_json(folders.run, record)
     starts = json.loads(folders.run.read_text())["starts"]
     assert starts == record["starts"]
@@ -127,7 +127,7 @@ def test_the_commit_is_known_of_another_owners_checkout_as_well(
 
 def test_a_package_that_is_not_installed_has_no_version(config, monkeypatch):
     monkeypatch.setattr(conditions_module, "PACKAGES", ("numpy", "no-such-package"))
-    versions = start_record(config, 0, {}, False)["versions"]
+    versions = describe_start(config, 0, {}, False)["versions"]
     assert versions == {"numpy": np.__version__, "no-such-package": None}
 
 
