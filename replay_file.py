@@ -75,14 +75,15 @@ class Origin(NamedTuple):
             that are a dataset's.
         episode: of that environment, from 0 on.
         step: of that episode, from 0 on.
-        cut: 1 where the episode was cut after it (truncation), else 0.
+        truncated: 1 where the episode was truncated after it, else 0; 0 where it also
+            terminated.
         turn: the vector step, which counts over all interactors.
     """
 
     env: np.ndarray
     episode: np.ndarray
     step: np.ndarray
-    cut: np.ndarray
+    truncated: np.ndarray
     turn: np.ndarray
 
 
@@ -292,8 +293,8 @@ def write_origin(rows: np.ndarray, origin: Origin | None, turn: int) -> None:
 def origin_of(rows: np.ndarray) -> Origin:
     words = rows[:, -TRAILER_WORDS - ORIGIN_WORDS : -TRAILER_WORDS]
     turn = np.ascontiguousarray(words[:, 4:]).view("<u8")[:, 0].astype(np.int64)
-    env, episode, step, cut = words[:, :4].T.astype(np.int64)
-    return Origin(env, episode, step, cut, turn)
+    env, episode, step, truncated = words[:, :4].T.astype(np.int64)
+    return Origin(env, episode, step, truncated, turn)
 
 
 def seal(rows: np.ndarray, first: int) -> None:

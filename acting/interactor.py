@@ -220,7 +220,7 @@ class Interactor(Actor):
             self._numbers[taken.kept],
             self._episodes[taken.kept],
             self._steps[taken.kept],
-            taken.cut,
+            taken.truncated,
             np.zeros(len(taken.kept), int),  # the replay buffer's to say
         )
         self._steps += 1
@@ -308,7 +308,7 @@ class Interactor(Actor):
             last = mine[-1]
             episode, turns = int(rows.episode[last]), int(rows.turn[last])
             frame = begin + int(last)
-            over = rows.cut[last] or self._replay.read(frame, 1).terminated[0]
+            over = rows.truncated[last] or self._replay.read(frame, 1).terminated[0]
             # Turns without a row are lost transitions, each the end of an episode.
             following = int(bool(over)) + self._turns_between(turns, turn)
             if not self._config.is_paced:
@@ -382,20 +382,20 @@ def _equals(step: Step, row: Batch[np.ndarray]) -> bool:
     )
 
 
-class Taken(NamedTuple):
+class VectorStep(NamedTuple):
     """What one step of B environments gave.
 
     Attributes:
         batch: the transitions, B less those that were lost.
         kept: which environments they are of.
-        cut: 1 for each of them whose episode was cut, not terminated.
+        truncated: 1 for each of them whose episode was truncated and not terminated.
         over: for each environment, whether its episode is over or lost, [B].
         next_obs: the observations that follow; meaningless where it is over, [B, O].
     """
 
     batch: Batch[np.ndarray]
     kept: np.ndarray
-    cut: np.ndarray
+    truncated: np.ndarray
     over: np.ndarray
     next_obs: np.ndarray
 
@@ -405,10 +405,10 @@ def step_all(
     obs: np.ndarray,
     action: np.ndarray,
     beat: Callable[[], None],
-) -> Taken:
+) -> VectorStep:
     """One step of every environment.
 
-    A cut episode is no termination: `terminated` is the environment's own. `next_obs`
+    A truncated episode is no termination: `terminated` is the environment's own. `next_obs`
     is the true last observation of an episode, never the first of the next one.
 
     Args:
@@ -436,10 +436,12 @@ def step_all(
         next_obs=next_obs[kept].astype(np.float32),
         terminated=np.array([step.terminated for step in steps], np.float32),
     )
-    return Taken(
+    return VectorStep(
         batch=batch,
         kept=kept,
-        cut=np.array([step.truncated and not step.terminated for step in steps], int),
+        truncated=np.array(
+            [step.truncated and not step.terminated for step in steps], int
+        ),
         over=np.array([step is None or step.over for step in taken]),
         next_obs=next_obs,
     )

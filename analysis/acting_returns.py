@@ -47,7 +47,7 @@ def acting_returns(replay: ReplayBuffer) -> pd.DataFrame:
         return pd.DataFrame(columns=COLUMNS, dtype=float)
     lengths = np.diff([*starts, count])
     lasts = starts + lengths - 1
-    over = (origin.cut[order] > 0) | (rows.terminated[order] > 0)
+    over = (origin.truncated[order] > 0) | (rows.terminated[order] > 0)
     # Steps are counted from 0: with as many rows before the last, none is missing.
     whole = (step[lasts] == lengths - 1) & over[lasts]
     scores = np.add.reduceat(rows.reward[order].astype(np.float64), starts)

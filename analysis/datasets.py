@@ -22,7 +22,7 @@ class Episode(NamedTuple):
         observations: [T+1, O] float32.
         actions: [T, A] float32 in [-1, 1].
         rewards: [T] float32.
-        terminated: whether the last step ended it; else it was cut, or continues.
+        terminated: whether the last step ended it; else it was truncated, or continues.
     """
 
     observations: np.ndarray

@@ -109,7 +109,7 @@ def _transitions(
                     env=np.full(count, IMPORTED),
                     episode=np.full(count, number),
                     step=np.arange(count),
-                    cut=last & (rows.terminated == 0),
+                    truncated=last & (rows.terminated == 0),
                     turn=np.zeros(count, int),  # the replay buffer's to say
                 ),
             )

@@ -73,7 +73,7 @@ def test_rows_say_where_they_come_from(tmp_path, capacity):
         np.testing.assert_array_equal(found.turn, frames // SIZE)
         np.testing.assert_array_equal(found.episode, frames // SIZE // 3)
         np.testing.assert_array_equal(found.step, frames // SIZE % 3)
-        np.testing.assert_array_equal(found.cut, frames // SIZE % 3 == 2)
+        np.testing.assert_array_equal(found.truncated, frames // SIZE % 3 == 2)
         assert view.has_origins
     assert live_values(buffer) == list(range(first, first + count))
 

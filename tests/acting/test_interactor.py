@@ -53,7 +53,7 @@ def check_chains(replay, length, terminates):
         np.testing.assert_array_equal(batch.next_obs[i, :2], batch.obs[i, :2])
         assert batch.next_obs[i, 2] == step + 1
         assert batch.terminated[i] == (terminates and step + 1 == length)
-        assert origin.cut[i] == (not terminates and step + 1 == length)
+        assert origin.truncated[i] == (not terminates and step + 1 == length)
         counts[env] = counts.get(env, 0) + 1
     assert len(set(numbers.values())) == len(numbers)  # each episode has its seed
     return counts

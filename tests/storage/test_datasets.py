@@ -92,7 +92,7 @@ def test_the_steps_become_rows_in_the_order_of_episodes(tmp_path, known):
     assert origin.env.tolist() == [IMPORTED] * 5
     assert origin.episode.tolist() == [0, 0, 0, 1, 1]
     assert origin.step.tolist() == [0, 1, 2, 0, 1]
-    assert origin.cut.tolist() == [0, 0, 0, 0, 1]
+    assert origin.truncated.tolist() == [0, 0, 0, 0, 1]
     assert replay.imported == 5
     replay.append(transitions(2))
     assert replay.imported == 5
