@@ -408,8 +408,9 @@ def step_all(
 ) -> VectorStep:
     """One step of every environment.
 
-    A truncated episode is no termination: `terminated` is the environment's own. `next_obs`
-    is the true last observation of an episode, never the first of the next one.
+    A truncated episode is no termination: `terminated` is the environment's own.
+    `next_obs` is the true last observation of an episode, never the first of the next
+    one.
 
     Args:
         envs: B environments.
