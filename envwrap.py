@@ -337,13 +337,14 @@ def _check_action_space(space: spaces.Space, env_config: "Environment") -> None:
             f"env.name {name}: actions {space}; only continuous actions (one box of "
             "floats) can be learnt, choose another environment"
         )
-    # Bounds may be finite and so far apart that their distance is not.
-    width = space.high.astype(np.float64) - space.low.astype(np.float64)
-    if env_config.rescale_actions and not np.isfinite(width).all():
-        raise UserError(
-            f"env.rescale_actions: the actions of {name} have an infinite bound; set "
-            "it to false"
-        )
+    if env_config.rescale_actions:
+        with np.errstate(over="ignore"):  # of bounds that are finite
+            width = space.high.astype(np.float64) - space.low.astype(np.float64)
+        if not np.isfinite(width).all():
+            raise UserError(
+                f"env.rescale_actions: the actions of {name} have an infinite bound, "
+                "or bounds too far apart; set it to false"
+            )
 
 
 def sizes_of(env: gymnasium.Env) -> EnvSizes:

@@ -205,7 +205,7 @@ def run_minari(arguments: argparse.Namespace) -> None:
     found = [each / "replay" for each in folders if (each / "replay").is_dir()]
     if not found:
         raise UserError(f"{asked} has no replay buffer; give an experiment's folder")
-    for note in (*loaded.notes, differing_keys(found[0].parent, loaded)):
+    for note in (*loaded.notes, differing_keys(found[0].parent.absolute(), loaded)):
         if note:
             print(f"note: {note}", flush=True)
     interface = envwrap.measure(config.env).interface

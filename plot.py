@@ -256,11 +256,11 @@ def write(content: dict[Path, bytes], overwrite: bool) -> None:
         OSError: a file cannot be written.
     """
     for path, data in content.items():
-        if not os.path.lexists(path):
-            continue
-        if not path.is_file():
+        if path.exists() and not path.is_file():
             raise UserError(f"{path} is there, and is no file: pass another --out")
-        if not overwrite and path.read_bytes() != data:
+        if overwrite or not os.path.lexists(path):
+            continue
+        if not path.is_file() or path.read_bytes() != data:
             raise UserError(f"{path} is there already; --overwrite replaces such files")
     for path, data in content.items():
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -29,7 +29,7 @@ from steve.sweeps import pool as pool_module
 from steve.sweeps import record, search, slurm, status
 from steve.sweeps.pool import Pool
 from steve.sweeps.record import LOCAL, NO_FAILURE, SLURM, PlannedRun, Sweep
-from steve.sweeps.runs import Request, expand
+from steve.sweeps.runs import Request, WrongConfiguration, expand
 from steve.sweeps.slurm import Queue, Resources
 from steve.sweeps.status import FAILED, FINISHED
 from steve.sweeps.table import table
@@ -338,10 +338,13 @@ def _valid_run(
     """The run of a trial; None where its values contradict each other: it has failed.
 
     `_ends` tries the ends of all spaces together, not each combination.
+
+    Raises:
+        UserError: its output is that of another configuration, and stays so.
     """
     try:
         return _trial_run(arguments, trial)
-    except UserError as error:
+    except WrongConfiguration as error:
         _say(f"trial {trial.number}: {error}")
         study.tell(trial, None)
         return None

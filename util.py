@@ -31,7 +31,6 @@ NO_SPACE = (errno.ENOSPC, errno.EDQUOT)  # on the disk, or in the user's quota
 STANDARD_STREAMS = {"stdin": "r", "stdout": "w", "stderr": "w"}  # by their numbers
 # Unicode's categories of control characters, surrogates and separators of lines.
 NOT_IN_A_PATH = ("Cc", "Cs", "Zl", "Zp")
-NUMBERS = "biuf"  # kinds of NumPy types: bool, int, unsigned, float
 MAX_NAME_BYTES = 255  # the kernel's
 MAX_PATH_BYTES = 3000  # the kernel's 4095, less what is made below
 

@@ -213,14 +213,16 @@ class WorldModel:
     def with_compute_dtype(self, compute_dtype: tf.DType) -> "WorldModel":
         """The same model, with the same variables; `nn.FeedForward.compute_dtype`."""
         model = copy.copy(self)
-        model.transition = self.transition.with_compute_dtype(compute_dtype)
-        model.termination = self.termination.with_compute_dtype(compute_dtype)
-        model.reward = self.reward.with_compute_dtype(compute_dtype)
+        for name, net in self.nets.items():
+            setattr(model, name, net.with_compute_dtype(compute_dtype))
         return model
 
     @property
     def nets(self) -> dict[str, nn.FeedForward]:
-        """What is trained and saved, by name. A subclass may leave one out, or add."""
+        """What is trained and saved, by the names of its attributes.
+
+        A subclass may leave one out, or add one.
+        """
         return {
             "transition": self.transition,
             "termination": self.termination,

@@ -105,12 +105,20 @@ def aggregate(values: np.ndarray) -> pd.DataFrame:
 
 def _sampled(
     runs: Sequence[Record], quantity: str, x: str, group_by: str, points: int
-) -> Iterator[tuple[str, str, list[Record], np.ndarray]]:
-    """Environment, name and runs of each group, and its curve's places [points]."""
+) -> Iterator[tuple[str, str, list[Record], np.ndarray, float]]:
+    """Environment, name and runs of each group, its curve's places and the longest x.
+
+    The places are `points` from 0 to the environment's longest x; of a group that ends
+    early, to a half, a quarter ... of it, so that half of them are not behind its end.
+    """
     known = [run for run in runs if run.series(quantity, x) is not None]
     for (environment, name), group in grouped(known, group_by).items():
-        end = _longest(known, environment, x, quantity)
-        yield environment, name, group, np.linspace(0, end, points)
+        longest = _longest(known, environment, x, quantity)
+        own = _longest(group, environment, x, quantity)
+        part = 1
+        while 0 < 2 * own * part <= longest:
+            part *= 2
+        yield environment, name, group, np.linspace(0, longest / part, points), longest
 
 
 def aggregated_curves(
@@ -125,8 +133,8 @@ def aggregated_curves(
     parts = []
     columns = ["environment", "algorithm", x, "seeds", "mean", "low", "high", "iqm"]
     sampled = _sampled(runs, quantity, x, group_by, points)
-    for environment, name, group, at in sampled:
-        values = [line(run.known(quantity, x), at, smooth * at[-1]) for run in group]
+    for environment, name, group, at, longest in sampled:
+        values = [line(run.known(quantity, x), at, smooth * longest) for run in group]
         part = aggregate(np.stack(values)).assign(
             environment=environment, algorithm=name, **{x: at}
         )
@@ -147,9 +155,9 @@ def single_curves(
     """The curves of the single runs: environment, algorithm, run, x and value."""
     parts = [pd.DataFrame(columns=["environment", "algorithm", "run", x, "value"])]
     sampled = _sampled(runs, quantity, x, group_by, points)
-    for environment, name, group, at in sampled:
+    for environment, name, group, at, longest in sampled:
         for number, run in enumerate(group):
-            values = line(run.known(quantity, x), at, smooth * at[-1])
+            values = line(run.known(quantity, x), at, smooth * longest)
             part = {"environment": environment, "algorithm": name, "run": number}
             table = pd.DataFrame({x: at, "value": values}).assign(**part)
             parts.append(table.dropna())

@@ -12,8 +12,9 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-from ..util import NUMBERS, UserError, error_text
+from ..util import UserError, error_text
 
+NUMBERS = "biuf"  # kinds of NumPy types: bool, int, unsigned, float
 TRIAL_STEPS = 3
 TRIAL_SEED = 2**31 - 1  # the largest that a run gives
 # What Python says where a wrapper unpacks what an older interface gave.

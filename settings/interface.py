@@ -13,8 +13,6 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
-from ..util import NUMBERS
-
 
 def to_box(
     action: np.ndarray, low: np.ndarray, high: np.ndarray, rescale: bool
@@ -63,8 +61,8 @@ class Leaf(NamedTuple):
             for step in self.path:
                 obs = obs[step]
             part = np.asarray(obs)
-            if part.dtype.kind not in NUMBERS:  # of None NumPy would make NaN
-                raise TypeError
+            if part.dtype == object and None in part.ravel().tolist():
+                raise TypeError  # of None NumPy would make NaN
             part = part.astype(np.float32)
         except (KeyError, IndexError, TypeError, ValueError):
             raise ValueError(
@@ -169,7 +167,8 @@ class Interface:
         if self.leaves[0].path and isinstance(obs, np.ndarray | list):
             with contextlib.suppress(ValueError):
                 flat = Leaf((), self.obs_dim, (self.obs_dim,)).flatten(obs)
-                if flat.shape == np.shape(obs):  # else it may be a list of the parts
+                # A list of another shape may be one of the parts.
+                if isinstance(obs, np.ndarray) or flat.shape == np.shape(obs):
                     return flat
         parts = [leaf.flatten(obs) for leaf in self.leaves]
         counts = {part.shape[:-1] for part in parts}

@@ -150,18 +150,18 @@ NO_METRICS = (
 )
 
 
-def check_metric_names(names: Sequence[str]) -> None:
+def check_metric_names(names: Collection[str]) -> None:
     """Refuses what cannot be a column of a learner's log next to the counters.
 
     Raises:
         UserError: names the first one.
     """
     for name in names:
-        is_column = name.isprintable() and "," not in name and name.strip()
+        is_text = isinstance(name, str) and name.isprintable() and name.strip()
         faults = {
             "a counter in the learner's log is called so": name in NO_METRICS,
-            "it stands twice": names.count(name) > 1,
-            "it would not be one column of a csv file": not is_column,
+            "it stands twice": list(names).count(name) > 1,
+            "it would not be one column of a csv file": not is_text or "," in name,
         }
         for why, is_fault in faults.items():
             if is_fault:

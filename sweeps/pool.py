@@ -95,7 +95,7 @@ class Pool:
         self._unwritten: deque[tuple[Path, str]] = deque()  # lines, by their logs
         self._signals = 0
         self._passed_on = 0
-        self._passed_at = -math.inf  # when the last one was, monotonic seconds
+        self._signalled_at = -math.inf  # when the first one came, monotonic seconds
 
     @property
     def stopped(self) -> bool:
@@ -120,7 +120,11 @@ class Pool:
         return codes
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self._signals += 1
+        now = time.monotonic()
+        if not self._signals:
+            self._signals, self._signalled_at = 1, now
+        elif now - self._signalled_at > ONE_REQUEST:
+            self._signals = 2
 
     def _pass_signals_on(self) -> None:
         if self._signals and not self._passed_on:
@@ -128,11 +132,11 @@ class Pool:
                 f"stopping: {counted(len(self._running), 'run')} to save and end, "
                 f"{len(self._waiting)} not started; the same call continues them"
             )
-        now = time.monotonic()
-        # A launcher takes several within ONE_REQUEST for one, and the kernel merges
-        # those that come at the same time.
-        if self._passed_on < self._signals and now - self._passed_at > 2 * ONE_REQUEST:
-            self._passed_on, self._passed_at = self._passed_on + 1, now
+        # A run takes several within ONE_REQUEST for one, as this pool does, and got the
+        # first one later than the pool.
+        has_first = time.monotonic() - self._signalled_at > 2 * ONE_REQUEST
+        if self._passed_on < self._signals and (has_first or not self._passed_on):
+            self._passed_on += 1
             for running in self._running:
                 running.process.terminate()
 

@@ -57,6 +57,10 @@ class _Choice:
     label: str = ""
 
 
+class WrongConfiguration(UserError):
+    """A configuration that cannot be run, whatever output there is."""
+
+
 def expand(request: Request) -> tuple[Path, list[PlannedRun]]:
     """All runs of a request, in order of files, then of values, then of seeds.
 
@@ -64,26 +68,29 @@ def expand(request: Request) -> tuple[Path, list[PlannedRun]]:
         The output root, which they share, and the runs, with distinct folders.
 
     Raises:
-        UserError: a mistake in any of the configurations; nothing has been started.
+        WrongConfiguration: a mistake in a configuration; nothing has been started.
+        UserError: another mistake; likewise.
     """
     axes = _axes(request)
     runs: dict[str, PlannedRun] = {}
     roots: dict[str, str] = {}
-    faults: dict[str, None] = {}  # in order; one mistake in --set is one, not 132
+    # In order; one mistake in --set is one, not 132.
+    faults: dict[str, type[UserError]] = {}
     for path in _files(request.paths):
         for choices in itertools.product(*axes):
             try:
                 run, root = _planned(request, path, choices)
             except UserError as error:
-                faults[str(error)] = None
+                faults[str(error)] = type(error)
                 continue
             if run.name in runs:
-                faults[_collision(run, runs[run.name])] = None
+                faults[_collision(run, runs[run.name])] = UserError
             runs[run.name] = run
             roots.setdefault(root, path)
     if faults:
         more = f" (and {len(faults) - 1} more mistakes)" if len(faults) > 1 else ""
-        raise UserError(f"{next(iter(faults))}{more}; nothing was started")
+        first, kind = next(iter(faults.items()))
+        raise kind(f"{first}{more}; nothing was started")
     if len(roots) > 1:
         (one, first), (other, second) = list(roots.items())[:2]
         raise UserError(
@@ -172,13 +179,16 @@ def _planned(
     """One run and its output root.
 
     Raises:
-        UserError: the configuration is wrong, has no limit, or is not that of the
-            output that is already there.
+        WrongConfiguration: its values are wrong, or contradict each other.
+        UserError: it has no limit, or is not that of the output that is already there.
     """
     overrides = [choice.override for choice in choices]
-    loaded = loading.load(
-        path, overrides=overrides, frames=request.frames, hours=request.hours
-    )
+    try:
+        loaded = loading.load(
+            path, overrides=overrides, frames=request.frames, hours=request.hours
+        )
+    except UserError as error:
+        raise WrongConfiguration(str(error)) from None
     config = loaded.config
     own = loading.experiment_name(path)
     name = loading.experiment_name(

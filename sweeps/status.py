@@ -2,7 +2,6 @@
 
 import math
 import mmap
-import os
 import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -134,11 +133,11 @@ def _state(
         if pool_since is not None:
             return replace(state, state=WAITING)
         return replace(state, why="not started")
+    if _continued(sweep.folders(index), attempt):
+        return _ended(state, sweep.folders(index))
     is_pools = pool_since is not None and _seconds(attempt.started) >= int(pool_since)
     if attempt.ended is None and is_pools:  # it has just started, and has no lock yet
         return replace(state, state=RUNNING)
-    if _continued(sweep.folders(index), attempt):
-        return _ended(state, sweep.folders(index))
     if attempt.failed:
         lost = attempt.job if attempt.code is None else None
         return replace(state, state=FAILED, why=attempt.why, lost_job=lost)
@@ -198,7 +197,8 @@ def below(folders: Sequence[Path], say: Callable[[str], None]) -> list[State]:
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f"{folder} is not a folder; name one of main.py's output")
-        folder = Path(os.path.abspath(folder))  # a run's name has no ".."
+        # A run's name has no "..", and what that is only the filesystem knows.
+        folder = folder.resolve() if ".." in folder.parts else folder.absolute()
         here = {(name, folder.resolve()): s for name, s in swept(folder).items()}
         for path in files_below(folder, HYPERPARAMETERS):
             run, root = _recorded(path), path.absolute().parent.parent.parent.parent

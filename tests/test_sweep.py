@@ -431,20 +431,47 @@ def test_a_trial_whose_values_contradict_each_other_has_failed(
     pytest.importorskip("optuna")
     monkeypatch.chdir(PROJECT)
     monkeypatch.setattr(sweep, "Pool", EndedPool)
-    original = sweep._trial_run
+    original = loading.load
 
-    def trial_run(arguments, trial):
-        if trial.number == 1:
+    def load(path, *, overrides=(), **keys):
+        rates = [float(v.partition("=")[2]) for v in overrides if "rate" in v]
+        if any(1e-4 < rate < 1e-2 for rate in rates[:1]) and len(found) < 1:
+            found.append(rates[0])
             raise UserError("it must be at most 6, not 7")
-        return original(arguments, trial)
+        return original(path, overrides=overrides, **keys)
 
-    monkeypatch.setattr(sweep, "_trial_run", trial_run)
+    found = []
+    monkeypatch.setattr(loading, "load", load)
     call = (QUICKSTART, *SEARCH, *VALUES, "--set", f"output_root={tmp_path}")
     code, shown = said(capsys, *call)
     assert code == 0
-    assert "trial 1: it must be at most 6, not 7\n" in shown
+    assert "trial 0: it must be at most 6, not 7; nothing was started\n" in shown
     assert "-trial2: trial 2" in shown
     assert said(capsys, *call)[1] == f"{shown.splitlines()[-1]}\n"
+
+
+def test_a_trial_whose_output_is_of_another_configuration_stays_as_it_is(
+    tmp_path, capsys, monkeypatch
+):
+    pytest.importorskip("optuna")
+    monkeypatch.chdir(PROJECT)
+    monkeypatch.setattr(sweep, "Pool", EndedPool)
+    call = (QUICKSTART, *SEARCH, *VALUES, "--set", f"output_root={tmp_path}")
+    monkeypatch.setattr(EndedPool, "fails", "-trial0")
+    monkeypatch.setattr(EndedPool, "stopped", True)
+    assert said(capsys, *call)[0] == 0
+    changed = tmp_path / "InvertedPendulum-v5" / "quickstart-trial0" / "log"
+    changed.mkdir(parents=True)
+    write_json(changed / "hps.json", {"seed": 9})
+    monkeypatch.setattr(EndedPool, "stopped", False)
+    code, shown = said(capsys, *call)
+    assert code == 2
+    assert "the configuration differs from that of the run" in shown
+    shutil.rmtree(changed.parent)
+    monkeypatch.setattr(EndedPool, "fails", "")
+    code, shown = said(capsys, *call)
+    assert code == 0
+    assert "quickstart-trial0: trial 0" in shown
 
 
 class Element:

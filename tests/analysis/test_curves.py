@@ -310,9 +310,22 @@ def test_windows_and_places_are_those_of_the_environments_longest_run(unequal):
     assert reached["frames"].tolist() == [np.inf, 300.0]
     drawn = curves.aggregated_curves(chain, smooth=0.25, points=5)
     assert drawn.groupby("algorithm")["frames"].max().to_dict() == {
-        "DDPG": 300,
+        "DDPG": 200,
         "STEVE": 400,
     }
+
+
+def test_a_group_that_ends_early_has_places_of_its_own(tmp_path):
+    """Between two of the longest run's there would be none."""
+    for name, content, scale in (("steve0", STEVE, 1000), ("ddpg0", DDPG, 1)):
+        rows = [(n, n, n * scale, float(n)) for n in range(1, 11)]
+        write_experiment(tmp_path / name, rows, content)
+    drawn = curves.aggregated_curves(find_runs([tmp_path]), smooth=0.0, points=101)
+    steve, ddpg = (drawn[drawn["algorithm"] == name] for name in ("STEVE", "DDPG"))
+    assert steve["frames"].max() == 10_000
+    assert 40 < len(ddpg) <= 101
+    assert ddpg["frames"].max() > 9.8
+    assert set(ddpg["frames"]) & set(steve["frames"]) == set()
 
 
 def test_default_frame_counts_are_those_of_the_environment(unequal):

@@ -5,6 +5,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
 from support import PROJECT, poll
@@ -154,18 +156,29 @@ def test_a_signal_lets_runs_save_and_starts_no_more(tmp_path, number):
     assert sweep.log(0).read_text().count("this is first") == 2
 
 
-def test_two_signals_at_once_reach_the_runs_as_two(tmp_path, monkeypatch):
-    """Sent together, the kernel makes one of them."""
-    monkeypatch.setattr(pool_module, "ONE_REQUEST", 0.05)
-    sweep = make(tmp_path, first="stubborn")
+@pytest.mark.parametrize("again", [False, True])
+def test_signals_that_come_together_are_one_and_a_later_one_is_a_second(
+    tmp_path, monkeypatch, again
+):
+    """As for a run by itself: some tools send two."""
+    monkeypatch.setattr(pool_module, "ONE_REQUEST", 0.2)
+    sweep = make(tmp_path, first="stubborn 20" if again else "stubborn 1")
+
+    def send_a_second():
+        poll((tmp_path / "first.heard").exists, "the first signal")
+        later = time.monotonic() + 0.4
+        poll(lambda: time.monotonic() > later, "a while")
+        os.kill(os.getpid(), signal.SIGTERM)
 
     def tell(line: str) -> None:
         if "started" in line:
             poll((tmp_path / "first.deaf").exists, "the run's start")
             os.kill(os.getpid(), signal.SIGTERM)
             os.kill(os.getpid(), signal.SIGINT)
+            if again:
+                threading.Thread(target=send_a_second).start()
 
-    assert work(sweep, [{}], tell) == [1]
+    assert work(sweep, [{}], tell) == [int(again)]
 
 
 def test_a_damaged_record_does_not_end_the_pool(tmp_path):

@@ -72,6 +72,11 @@ def test_a_run_that_its_pool_has_just_started_is_running(sweep, later, expected)
     started = datetime.fromisoformat("2030-01-01T00:00:00Z").timestamp()
     assert state_of(local, pool_since=started + later).state == expected
     assert state_of(sweep, pool_since=started + later).state == FAILED
+    folders = local.folders(0)  # it has ended, and its pool could not write that down
+    folders.log.mkdir(parents=True)
+    ended = {"time": "2030-01-01T00:10:00+00:00", "code": 1, "why": "no space"}
+    record.write_json(folders.run, {"starts": [{"ended": ended}], "finished": None})
+    assert state_of(local, pool_since=started + later).why == "no space"
 
 
 def test_the_queue_says_who_waits_and_who_runs(sweep):
@@ -320,6 +325,10 @@ def test_runs_of_sweeps_and_of_main_are_listed_together_and_once(tmp_path):
 
 def test_a_folder_may_be_named_by_dots(tmp_path, monkeypatch):
     folders = made_by_hand(tmp_path, "now", starts=[{}])
+    (tmp_path / "elsewhere").mkdir()
+    link = tmp_path / "elsewhere" / "link"
+    link.symlink_to(folders.root)
+    assert told(link / "..") == {"Hopper-v1/now": (STOPPED, "")}
     for place, name in ((folders.log, ".."), (folders.root, ".."), (folders.root, ".")):
         monkeypatch.chdir(place)
         assert told(Path(name)) == {"Hopper-v1/now": (STOPPED, "")}
