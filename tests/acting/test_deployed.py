@@ -68,7 +68,7 @@ def test_a_batch_has_an_action_for_each_of_its_rows(space, count):
     each = iterate(batch_space(space, count), batch)
     expected = [policy.act(row) for row in each]
     assert policy.act(batch).shape == (count, 2)
-    np.testing.assert_allclose(policy.act(batch), expected, rtol=1e-5)
+    np.testing.assert_allclose(policy.act(batch), expected, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(policy.predict(batch)[0], policy.act(batch))
     assert policy.act(batch, deterministic=False).shape == (count, 2)
 
@@ -77,7 +77,7 @@ def test_one_observation_has_one_action(space):
     policy, obs = policy_for(space), space.sample()
     expected = np.atleast_2d(policy.act(spaces.flatten(space, obs)))
     assert policy.act(obs).shape == (2,)
-    np.testing.assert_allclose([policy.act(obs)], expected, rtol=1e-5)
+    np.testing.assert_allclose([policy.act(obs)], expected, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(policy.predict(obs)[0], policy.act(obs))
 
 
