@@ -6,10 +6,10 @@
 A run's curve at g is the mean of what it measured in [t - window, t], t being its last
 measurement at or before g: it never contains a later one. It is not known (NaN) before
 the first measurement, nor further behind the last one than the run's own longest gap
-between two, at most a window. Measurements are
-policies, each the mean of its evaluation episodes and placed where it was published, or
-lines of a learner's log. The window is `smooth` times the largest x of the environment.
-Tables hold these values; a line is straight from one measurement's value to the next.
+between two, at most a window. Measurements are policies, each the mean of its
+evaluation episodes and placed where it was published, or lines of a learner's log. The
+window is `smooth` times the largest x of the environment. Tables hold these values; a
+line is straight from one measurement's value to the next.
 
 The runs of a group (its seeds) are aggregated at common points: their mean, its 95%
 percentile-bootstrap interval over runs and, from 4 runs on, their interquartile mean.

@@ -56,9 +56,8 @@ def check_whole(run: Run) -> None:
         or _has_rows(folders.digests)
     ):
         needed += [path for path in states if not checkpoint.is_there(path)]
-    if any(map(checkpoint.is_there, states)) and not ReplayBuffer.exists(
-        folders.replay
-    ):
+    has_state = any(map(checkpoint.is_there, states))
+    if has_state and not ReplayBuffer.exists(folders.replay):
         needed.append(folders.replay / DATA_NAME)
     if needed:
         numbered = numbered_checkpoints(folders, run.config)
@@ -122,7 +121,7 @@ def mend_replay(run: Run) -> list[str]:
         UserError: it cannot be opened and has no good row, or is another environment's.
     """
     folder, sizes = run.folders.replay, (run.obs_dim, run.action_dim)
-    if not ReplayBuffer.exists(run.folders.replay):
+    if not ReplayBuffer.exists(folder):
         return _new_replay(run)
     notes = []
     try:

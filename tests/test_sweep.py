@@ -383,12 +383,19 @@ class EndedPool:
             finish(run.arguments)
 
 
-def test_a_search_runs_its_trials_and_names_the_best(tmp_path, capsys, monkeypatch):
+@pytest.fixture
+def call(tmp_path, monkeypatch):
+    """The words of a local search of three trials, each of which ends at once."""
     pytest.importorskip("optuna")
     monkeypatch.chdir(PROJECT)
     monkeypatch.setattr(sweep, "Pool", EndedPool)
+    return QUICKSTART, *SEARCH, *VALUES, "--set", f"output_root={tmp_path}"
+
+
+def test_a_search_runs_its_trials_and_names_the_best(
+    call, tmp_path, capsys, monkeypatch
+):
     monkeypatch.setattr(EndedPool, "fails", "-trial1")
-    call = (QUICKSTART, *SEARCH, *VALUES, "--set", f"output_root={tmp_path}")
     code, shown = said(capsys, *call)
     assert code == 0
     *trials, best = shown.splitlines()
@@ -407,11 +414,7 @@ def test_values_to_search_may_be_given_one_by_one(capsys):
     assert sweep.parse_arguments(words).search == ["a=1:2", "b=3:4", "c=5:6"]
 
 
-def test_what_a_second_ctrl_c_ends_is_continued(tmp_path, capsys, monkeypatch):
-    pytest.importorskip("optuna")
-    monkeypatch.chdir(PROJECT)
-    monkeypatch.setattr(sweep, "Pool", EndedPool)
-    call = (QUICKSTART, *SEARCH, *VALUES, "--set", f"output_root={tmp_path}")
+def test_what_a_second_ctrl_c_ends_is_continued(call, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(EndedPool, "fails", "-trial0")
     monkeypatch.setattr(EndedPool, "stopped", True)
     code, shown = said(capsys, *call)
@@ -425,12 +428,9 @@ def test_what_a_second_ctrl_c_ends_is_continued(tmp_path, capsys, monkeypatch):
 
 
 def test_a_trial_whose_values_contradict_each_other_has_failed(
-    tmp_path, capsys, monkeypatch
+    call, tmp_path, capsys, monkeypatch
 ):
     """Both ends of the ranges may be trained; not each pair between them."""
-    pytest.importorskip("optuna")
-    monkeypatch.chdir(PROJECT)
-    monkeypatch.setattr(sweep, "Pool", EndedPool)
     original = loading.load
 
     def load(path, *, overrides=(), **keys):
@@ -442,7 +442,6 @@ def test_a_trial_whose_values_contradict_each_other_has_failed(
 
     found = []
     monkeypatch.setattr(loading, "load", load)
-    call = (QUICKSTART, *SEARCH, *VALUES, "--set", f"output_root={tmp_path}")
     code, shown = said(capsys, *call)
     assert code == 0
     assert "trial 0: it must be at most 6, not 7; nothing was started\n" in shown
@@ -451,12 +450,8 @@ def test_a_trial_whose_values_contradict_each_other_has_failed(
 
 
 def test_a_trial_whose_output_is_of_another_configuration_stays_as_it_is(
-    tmp_path, capsys, monkeypatch
+    call, tmp_path, capsys, monkeypatch
 ):
-    pytest.importorskip("optuna")
-    monkeypatch.chdir(PROJECT)
-    monkeypatch.setattr(sweep, "Pool", EndedPool)
-    call = (QUICKSTART, *SEARCH, *VALUES, "--set", f"output_root={tmp_path}")
     monkeypatch.setattr(EndedPool, "fails", "-trial0")
     monkeypatch.setattr(EndedPool, "stopped", True)
     assert said(capsys, *call)[0] == 0
