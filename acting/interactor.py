@@ -61,14 +61,16 @@ class Interactor(Actor):
         self._too_many = remembered // 2
 
     def _make_envs(self, size: int) -> None:
-        config, name = self._config, self._context.name
+        env_config, name = self._config.env, self._context.name
         callbacks = self._lose, self._note_failure
         for i in range(size):
             if self._agent.vectorization == "async":
                 seed = self._context.seed
-                self._envs.append(RemoteEnv(config, name, *callbacks, seed, i))
+                modules = self._context.run.env_modules
+                env = RemoteEnv(env_config, modules, name, *callbacks, seed, i)
+                self._envs.append(env)
             else:
-                self._envs.append(SafeEnv(config.env, name, *callbacks))
+                self._envs.append(SafeEnv(env_config, name, *callbacks))
             self._stopping()
         for env in self._remote_envs():  # at the same time, each in its own process
             self._row["heartbeat"] = time.monotonic() + STARTUP_GRACE

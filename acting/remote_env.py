@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -20,7 +20,7 @@ import numpy as np
 
 from ..running.child import take_streams
 from ..settings.extensions import import_modules
-from ..settings.schema import Config
+from ..settings.schema import Environment
 from ..settings.seeds import seed_globals
 from ..util import UserError
 from .safe_env import CLOSE_PATIENCE, SafeEnv, Step
@@ -36,7 +36,8 @@ class RemoteEnv:
     The environment is closed when this process ends, however it ended.
 
     Args:
-        config: the run's.
+        env_config: as of `SafeEnv`.
+        modules: which its process imports first, as of `Run.env_modules`.
         name: as of `SafeEnv`.
         on_loss, on_failure: as of `SafeEnv`; called in this process, at once where it
             waits for a result, else as soon as it does.
@@ -46,7 +47,8 @@ class RemoteEnv:
 
     def __init__(
         self,
-        config: Config,
+        env_config: Environment,
+        modules: Sequence[str],
         name: str,
         on_loss: Callable[[], None],
         on_failure: Callable[[], None],
@@ -57,7 +59,7 @@ class RemoteEnv:
         self._begun = True  # a call, whose result is not taken yet: the making
         self._pipe, theirs = SPAWN.Pipe()
         self._process = SPAWN.Process(
-            target=_serve, args=(theirs, config, name, seed, number)
+            target=_serve, args=(theirs, env_config, modules, name, seed, number)
         )
         self._process.start()
         theirs.close()
@@ -136,7 +138,14 @@ class RemoteEnv:
             ) from None
 
 
-def _serve(pipe: Connection, config: Config, name: str, seed: int, number: int) -> None:
+def _serve(
+    pipe: Connection,
+    env_config: Environment,
+    modules: Sequence[str],
+    name: str,
+    seed: int,
+    number: int,
+) -> None:
     """The environment's process: does what it is asked until nobody asks any more.
 
     It sends (LOSS or FAILURE, None) when that happens and, at the end of each call,
@@ -160,12 +169,12 @@ def _serve(pipe: Connection, config: Config, name: str, seed: int, number: int) 
         return result
 
     def make() -> SafeEnv:
-        import_modules(config.module)
+        import_modules(modules)
         seed_globals(seed, number)
         tell_loss, tell_failure = (
             partial(pipe.send, (what, None)) for what in (LOSS, FAILURE)
         )
-        return SafeEnv(config.env, name, tell_loss, tell_failure)
+        return SafeEnv(env_config, name, tell_loss, tell_failure)
 
     env: SafeEnv | None = None
     code = 0

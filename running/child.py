@@ -20,7 +20,7 @@ from types import FrameType
 from typing import Any, TypeVar
 
 from ..settings.extensions import import_modules
-from ..settings.roles import process_seed
+from ..settings.roles import learners, process_seed
 from ..storage.board import Board, Wait
 from ..storage.checkpoint import CheckpointError
 from ..storage.disk import file_error_line, full_disk_line, is_full
@@ -189,7 +189,8 @@ def child_main(
             module, function = main.split(":")
             with without_startup_notes(), environment(WITHOUT_KERAS):
                 main_function = getattr(importlib.import_module(module), function)
-            import_modules(run.config.module)
+            needs_all = name in learners(run.config)
+            import_modules(run.config.module if needs_all else run.env_modules)
             seed = process_seed(run.config, name)
             board = Board.open(run.folders.board)
             board[name]["pid"] = os.getpid()

@@ -154,9 +154,11 @@ def _end_leftovers(run: Run) -> None:
 def _measure(config: Config) -> opening.Measured:
     from .. import envwrap  # here: the launcher itself needs no simulator
 
+    known = envwrap.registered()
     # Libraries such as TensorFlow print notes that obey no log level.
     with open(os.devnull, "w") as nowhere, redirected(nowhere.fileno()):
         extensions.import_modules(config.module)
+    register_envs = envwrap.registered() != known
     if config.env.module is not None:
         # Its errors are one line, without the usage of a script that reads argv.
         with open(os.devnull, "w") as nowhere, redirected(nowhere.fileno(), (2,)):
@@ -164,7 +166,11 @@ def _measure(config: Config) -> opening.Measured:
     _check_extensions(config)
     spec = envwrap.measure(config.env, config.policy_config.explore_chance)
     expansion = config.policy_config.value_expansion
-    return opening.Measured(spec, expansion.description if expansion else None)
+    return opening.Measured(
+        spec,
+        expansion.description if expansion else None,
+        tuple(config.module) if register_envs else (),
+    )
 
 
 def _check_extensions(config: Config) -> None:

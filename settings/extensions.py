@@ -4,8 +4,9 @@ Both are tables of entries by name. The built-in ones stand in the same tables, 
 whatever the program does with one (computing, naming, logging, plotting) it takes from
 the entry. No entry needs TensorFlow before its function is called for.
 
-A module that registers something is named in the configuration's `module`, and each
-process of a run imports it first. The launcher does not: it asks a child process.
+A module that registers something is named in the configuration's `module`. The learners
+import it first; the launcher does not: it asks a child process. Who makes environments
+imports it where it registers one.
 """
 
 import importlib

@@ -520,8 +520,8 @@ class Config(Section):
     module: Annotated[
         list[Module], Allowed("a list of the dotted names of Python modules")
     ] = []
-    """Modules that every process imports first; they register weightings, world models
-    and environments. 2018: no such key. Acts in: settings/extensions.py."""
+    """Modules that are imported first; they register weightings, world models and
+    environments. 2018: no such key. Acts in: settings/extensions.py."""
     output_root: Annotated[
         str, ON_RESUME, Allowed("the path of a folder"), Field(pattern=r"^[^\x00]+$")
     ] = "output"

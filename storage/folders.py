@@ -163,6 +163,9 @@ class Run:
         cpu_learners: whether the learners compute on the CPU.
         gpus: what selects each learner's GPU in CUDA_VISIBLE_DEVICES, by its name.
         interface: between the environment and the nets; published with the policy.
+        env_modules: what processes without a learner import first: the configuration's
+            `module` where that registers environments, else nothing. Modules that
+            register other things mostly import TensorFlow.
     """
 
     config: Config
@@ -173,3 +176,4 @@ class Run:
     cpu_learners: bool
     gpus: Mapping[str, str] = field(default_factory=dict)
     interface: Interface | None = None
+    env_modules: tuple[str, ...] = ()

@@ -57,10 +57,12 @@ class Measured(NamedTuple):
     Attributes:
         env: the environment's sizes.
         weighting: as of `ValueExpansion.description`.
+        env_modules: as of `Run`.
     """
 
     env: EnvSizes
     weighting: Mapping[str, Any] | None = None
+    env_modules: tuple[str, ...] = ()
 
 
 @contextmanager
@@ -94,7 +96,7 @@ def opened(
         )
     # Checked before anything is written; and again when no other launch can interfere.
     check_mode(folders, merged, request.start)
-    measured, weighting = measure(config)
+    measured, weighting, env_modules = measure(config)
     config = config.with_weighting(weighting)
     notes = check_fits(config, measured, folders, on_gpus=bool(gpus))
     is_new = request.start is Start.OVERWRITE or not ReplayBuffer.exists(folders.replay)
@@ -126,6 +128,7 @@ def opened(
             cpu_learners=not gpus,
             gpus=gpus,
             interface=measured.interface,
+            env_modules=env_modules,
         )
         with ExitStack() as ends:
             try:

@@ -22,7 +22,13 @@ from steve.settings.schema import Environment
 from steve.storage import checkpoint
 
 FRAMES = 620  # of the quickstart: 500 at random, then some updates
-QUICK = {"final_episodes": 1, "policy_config.log_every_n": 20}
+QUICK = {
+    "final_episodes": 1,
+    "policy_config.log_every_n": 20,
+    # XLA takes longer to compile the updates than all else.
+    "policy_config.xla": False,
+    "model_config.xla": False,
+}
 
 
 @pytest.fixture(scope="module")

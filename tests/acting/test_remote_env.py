@@ -107,7 +107,7 @@ def made(config):
             (lambda to=to: None if to is None else to.append(1))
             for to in (lost, failed)
         ]
-        envs.append(RemoteEnv(config, "me", *callbacks, seed=0, number=len(envs)))
+        envs.append(RemoteEnv(config.env, [], "me", *callbacks, 0, number=len(envs)))
         return envs[-1]
 
     yield make
@@ -176,7 +176,7 @@ def test_a_failure_is_told_before_the_environment_is_made_again(made, config):
     hold = Path(config.env.make_kwargs["folder"]) / "hold"
     told = []
     env = RemoteEnv(
-        config, "me", lambda: told.append("loss"), lambda: hold.unlink(), 0, 0
+        config.env, [], "me", lambda: told.append("loss"), lambda: hold.unlink(), 0, 0
     )
     env.wait_until_made()
     env.reset(0)
@@ -224,7 +224,7 @@ import sys
 from types import SimpleNamespace
 
 from steve.acting.remote_env import _serve
-from steve.settings.schema import Config
+from steve.settings.schema import Environment
 
 
 class Pipe:
@@ -240,14 +240,14 @@ class Pipe:
 os.dup2(os.open("/dev/full", os.O_WRONLY), 1)
 parent = SimpleNamespace(sentinel=os.pipe()[0])
 multiprocessing.parent_process = lambda: parent
-_serve(Pipe(), Config.model_validate_json(sys.argv[1]), "me", 0, 0)
+_serve(Pipe(), Environment.model_validate_json(sys.argv[1]), [], "me", 0, 0)
 """
 
 
 def test_lines_that_find_no_space_end_no_environment(config):
     program = [sys.executable, "-c", SERVE_ON_A_FULL_DISK]
     done = subprocess.run(
-        [*program, config.model_dump_json(by_alias=True)],
+        [*program, config.env.model_dump_json(by_alias=True)],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,
@@ -284,7 +284,7 @@ def test_closing_closes_the_environment_and_ends_its_process(made, config):
 
 
 def hold_environments(config, pipe):
-    envs = [RemoteEnv(config, "me", print, print, seed=0, number=i) for i in range(2)]
+    envs = [RemoteEnv(config.env, [], "me", print, print, 0, i) for i in range(2)]
     for env in envs:
         env.wait_until_made()
         env.reset(0)

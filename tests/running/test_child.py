@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import portalocker
@@ -31,6 +32,15 @@ SPAWN = multiprocessing.get_context("spawn")
 NAME = "interactor0"
 
 
+# Registers nothing, and tells which process imports it.
+WITNESS = """
+import multiprocessing
+from pathlib import Path
+
+(Path(__file__).parent / multiprocessing.current_process().name).touch()
+"""
+
+
 @pytest.fixture
 def run(tmp_path):
     run, board, _ = open_run(tmp_path)
@@ -38,10 +48,11 @@ def run(tmp_path):
     del board  # children open it
 
 
-def start(run, function, nice=0):
+def start(run, function, nice=0, name=NAME):
     """Starts a function of support_children, or "module:function", as a child."""
     main = function if ":" in function else f"support_children:{function}"
-    child = SPAWN.Process(target=child_main, args=(main, run, NAME, nice), daemon=True)
+    arguments = (main, run, name, nice)
+    child = SPAWN.Process(target=child_main, name=name, args=arguments, daemon=True)
     child.start()
     return child
 
@@ -56,6 +67,28 @@ def outcome(run, function):
 
 def output_of(run):
     return run.folders.process_output(NAME).read_text()
+
+
+@pytest.mark.parametrize(
+    ("env_modules", "expected"),
+    [((), {"valuerl"}), (("witness",), {"valuerl", "interactor0", "evaluator0"})],
+)
+def test_modules_that_register_no_environment_are_for_learners_alone(
+    run, tmp_path, monkeypatch, env_modules, expected
+):
+    """Most of them import TensorFlow."""
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    (folder / "witness.py").write_text(WITNESS)
+    monkeypatch.syspath_prepend(folder)
+    config = run.config.model_copy(update={"module": ["witness"]})
+    run = replace(run, config=config, env_modules=env_modules)
+    names = ("valuerl", "interactor0", "evaluator0")
+    for child in [start(run, "end", name=name) for name in names]:
+        child.join(PATIENCE)
+        assert child.exitcode == STOPPED
+    told = {path.name for path in folder.iterdir() if path.is_file()}
+    assert told - {"witness.py"} == expected
 
 
 def test_all_output_goes_to_the_processs_file_behind_that_of_earlier_starts(

@@ -1,14 +1,42 @@
-"""What run.json says of a launch that has ended."""
+"""What a launch learns of the environment, and what run.json says of its end."""
 
 from contextlib import ExitStack
 
 import pytest
-from support import open_run
+from support import make_config, open_run
 from support_supervisor import FakeDisplay
 
-from steve.running.launch import run_processes
+from steve.running.launch import measure_environment, run_processes
 from steve.running.supervisor import Outcome, Supervisor
 from steve.storage.record import read_run, record_start
+
+# A module of a user's that registers an environment, with a weighting or without.
+THEIRS = """
+import gymnasium
+from gymnasium.envs.classic_control import PendulumEnv
+
+gymnasium.register("Theirs-v0", PendulumEnv)
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "name", "needed"),
+    [
+        (THEIRS, "Theirs-v0", ("theirs",)),
+        (THEIRS, "Theirs", ("theirs",)),  # gymnasium finds the version
+        (THEIRS.replace("Theirs", "Pendulum"), "Pendulum-v0", ("theirs",)),
+        (THEIRS.replace("Theirs-v0", "Pendulum-v1"), "Pendulum-v1", ("theirs",)),
+        ("import gymnasium", "Pendulum-v1", ()),
+    ],
+)
+def test_who_makes_the_environment_imports_the_modules_that_register_some(
+    tmp_path, monkeypatch, code, name, needed
+):
+    (tmp_path / "theirs.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    env = {"name": name, "module": None}
+    config = make_config(tmp_path / "output", env=env, module=["theirs"])
+    assert measure_environment(config).env_modules == needed
 
 
 @pytest.fixture
