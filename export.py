@@ -47,8 +47,8 @@ from steve.util import (
     environment,
     example,
     exit_code,
+    importing_tensorflow,
     prepare_command,
-    without_startup_notes,
 )
 
 NUMPY_NAME = "policy.npz"
@@ -134,7 +134,7 @@ def write_saved_model(arrays: dict, folder: Path) -> None:
 
     It takes "obs" [B, O] float32 and returns {"action": [B, A]}.
     """
-    with without_startup_notes():
+    with importing_tensorflow():
         import tensorflow as tf
 
         tf.config.list_physical_devices()

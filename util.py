@@ -6,6 +6,7 @@ if not __package__:
 import argparse
 import errno
 import fnmatch
+import gc
 import importlib.util
 import io
 import itertools
@@ -49,6 +50,7 @@ STARTUP_NOTES = (
 )
 NO_GPU_NOTES = ("failed call to cuInit",)
 GREP_PATIENCE = 1.0  # seconds
+WITHOUT_KERAS = {"TF_USE_LEGACY_KERAS": "1"}
 GROWTH = 1.25  # of the intervals of a wait
 # The scripts as subcommands of `steve`.
 SUBCOMMANDS = {
@@ -388,6 +390,24 @@ def without_startup_notes(on_cpu: bool = True) -> Iterator[None]:
         # No longer where a process that was started meanwhile still writes there.
         with suppress(subprocess.TimeoutExpired):
             grep.wait(GREP_PATIENCE)
+
+
+@contextmanager
+def importing_tensorflow(on_cpu: bool = True) -> Iterator[None]:
+    """For the import of TensorFlow: without its notes, in two thirds of its time.
+
+    Keras is left out; who uses `tf.keras` later gets the one that is installed.
+    Python's search for cycles waits: among so many new objects it finds none.
+
+    Args:
+        on_cpu: as of `without_startup_notes`.
+    """
+    with without_startup_notes(on_cpu), environment(WITHOUT_KERAS):
+        gc.disable()
+        try:
+            yield
+        finally:
+            gc.enable()
 
 
 def check_path(path: str | Path, what: str) -> None:

@@ -81,12 +81,12 @@ from steve.util import (
     environment,
     example,
     exit_code,
+    importing_tensorflow,
     is_installed,
     prepare_command,
     stop_as_by_ctrl_c,
     unused,
     whole_number,
-    without_startup_notes,
 )
 
 if TYPE_CHECKING:
@@ -283,7 +283,7 @@ def load_nets(
     checkpoint.check_tensors(trained.path, trained.policy, expected)
     if not (trained.critic or trained.model):
         return Nets(None, None, "STEVE", [])
-    with without_startup_notes(gpu_id == "cpu"):
+    with importing_tensorflow(gpu_id == "cpu"):
         import tensorflow as tf
 
         gpus = tf.config.list_physical_devices("GPU")

@@ -24,13 +24,12 @@ import arithmetic
 import harness
 
 from steve.running import devices
-from steve.running.child import WITHOUT_KERAS
 from steve.running.pace import may_update
 from steve.settings.roles import VALUERL, WORLDMODEL, learners
 from steve.settings.schema import Config
 from steve.storage.board import Board
 from steve.storage.folders import Run
-from steve.util import RunError, environment, without_startup_notes
+from steve.util import RunError, importing_tensorflow
 
 ROWS = 20_000  # of the replay buffer
 SIDE = 2048  # of the matrices
@@ -173,7 +172,7 @@ def quiet(gpu: str) -> None:
     os.environ[devices.VARIABLE] = gpu
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     os.environ["TF_FORCE_GPU_ALLOW_GROWTH"] = "true"
-    with without_startup_notes(), environment(WITHOUT_KERAS):
+    with importing_tensorflow():
         importlib.import_module("tensorflow")
 
 

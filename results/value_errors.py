@@ -44,7 +44,7 @@ from steve.util import (
     UserError,
     environment,
     exit_code,
-    without_startup_notes,
+    importing_tensorflow,
 )
 
 ENVIRONMENTS = ("HalfCheetah-v1", "Swimmer-v1")
@@ -215,7 +215,7 @@ def run(path: str, checkpoint: Path, count: int) -> None:
         start = replay.sample(count, replay.size, np.random.default_rng(0)).next_obs
     on_cpu = {"TF_CPP_MIN_LOG_LEVEL": "2", devices.VARIABLE: devices.NO_GPU}
     with environment(on_cpu):
-        with without_startup_notes():
+        with importing_tensorflow():
             import tensorflow as tf
 
             tf.config.list_physical_devices()

@@ -30,9 +30,8 @@ from ..storage.record import record_nondeterminism
 from ..util import (
     RunError,
     UserError,
-    environment,
+    importing_tensorflow,
     wait_until,
-    without_startup_notes,
 )
 
 # Exit codes of a child; the supervisor reads them.
@@ -43,9 +42,6 @@ FULL_DISK = 4
 STOPPED = 5  # as asked; not 0, with which an environment's code may end the process
 ONE_REQUEST = 0.5  # seconds in which several signals are one: some tools send two
 PR_SET_PDEATHSIG = 1
-# Importing TensorFlow would import Keras, which takes a fifth of the time. Who uses
-# `tf.keras` later gets the one that is installed.
-WITHOUT_KERAS = {"TF_USE_LEGACY_KERAS": "1"}
 STARTUP_GRACE = 60.0  # seconds more than step_timeout for imports and environments
 SLOW_DISK = 240.0  # seconds that one write may take: a slow disk is no hanging process
 FULL_DISK_RETRY = 10.0  # seconds until a write is tried again
@@ -187,7 +183,7 @@ def child_main(
     with present(run.folders):
         try:
             module, function = main.split(":")
-            with without_startup_notes(), environment(WITHOUT_KERAS):
+            with importing_tensorflow():
                 main_function = getattr(importlib.import_module(module), function)
             needs_all = name in learners(run.config)
             import_modules(run.config.module if needs_all else run.env_modules)

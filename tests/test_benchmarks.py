@@ -93,7 +93,9 @@ def output(*command):
     ).stdout
 
 
-@pytest.mark.parametrize("algorithm", ["steve", "ddpg"])
+@pytest.mark.parametrize(
+    "algorithm", ["steve", pytest.param("ddpg", marks=pytest.mark.slow)]
+)
 def test_the_learners_benchmark_prints_one_json_object_and_nothing_else(algorithm):
     keys = [k for k in TINY if algorithm == "steve" or "model_" not in k]
     path = f"config/experiments/goodruns/halfcheetah/{algorithm}0.json"

@@ -191,7 +191,17 @@ def assert_inside_band(rows: list[dict[str, float]], frames_per_update: float) -
         assert row["frames"] <= upper
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+# With and without a model, with and without ensembles, of each kind of target one.
+SOME = ("ddpg", "td_lambda", "ensemble_mve_tdk", "steve_cov")
+
+
+@pytest.mark.parametrize(
+    "algorithm",
+    [
+        pytest.param(name, marks=() if name in SOME else pytest.mark.slow)
+        for name in ALGORITHMS
+    ],
+)
 def test_every_algorithm_of_the_paper_trains_and_ends_at_its_limit(algorithm, tmp_path):
     done = run(tmp_path, settings=tuple(ALGORITHMS[algorithm]))
     assert done.returncode == 0, done.stdout + done.stderr
