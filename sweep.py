@@ -5,15 +5,10 @@ a pool on this machine. `status`, `cancel` and `retry` look after them.
 """
 
 import argparse
-import json
 import os
-import shlex
 import signal
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import replace
-from itertools import zip_longest
 from pathlib import Path
 
 if __name__ == "__main__":  # Ctrl-C ends the imports without a stack trace
@@ -24,33 +19,27 @@ try:
 except ModuleNotFoundError:
     sys.exit("sweep.py: the package steve is not installed; run: pip install -e .")
 
-from steve.running import devices
-from steve.sweeps import pool as pool_module
-from steve.sweeps import record, search, slurm, status
-from steve.sweeps.pool import Pool
-from steve.sweeps.record import LOCAL, NO_FAILURE, SLURM, PlannedRun, Sweep
-from steve.sweeps.runs import Request, WrongConfiguration, expand
-from steve.sweeps.slurm import Queue, Resources
-from steve.sweeps.status import FAILED, FINISHED
+from steve.sweeps import engines, pool, record, search, slurm, status, trials
+from steve.sweeps.engines import Engine, left_to_do, run_pool
+from steve.sweeps.record import LOCAL, SLURM, PlannedRun, Sweep
+from steve.sweeps.runs import Request, expand
+from steve.sweeps.status import FAILED
 from steve.sweeps.table import table
+from steve.sweeps.trials import Search
 from steve.util import (
     OneLineParser,
     UserError,
     check_path,
-    counted,
     example,
     exit_code,
     number,
     prepare_command,
-    script_words,
-    shown_path,
     terminal_width,
     whole_number,
 )
 
 COMMANDS = ("status", "cancel", "retry")
 MAX_SEED = 2**31 - 1
-SEARCH = "-search"  # behind the experiment's name: the study of a search
 
 
 # ---- the command line ---------------------------------------------------------------
@@ -185,261 +174,50 @@ def seeds(text: str) -> list[int]:
 
 def submit(arguments: argparse.Namespace) -> int:
     """Expands, checks, leaves out what is done or under way, and starts the rest."""
-    _check(arguments)
-    output_root, runs = expand(
-        Request(
-            paths=arguments.paths,
-            settings=arguments.set,
-            seeds=arguments.seeds,
-            frames=arguments.frames,
-            hours=arguments.hours,
-            endless=arguments.endless,
-            gpu_id="0" if arguments.gpus_per_run else "cpu",
-        )
-    )
+    engine = _engine(arguments)
+    output_root, runs = expand(_request(arguments, engine))
     if arguments.dry_run:
-        _show_plan(arguments, output_root, runs)
+        _show_plan(engine, output_root, runs)
+        if arguments.updates_per_s is not None:
+            print(_cost(runs, arguments.updates_per_s))
         return 0
-    is_local = arguments.engine == LOCAL
-    slots = _slots(arguments.gpus_per_run, arguments.max_parallel) if is_local else []
-    if not is_local and not arguments.no_submit:
-        slurm.require()
+    slots = engine.require()
     with record.claimed(output_root):
-        left = _left_to_do(output_root, runs)
+        left = left_to_do(output_root, runs)
         if not left:
             print("nothing is left to start")
             return 0
-        if is_local:
-            sweep = _sweep(arguments, output_root, left)
-            record.save(sweep)
-            places = [(sweep, index) for index in range(len(left))]
-            return _run_pool(places, slots, arguments.program)[0]
-        _submit_arrays(arguments, _arrays(arguments, output_root, left))
-        return 0
-
-
-def _submit_arrays(arguments: argparse.Namespace, sweeps: Sequence[Sweep]) -> None:
-    """Records sweeps, writes their scripts and hands them to Slurm."""
-    resources = _resources(arguments, [run for sweep in sweeps for run in sweep.runs])
-    for sweep in sweeps:
-        script = slurm.job_script(sweep, resources)
+        if engine.on_slurm:
+            engine.submit(engine.arrays(output_root, left))
+            return 0
+        sweep = engine.sweep(output_root, left)
         record.save(sweep)
-        slurm.write_script(sweep, script)
-        if arguments.no_submit:
-            print(f"written; to submit it: {slurm.command(sweep)}")
-            continue
-        job = slurm.submit(sweep)
-        submitted = counted(len(sweep.runs), "run")
-        print(f"submitted {submitted} as job {job}: {sweep.script}")
-    if not arguments.no_submit:
-        print(f"to follow them: {_status_command(arguments.program, sweeps[0])}")
-
-
-# ---- a search -----------------------------------------------------------------------
+        places = [(sweep, index) for index in range(len(left))]
+        return run_pool(places, slots, arguments.program)[0]
 
 
 def find_best(arguments: argparse.Namespace) -> int:
-    """Runs trials of a search until there are as many as asked for."""
-    _check(arguments)
-    spaces = [search.space(text) for text in arguments.search]
-    if not spaces:
-        raise UserError("--optuna: name what is searched by --search KEY=LOW:HIGH")
-    output_root, ends = _ends(arguments, spaces)
-    path = output_root / record.FOLDER / f"{ends[0].experiment}.optuna"
-    limits = [each for each in (arguments.frames, arguments.hours) if each is not None]
-    asked = json.dumps([arguments.paths, arguments.set, arguments.metric, *limits])
-    if arguments.trial is not None:
-        return _become(arguments, output_root, search.Study(path, spaces, asked))
-    on_slurm = arguments.engine == SLURM
-    if on_slurm and not arguments.no_submit:
-        slurm.require()
-    slots = [] if on_slurm else _slots(arguments.gpus_per_run, arguments.max_parallel)
-    with record.claimed(output_root):
-        study = search.Study(path, spaces, asked)
-        if on_slurm:
-            _submit_trials(arguments, output_root, study, ends)
-        elif not _run_trials(arguments, output_root, study, slots):
-            print("stopped; the same call continues the search")
-            return 0
-    best, left = study.best(), study.open_numbers(arguments.optuna)
-    if best is not None:
-        so_far = " so far" if left else ""
-        print(f"the best{so_far}: {_worth(arguments.metric, *best)}")
-    if left:
-        print("the same call says more once trials have ended")
-    elif best is None:
-        print("no trial has finished")
-        return 1
-    return 0
-
-
-def _ends(
-    arguments: argparse.Namespace, spaces: Sequence[search.Space]
-) -> tuple[Path, list[PlannedRun]]:
-    """The output root, and a run for each end of the spaces; all others lie between.
-
-    Raises:
-        UserError: a run cannot have such values, or they decide on its folder.
-    """
-    ends = []
-    for values in zip_longest(*(space.ends for space in spaces), fillvalue=None):
-        chosen = [v or s.ends[0] for v, s in zip(values, spaces, strict=True)]
-        output_root, (first, *others) = expand(_request(arguments, chosen, SEARCH))
-        if others:
-            raise UserError(
-                "--optuna: give one configuration and one value for each key"
-            )
-        ends.append(first)
-    places = {(run.environment, run.log_path, run.save_model_path) for run in ends}
-    if len(places) > 1 and arguments.engine == SLURM:
-        raise UserError("--search with Slurm: the values must not name folders")
-    return output_root, ends
-
-
-def _run_trials(
-    arguments: argparse.Namespace,
-    output_root: Path,
-    study: search.Study,
-    slots: list[dict[str, str]],
-) -> bool:
-    """Runs trials in a local pool; whether all have ended."""
-    metric = search.METRICS[arguments.metric]
-    while numbers := study.open_numbers(arguments.optuna)[: len(slots)]:
-        trials, runs = [], []
-        for trial in filter(None, map(study.begin, numbers)):
-            run = _valid_run(arguments, study, trial)
-            if run is not None:
-                trials.append(trial)
-                runs.append(run)
-        if not runs:
-            continue
-        sweep = _sweep(arguments, output_root, runs)
-        record.save(sweep)
-        places = [(sweep, index) for index in range(len(runs))]
-        pool = Pool(places, slots, _say)
-        pool.run()
-        # What a second Ctrl-C has ended did not fail by itself.
-        ends = (FINISHED,) if pool.stopped else (FINISHED, FAILED)
-        found = status.states(places, {})
-        for trial, state, (_, index) in zip(trials, found, places, strict=True):
-            if state.state in ends:
-                ended = state.state == FINISHED
-                value = metric(sweep.folders(index).scores) if ended else None
-                study.tell(trial, value)
-                _say(f"{state.run.name}: {_worth(arguments.metric, trial, value)}")
-        if pool.stopped or any(state.state not in ends for state in found):
-            return False
-    return True
-
-
-def _valid_run(
-    arguments: argparse.Namespace, study: search.Study, trial: search.Trial
-) -> PlannedRun | None:
-    """The run of a trial; None where its values contradict each other: it has failed.
-
-    `_ends` tries the ends of all spaces together, not each combination.
-
-    Raises:
-        UserError: its output is that of another configuration, and stays so.
-    """
-    try:
-        return _trial_run(arguments, trial)
-    except WrongConfiguration as error:
-        _say(f"trial {trial.number}: {error}")
-        study.tell(trial, None)
-        return None
-
-
-def _submit_trials(
-    arguments: argparse.Namespace,
-    output_root: Path,
-    study: search.Study,
-    ends: Sequence[PlannedRun],
-) -> None:
-    """Submits an element for each trial that has neither ended nor is under way.
-
-    Its values are chosen when it starts, by what the trials before were worth.
-    """
-    _collect(arguments, output_root, study)
-    name = ends[0].experiment.removesuffix(SEARCH)
-    runs = [
-        replace(
-            ends[0],
-            arguments=("--trial", str(number), *arguments.words),
-            experiment=f"{name}{_label(number)}",
-            processes=max(run.processes for run in ends),
-        )
-        for number in study.open_numbers(arguments.optuna)
-    ]
-    if left := _left_to_do(output_root, runs):
-        arrays = _arrays(arguments, output_root, left)
-        program = Path(__file__).name
-        _submit_arrays(arguments, [replace(each, program=program) for each in arrays])
-
-
-def _become(
-    arguments: argparse.Namespace, output_root: Path, study: search.Study
-) -> int:
-    """Begins or continues a trial: this process becomes main.py."""
-    _collect(arguments, output_root, study)
-    trial = study.begin(arguments.trial)
-    if trial is None:
-        print(f"trial {arguments.trial} has ended already")
-        return 0
-    _say(f"trial {trial.number}: {' '.join(trial.settings)}")
-    run = _valid_run(arguments, study, trial)
-    if run is None:
-        return 2
-    os.execv(sys.executable, [sys.executable, str(slurm.MAIN), *run.arguments])
-
-
-def _collect(
-    arguments: argparse.Namespace, output_root: Path, study: search.Study
-) -> None:
-    """Tells the study what the trials are worth whose runs have finished."""
-    for trial in study.begun():
-        with suppress(UserError):  # its output is damaged: its launch says that
-            run = _trial_run(arguments, trial)
-            if status.already(run, output_root, (), {}) == FINISHED:
-                metric = search.METRICS[arguments.metric]
-                study.tell(trial, metric(run.folders(output_root).scores))
-
-
-def _trial_run(arguments: argparse.Namespace, trial: search.Trial) -> PlannedRun:
-    """The run of a trial."""
-    request = _request(arguments, trial.settings, _label(trial.number))
-    (run,) = expand(request)[1]
-    return run
-
-
-def _label(number: int) -> str:
-    """What a trial adds to the name of its run."""
-    return f"-trial{number}"
-
-
-def _request(
-    arguments: argparse.Namespace, settings: Sequence[str], label: str
-) -> Request:
-    return Request(
-        paths=arguments.paths,
-        settings=[*arguments.set, *settings],
-        frames=arguments.frames,
-        hours=arguments.hours,
-        gpu_id="0" if arguments.gpus_per_run else "cpu",
-        label=label,
+    """Runs trials of a search; or begins the one that an element of an array is."""
+    engine = _engine(arguments)
+    asked = Search(
+        request=_request(arguments, engine),
+        spaces=[search.space(text) for text in arguments.search],
+        metric=arguments.metric,
+        total=arguments.optuna,
+        engine=engine,
+        words=arguments.words,
     )
-
-
-def _worth(metric: str, trial: search.Trial, value: float | None) -> str:
-    shown = "failed" if value is None else f"{metric} {value:,.4g}"
-    return f"trial {trial.number}, {' '.join(trial.settings)}: {shown}"
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)
+    if arguments.trial is not None:
+        return trials.become(asked, arguments.trial)
+    return trials.find_best(asked)
 
 
 def _check(arguments: argparse.Namespace) -> None:
+    """Refuses options that contradict each other.
+
+    Raises:
+        UserError: some do.
+    """
     check_path(Path.cwd(), "the working folder")
     for limit in ("frames", "hours"):
         if arguments.endless and getattr(arguments, limit) is not None:
@@ -450,7 +228,7 @@ def _check(arguments: argparse.Namespace) -> None:
         for option in ("search", "trial"):
             if getattr(arguments, option) not in ([], None):
                 raise UserError(f"--{option} is for --optuna N")
-    if arguments.optuna is not None:
+    else:
         for option in ("seeds", "endless", "dry_run"):
             if getattr(arguments, option):
                 raise UserError(
@@ -461,6 +239,8 @@ def _check(arguments: argparse.Namespace) -> None:
                 "--optuna with Slurm: give --max-parallel N; a trial learns from "
                 "those that have ended when it starts"
             )
+        if not arguments.search:
+            raise UserError("--optuna: name what is searched by --search KEY=LOW:HIGH")
     if arguments.engine == SLURM:
         return
     for option in ("partition", "time", "cpus", "mem", "no_submit"):
@@ -468,94 +248,40 @@ def _check(arguments: argparse.Namespace) -> None:
             raise UserError(f"--{option.replace('_', '-')} is for --engine slurm")
 
 
-def _slots(gpus_per_run: int, max_parallel: int | None) -> list[dict[str, str]]:
-    gpus = devices.visible_gpus(os.environ) if gpus_per_run else []
-    return pool_module.slots(gpus_per_run, max_parallel, gpus)
-
-
-def _sweep(
-    arguments: argparse.Namespace, output_root: Path, runs: Sequence[PlannedRun]
-) -> Sweep:
-    return Sweep(
-        folder=record.next_folder(output_root),
-        engine=arguments.engine,
-        working_folder=os.getcwd(),
+def _engine(arguments: argparse.Namespace) -> Engine:
+    _check(arguments)
+    return Engine(
+        name=arguments.engine,
+        program=arguments.program,
         gpus_per_run=arguments.gpus_per_run,
         max_parallel=arguments.max_parallel,
-        runs=tuple(runs),
-    )
-
-
-def _arrays(
-    arguments: argparse.Namespace, output_root: Path, runs: Sequence[PlannedRun]
-) -> list[Sweep]:
-    """The runs as sweeps of one Slurm array each, no longer than the cluster takes.
-
-    They share `--max-parallel`.
-
-    Raises:
-        UserError: it is less than the number of arrays.
-    """
-    whole, longest = _sweep(arguments, output_root, runs), slurm.longest_array()
-    parts = [runs[first : first + longest] for first in range(0, len(runs), longest)]
-    limits: list[int | None] = [None] * len(parts)
-    if (limit := arguments.max_parallel) is not None:
-        if limit < len(parts):
-            raise UserError(
-                f"{len(runs)} runs are {len(parts)} Slurm arrays, each of at most "
-                f"{longest} (MaxArraySize): --max-parallel must be at least "
-                f"{len(parts)}"
-            )
-        each, rest = divmod(limit, len(parts))
-        limits = [each + (number < rest) for number in range(len(parts))]
-    first = int(whole.folder.name)
-    return [
-        replace(
-            whole,
-            folder=whole.folder.with_name(str(first + number)),
-            max_parallel=share,
-            runs=tuple(part),
-        )
-        for number, (part, share) in enumerate(zip(parts, limits, strict=True))
-    ]
-
-
-def _resources(arguments: argparse.Namespace, runs: Sequence[PlannedRun]) -> Resources:
-    return Resources(
-        cpus=arguments.cpus or max(run.processes for run in runs),
+        submits=not arguments.no_submit,
+        cpus=arguments.cpus,
         partition=arguments.partition,
         time=arguments.time,
         mem=arguments.mem,
     )
 
 
-def _left_to_do(output_root: Path, runs: Sequence[PlannedRun]) -> list[PlannedRun]:
-    """The runs that are not finished, running or queued; says how many are."""
-    sweeps = record.load_all(output_root)
-    queue = _queue(sweeps)
-    left, skipped = [], []
-    for run in runs:
-        state = status.already(run, output_root, sweeps, queue)
-        if state:
-            skipped.append(state)
-        else:
-            left.append(run)
-    for state in dict.fromkeys(skipped):
-        print(f"{skipped.count(state)} of {len(runs)} runs: {state} already")
-    return left
+def _request(arguments: argparse.Namespace, engine: Engine) -> Request:
+    return Request(
+        paths=arguments.paths,
+        settings=arguments.set,
+        seeds=arguments.seeds,
+        frames=arguments.frames,
+        hours=arguments.hours,
+        endless=arguments.endless,
+        gpu_id=engine.gpu_id,
+    )
 
 
-def _show_plan(
-    arguments: argparse.Namespace, output_root: Path, runs: Sequence[PlannedRun]
-) -> None:
+def _show_plan(engine: Engine, output_root: Path, runs: Sequence[PlannedRun]) -> None:
     for run in runs:
-        print(pool_module.command(run.arguments))
-    if arguments.engine == SLURM:
-        for sweep in _arrays(arguments, output_root, runs):
-            print(f"\n# {sweep.script} would be:\n")
-            print(slurm.job_script(sweep, _resources(arguments, runs)))
-    if arguments.updates_per_s is not None:
-        print(_cost(runs, arguments.updates_per_s))
+        print(pool.command(run.arguments))
+    if engine.on_slurm:
+        for array in engine.arrays(output_root, runs):
+            print(f"\n# {array.script} would be:\n")
+            print(engine.script(array, runs))
 
 
 def _cost(runs: Sequence[PlannedRun], updates_per_s: float) -> str:
@@ -574,16 +300,6 @@ def _cost(runs: Sequence[PlannedRun], updates_per_s: float) -> str:
     return "\n".join(lines)
 
 
-def _run_pool(
-    runs: Sequence[tuple[Sweep, int]], slots: list[dict[str, str]], program: str
-) -> tuple[int, bool]:
-    """The exit code, and whether a signal ended it."""
-    pool = Pool(runs, slots, _say)
-    codes = pool.run()
-    print(f"to see all runs: {_status_command(program, runs[0][0])}")
-    return (1 if set(codes) - set(NO_FAILURE) else 0), pool.stopped
-
-
 # ---- looking after what was submitted -----------------------------------------------
 
 
@@ -593,11 +309,6 @@ def _require_sweep(output_root: Path) -> None:
         raise UserError(f"{output_root} holds no sweep; name the runs' output_root")
 
 
-def _queue(sweeps: Sequence[Sweep]) -> Queue:
-    """What Slurm has queued; a user without a sweep in it needs no Slurm."""
-    return slurm.queue() if any(s.engine == SLURM for s in sweeps) else {}
-
-
 def show_status(output_root: Path) -> int:
     _require_sweep(output_root)
     found = status.of_sweeps(output_root, lambda line: print(line, file=sys.stderr))
@@ -605,11 +316,6 @@ def show_status(output_root: Path) -> int:
         return 2
     print("\n".join(table(found, terminal_width())))
     return 0
-
-
-def _status_command(program: str, sweep: Sweep) -> str:
-    words = script_words(program, "sweep.py")
-    return shlex.join([*words, "status", shown_path(sweep.output_root)])
 
 
 def cancel(output_root: Path) -> int:
@@ -622,31 +328,31 @@ def cancel(output_root: Path) -> int:
     if tasks:
         slurm.cancel(tasks)
         print(f"cancelled {len(tasks)} jobs; those that run save first")
-    pool = record.holder(output_root)
-    if pool is not None:
-        pool = _told_to_end(pool)
-    if not tasks and pool is None:
+    holder = record.holder(output_root)
+    if holder is not None:
+        holder = _told_to_end(holder)
+    if not tasks and holder is None:
         print("nothing is queued, and no pool is at work")
     return 0
 
 
-def _told_to_end(pool: record.Holder) -> record.Holder | None:
+def _told_to_end(holder: record.Holder) -> record.Holder | None:
     """Asks a pool to end; None: it has ended meanwhile.
 
     Raises:
         UserError: it is on another host, or another user's.
     """
-    if pool.host != os.uname().nodename:
-        where = f"process {pool.pid} on {pool.host}"
+    if holder.host != os.uname().nodename:
+        where = f"process {holder.pid} on {holder.host}"
         raise UserError(f"the pool is {where}; cancel it there")
     try:
-        os.kill(pool.pid, signal.SIGTERM)
+        os.kill(holder.pid, signal.SIGTERM)
     except ProcessLookupError:
         return None
     except PermissionError:
-        raise UserError(f"the pool is process {pool.pid} of another user") from None
-    print(f"told the pool, process {pool.pid}, to end; its runs save first")
-    return pool
+        raise UserError(f"the pool is process {holder.pid} of another user") from None
+    print(f"told the pool, process {holder.pid}, to end; its runs save first")
+    return holder
 
 
 def retry(output_root: Path, program: str) -> int:
@@ -655,7 +361,7 @@ def retry(output_root: Path, program: str) -> int:
     with record.claimed(output_root):
         sweeps = record.load_all(output_root)
         runs = record.latest(sweeps)
-        found = status.states(runs, _queue(sweeps))
+        found = status.states(runs, slurm.queue_of(sweeps))
         failed: dict[Path, list[int]] = {}
         for (sweep, index), state in zip(runs, found, strict=True):
             if state.state == FAILED:
@@ -673,11 +379,11 @@ def retry(output_root: Path, program: str) -> int:
                 pools.setdefault(places, []).extend((sweep, i) for i in indices)
             else:
                 job = slurm.submit(sweep, indices)
-                submitted = counted(len(indices), "run")
-                print(f"submitted {submitted} as job {job}: {sweep.script}")
+                engines.say_submitted(sweep, job, len(indices))
         codes = [0]
         for places, together in pools.items():
-            code, stopped = _run_pool(together, _slots(*places), program)
+            slots = engines.slots_here(*places)
+            code, stopped = run_pool(together, slots, program)
             codes.append(code)
             if stopped:
                 break

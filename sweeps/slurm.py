@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..util import UserError, atomic_write, check_path
-from .record import MAIN, Sweep
+from .record import MAIN, SLURM, Sweep
 
 SAVE_SECONDS = 60  # before the time limit; a run saves within 15
 DEFAULT_ARRAY_SIZE = 1001
@@ -215,6 +215,11 @@ def queue() -> Queue:
             script = str(Path(folder, command).resolve())
             tasks[script, int(index)] = Task(job, state, reason)
     return tasks
+
+
+def queue_of(sweeps: Iterable[Sweep]) -> Queue:
+    """As `queue` where one of the sweeps is Slurm's; a user without needs no Slurm."""
+    return queue() if any(sweep.engine == SLURM for sweep in sweeps) else {}
 
 
 def cancel(tasks: Iterable[Task]) -> None:

@@ -20,7 +20,7 @@ from steve import main, sweep
 from steve.settings import loading
 from steve.storage.folders import Folders
 from steve.storage.record import write_json
-from steve.sweeps import record
+from steve.sweeps import engines, pool, record
 from steve.sweeps.record import SLURM, Sweep
 from steve.util import UserError
 
@@ -388,7 +388,7 @@ def call(tmp_path, monkeypatch):
     """The words of a local search of three trials, each of which ends at once."""
     pytest.importorskip("optuna")
     monkeypatch.chdir(PROJECT)
-    monkeypatch.setattr(sweep, "Pool", EndedPool)
+    monkeypatch.setattr(pool, "Pool", EndedPool)
     return QUICKSTART, *SEARCH, *VALUES, "--set", f"output_root={tmp_path}"
 
 
@@ -479,7 +479,7 @@ class Element:
         self._capsys = capsys
         self._finishes = True
         self.rates: list[str] = []  # of the runs that were started
-        monkeypatch.setattr(sweep.os, "execv", self._become_main)
+        monkeypatch.setattr(os, "execv", self._become_main)
 
     def _become_main(self, python, words):
         assert words[:2] == [python, str(PROJECT / "main.py")]
@@ -562,7 +562,7 @@ def test_a_search_that_slurm_had_begun_continues_on_this_machine(
     element = Element(monkeypatch, capsys)
     element.run(made, 0)
     element.run(made, 2, finishes=False)
-    monkeypatch.setattr(sweep, "Pool", EndedPool)
+    monkeypatch.setattr(pool, "Pool", EndedPool)
     code, shown = said(capsys, QUICKSTART, *SEARCH, *rest)
     assert code == 0
     assert f"-trial2: trial 2, policy_config.learning_rate={element.rates[1]}" in shown
@@ -612,8 +612,10 @@ def test_failed_runs_are_retried_in_places_as_they_had(tmp_path, monkeypatch, st
         def run(self):
             return [len(made) - 1]
 
-    monkeypatch.setattr(sweep, "Pool", FakePool)
-    monkeypatch.setattr(sweep, "_slots", lambda *places: [{"places": str(places)}])
+    monkeypatch.setattr(pool, "Pool", FakePool)
+    monkeypatch.setattr(
+        engines, "slots_here", lambda *places: [{"places": str(places)}]
+    )
     assert sweep.main(["retry", str(tmp_path)]) == (0 if stops else 1)
     expected = [
         (["a", "c"], [{"places": "(2, 1)"}]),
