@@ -287,16 +287,18 @@ def _show_plan(engine: Engine, output_root: Path, runs: Sequence[PlannedRun]) ->
 def _cost(runs: Sequence[PlannedRun], updates_per_s: float) -> str:
     """How long it takes at a given speed."""
     paced = [run.updates for run in runs if run.updates]
-    hours = [updates / updates_per_s / 3600 for updates in paced]
+    seconds = [updates / updates_per_s for updates in paced]
     lines = [
         f"{len(paced)} of {len(runs)} runs have a pace and a limit of frames; at "
         f"{updates_per_s:g} updates/s of the value learner they take:"
     ]
-    if hours:
-        shortest, longest = f"{min(hours):,.1f}", f"{max(hours):,.1f}"
+    if seconds:
+        unit, name = (3600, "hours") if max(seconds) >= 3600 else (60, "minutes")
+        ends = (min(seconds) / unit, max(seconds) / unit)
+        shortest, longest = (f"{end:,.1f}" for end in ends)
         each = shortest if shortest == longest else f"{shortest} to {longest}"
-        lines.append(f"  {each} hours each ({max(paced):,} updates)")
-        lines.append(f"  {sum(hours):,.0f} hours of one machine in all")
+        lines.append(f"  {each} {name} each ({max(paced):,} updates)")
+        lines.append(f"  {sum(seconds) / unit:,.0f} {name} of one machine in all")
     return "\n".join(lines)
 
 

@@ -161,6 +161,15 @@ def test_the_dry_run_shows_the_papers_132_commands_the_script_and_the_cost(
     assert not (tmp_path / "out").exists()
 
 
+def test_the_cost_of_short_runs_is_said_in_minutes(capsys, monkeypatch):
+    monkeypatch.chdir(PROJECT)
+    keys = ("--seeds", "0-2", "--dry-run", "--updates-per-s", 100)
+    shown = said(capsys, QUICKSTART, *LOCAL, *keys)[1]
+    # 9,500 updates / 100 per second = 95 seconds
+    assert "  1.6 minutes each (9,500 updates)\n" in shown
+    assert "  5 minutes of one machine in all\n" in shown
+
+
 # Slurm
 
 
