@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from steve import __version__
-from steve.util import OneLineParser, prepare_command
+from steve.command_line import OneLineParser, prepare_command
 
 
 class Command(NamedTuple):

@@ -35,21 +35,13 @@ from steve.analysis.trained import (
     load_state,
     policy_shapes,
 )
+from steve.command_line import OneLineParser, example, exit_code, prepare_command
 from steve.running import devices
 from steve.settings.extensions import import_modules
 from steve.settings.schema import Config
 from steve.storage import checkpoint
 from steve.storage.checkpoint import Checkpoint
-from steve.util import (
-    OneLineParser,
-    UserError,
-    appearing,
-    environment,
-    example,
-    exit_code,
-    importing_tensorflow,
-    prepare_command,
-)
+from steve.util import UserError, appearing, environment, importing_tensorflow
 
 NUMPY_NAME = "policy.npz"
 TENSORFLOW_NAME = "saved_model"

@@ -20,14 +20,8 @@ except ModuleNotFoundError:
     sys.exit("main.py: the package steve is not installed; run: pip install -e .")
 
 from steve import __version__
-from steve.running.display import Display
-from steve.running.launch import end_of, opened, run_processes
-from steve.settings.files import locate
-from steve.settings.request import Request, Start
-from steve.storage.folders import Folders
-from steve.util import (
+from steve.command_line import (
     OneLineParser,
-    UserError,
     drop_unwritten_output,
     example,
     exit_code,
@@ -35,9 +29,13 @@ from steve.util import (
     prepare_command,
     print_once,
     script_words,
-    shown_path,
-    stop_as_by_ctrl_c,
 )
+from steve.running.display import Display
+from steve.running.launch import end_of, opened, run_processes
+from steve.settings.files import locate
+from steve.settings.request import Request, Start
+from steve.storage.folders import Folders
+from steve.util import UserError, shown_path, stop_as_by_ctrl_c
 
 
 def parse_arguments(

@@ -39,17 +39,15 @@ from steve.analysis.records import (
     grouped,
     remarks,
 )
-from steve.util import (
+from steve.command_line import (
     OneLineParser,
-    UserError,
-    atomic_write,
     example,
     exit_code,
     number,
     prepare_command,
-    unused,
     whole_number,
 )
+from steve.util import UserError, atomic_write, unused
 
 SUFFIXES = (".png", ".pdf", ".svg")
 DEFAULT_FOLDER = Path("output/plots")

@@ -18,15 +18,15 @@ try:
 except ModuleNotFoundError:
     sys.exit("status.py: the package steve is not installed; run: pip install -e .")
 
-from steve.sweeps import status
-from steve.sweeps.table import table
-from steve.util import (
+from steve.command_line import (
     OneLineParser,
     example,
     exit_code,
     prepare_command,
     terminal_width,
 )
+from steve.sweeps import status
+from steve.sweeps.table import table
 
 
 def parse_arguments(

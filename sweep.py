@@ -19,17 +19,8 @@ try:
 except ModuleNotFoundError:
     sys.exit("sweep.py: the package steve is not installed; run: pip install -e .")
 
-from steve.sweeps import engines, pool, record, search, slurm, status, trials
-from steve.sweeps.engines import Engine, left_to_do, run_pool
-from steve.sweeps.record import LOCAL, SLURM, PlannedRun, Sweep
-from steve.sweeps.runs import Request, expand
-from steve.sweeps.status import FAILED
-from steve.sweeps.table import table
-from steve.sweeps.trials import Search
-from steve.util import (
+from steve.command_line import (
     OneLineParser,
-    UserError,
-    check_path,
     example,
     exit_code,
     number,
@@ -37,6 +28,14 @@ from steve.util import (
     terminal_width,
     whole_number,
 )
+from steve.sweeps import engines, pool, record, search, slurm, status, trials
+from steve.sweeps.engines import Engine, left_to_do, run_pool
+from steve.sweeps.record import LOCAL, SLURM, PlannedRun, Sweep
+from steve.sweeps.runs import Request, expand
+from steve.sweeps.status import FAILED
+from steve.sweeps.table import table
+from steve.sweeps.trials import Search
+from steve.util import UserError, check_path
 
 COMMANDS = ("status", "cancel", "retry")
 MAX_SEED = 2**31 - 1

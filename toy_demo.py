@@ -53,6 +53,14 @@ from steve.analysis.drawing import (
     rendered,
     text_table,
 )
+from steve.command_line import (
+    OneLineParser,
+    example,
+    exit_code,
+    number,
+    prepare_command,
+    whole_number,
+)
 from steve.toy_chain import (
     History,
     ToyLearner,
@@ -61,16 +69,7 @@ from steve.toy_chain import (
     learners,
     steve_target,
 )
-from steve.util import (
-    OneLineParser,
-    UserError,
-    atomic_write,
-    example,
-    exit_code,
-    number,
-    prepare_command,
-    whole_number,
-)
+from steve.util import UserError, atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

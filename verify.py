@@ -26,6 +26,13 @@ except ModuleNotFoundError:
 import numpy as np
 
 from steve.analysis.records import read_config
+from steve.command_line import (
+    OneLineParser,
+    example,
+    exit_code,
+    prepare_command,
+    whole_number,
+)
 from steve.running.training import Epoch, train
 from steve.settings.request import Request
 from steve.storage import checkpoint
@@ -34,14 +41,7 @@ from steve.storage.conditions import differences
 from steve.storage.digests import Digest, read_digests
 from steve.storage.folders import HYPERPARAMETERS, Folders
 from steve.storage.record import read_json, read_run, reasons_of
-from steve.util import (
-    OneLineParser,
-    UserError,
-    example,
-    exit_code,
-    prepare_command,
-    whole_number,
-)
+from steve.util import UserError
 
 # Of the repetition: nothing in it changes what is learned.
 QUIET = (

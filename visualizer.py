@@ -69,24 +69,26 @@ from steve.analysis.trained import (
     policy_shapes,
 )
 from steve.analysis.video import EpisodeError, Video
+from steve.command_line import (
+    OneLineParser,
+    example,
+    exit_code,
+    prepare_command,
+    whole_number,
+)
 from steve.running import devices
 from steve.settings.extensions import import_modules
 from steve.settings.loading import check_registered
 from steve.settings.schema import Config
 from steve.storage import checkpoint
 from steve.util import (
-    OneLineParser,
     UserError,
     appearing,
     environment,
-    example,
-    exit_code,
     importing_tensorflow,
     is_installed,
-    prepare_command,
     stop_as_by_ctrl_c,
     unused,
-    whole_number,
 )
 
 if TYPE_CHECKING:

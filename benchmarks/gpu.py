@@ -33,12 +33,13 @@ import learners
 import pynvml
 from rich.table import Table
 
+from steve.command_line import print_once
 from steve.running import devices
 from steve.settings.roles import VALUERL, WORLDMODEL
 from steve.settings.roles import learners as learners_of
 from steve.settings.schema import Config
 from steve.storage.folders import Run
-from steve.util import UserError, print_once
+from steve.util import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = (

@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 import numpy as np
 from rich.table import Table
 
+from steve.command_line import OneLineParser, exit_code, print_once
 from steve.replay import Batch, ReplayBuffer
 from steve.running.launch import measure_environment
 from steve.settings import loading
@@ -24,7 +25,6 @@ from steve.settings.schema import Config
 from steve.storage.board import Board
 from steve.storage.conditions import processor
 from steve.storage.folders import Folders, Run
-from steve.util import OneLineParser, exit_code, print_once
 
 
 def parser(description: str, config: bool = True) -> argparse.ArgumentParser:

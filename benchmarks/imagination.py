@@ -15,11 +15,12 @@ import harness
 import numpy as np
 
 from steve.analysis.trained import build_nets, load_checkpoint
+from steve.command_line import OneLineParser
 from steve.envwrap import EnvSizes
 from steve.replay import ReplayBuffer
 from steve.settings.loading import load
 from steve.settings.schema import Config
-from steve.util import OneLineParser, UserError
+from steve.util import UserError
 
 KEY = "policy_config.value_expansion.imagination_precision"
 

@@ -18,9 +18,10 @@ import learners
 import numpy as np
 from rich.table import Table
 
+from steve.command_line import print_once
 from steve.running import devices
 from steve.settings.roles import WORLDMODEL
-from steve.util import UserError, print_once
+from steve.util import UserError
 
 REGULARISER = "reg_loss"
 

@@ -35,13 +35,14 @@ import learners
 import peer_work
 from rich.table import Table
 
+from steve.command_line import print_once
 from steve.replay import ReplayBuffer
 from steve.running import devices
 from steve.settings.roles import VALUERL, WORLDMODEL
 from steve.settings.roles import learners as learners_of
 from steve.settings.schema import Config, LearnerConfig
 from steve.storage.folders import Run
-from steve.util import RunError, UserError, error_text, is_installed, print_once
+from steve.util import RunError, UserError, error_text, is_installed
 
 UPDATES_PER_CALL = 16  # at most, as in training
 OURS = "steve"

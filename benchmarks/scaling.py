@@ -15,9 +15,9 @@ import harness
 import learners
 from rich.table import Table
 
+from steve.command_line import print_once
 from steve.settings import loading
 from steve.settings.roles import VALUERL, WORLDMODEL
-from steve.util import print_once
 
 LEARNERS = (VALUERL, WORLDMODEL)
 SIZES = (1, 2, 4, 8)

@@ -16,7 +16,8 @@ from moviepy import ImageSequenceClip
 
 import steve
 from steve.analysis.video import choose_gl
-from steve.util import OneLineParser, UserError, exit_code
+from steve.command_line import OneLineParser, exit_code
+from steve.util import UserError
 
 PICTURE = {
     "render_mode": "rgb_array",

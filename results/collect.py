@@ -19,12 +19,13 @@ from typing import Any
 
 from steve.analysis import acting_returns
 from steve.analysis.records import read_config
+from steve.command_line import OneLineParser, exit_code
 from steve.replay import ReplayBuffer
 from steve.settings.roles import learners
 from steve.settings.schema import Config
 from steve.storage.folders import ASIDE, Folders
 from steve.storage.record import read_json, read_run, write_json
-from steve.util import OneLineParser, UserError, appearing, exit_code
+from steve.util import UserError, appearing
 
 RESULTS = Path(__file__).resolve().parent
 PLACE = "output"  # stands for the output_root of every run

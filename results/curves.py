@@ -9,7 +9,8 @@ from pathlib import Path
 
 from steve.analysis.published import TABLE, tidy
 from steve.analysis.records import find_runs
-from steve.util import atomic_write, exit_code
+from steve.command_line import exit_code
+from steve.util import atomic_write
 
 RESULTS = Path(__file__).resolve().parent
 

@@ -44,7 +44,8 @@ from steve.analysis.drawing import (
     rendered,
 )
 from steve.analysis.records import SCORE, Record, find_runs
-from steve.util import OneLineParser, UserError, atomic_write, exit_code
+from steve.command_line import OneLineParser, exit_code
+from steve.util import UserError, atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -16,9 +16,9 @@ import numpy as np
 from run_fullsize import is_done, work
 
 from steve.analysis.records import Record, find_runs
+from steve.command_line import OneLineParser, exit_code, prepare_command, whole_number
 from steve.sweeps.record import PlannedRun
 from steve.sweeps.runs import Request, expand
-from steve.util import OneLineParser, exit_code, prepare_command, whole_number
 
 CONFIG = "config/quickstart.json"
 LAST = 10  # evaluated policies

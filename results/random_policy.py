@@ -10,10 +10,10 @@ import sys
 
 import numpy as np
 
+from steve.command_line import OneLineParser, exit_code
 from steve.envwrap import make_env
 from steve.settings.loading import load
 from steve.settings.schema import Environment
-from steve.util import OneLineParser, exit_code
 
 EPISODES = 100
 

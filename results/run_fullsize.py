@@ -15,6 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from steve.command_line import OneLineParser, exit_code, prepare_command
 from steve.replay import ReplayBuffer
 from steve.storage import locks, record
 from steve.storage.folders import Folders
@@ -29,7 +30,7 @@ from steve.sweeps.record import (
     save,
 )
 from steve.sweeps.runs import Request, expand
-from steve.util import OneLineParser, UserError, exit_code, prepare_command, wait_until
+from steve.util import UserError, wait_until
 
 # Experiment, seeds, frames. All of theirs: nobody explores.
 STAGES = (

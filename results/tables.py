@@ -16,7 +16,7 @@ import numpy as np
 
 from steve.analysis.curves import SMOOTH, curve, frames_to_reach
 from steve.analysis.records import SCORE, USAGE, Record, find_runs, grouped
-from steve.util import OneLineParser, exit_code
+from steve.command_line import OneLineParser, exit_code
 
 RESULTS = Path(__file__).resolve().parent
 

@@ -29,7 +29,8 @@ from steve.analysis.drawing import (
     rendered,
 )
 from steve.analysis.records import read_table
-from steve.util import OneLineParser, UserError, atomic_write, exit_code
+from steve.command_line import OneLineParser, exit_code
+from steve.util import UserError, atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -34,18 +34,13 @@ from steve.analysis.trained import (
     differing_keys,
     load_checkpoint,
 )
+from steve.command_line import OneLineParser, exit_code
 from steve.envwrap import make_env, sizes_of
 from steve.replay import ReplayBuffer
 from steve.running import devices
 from steve.settings.loading import load
 from steve.settings.schema import Config, Environment
-from steve.util import (
-    OneLineParser,
-    UserError,
-    environment,
-    exit_code,
-    importing_tensorflow,
-)
+from steve.util import UserError, environment, importing_tensorflow
 
 ENVIRONMENTS = ("HalfCheetah-v1", "Swimmer-v1")
 STEPS = 1000  # with their discount, 0.99, what follows counts by 4e-5

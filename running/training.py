@@ -208,13 +208,9 @@ def _ask_to_end(launcher: subprocess.Popen[str]) -> None:
 
 def serve() -> None:
     """The main function of the process: one launch, as main.py's."""
+    from ..command_line import escape_unknown_characters, hear_signals, output_console
     from ..storage.folders import Folders
-    from ..util import (
-        escape_unknown_characters,
-        hear_signals,
-        output_console,
-        stop_as_by_ctrl_c,
-    )
+    from ..util import stop_as_by_ctrl_c
     from .display import Display
     from .launch import end_of, opened, run_processes
     from .progress import Progress

@@ -11,7 +11,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from ..util import NOT_A_TERMINAL, UserError, one_line
+from ..util import UserError, one_line
 from . import loading
 from .files import PACKAGE, KeyPath
 from .keys import all_paths, allowed, field_at, known_keys, section_of
@@ -22,6 +22,7 @@ CONFIG = Path("config")
 # Below CONFIG.
 EXPERIMENTS = ("experiments/**/*.json", "fullsize/**/*.json", "cpu/**/*.json")
 MOST_SHOWN = 3  # values in which an experiment differs
+WIDEST = 1000  # columns: no table is wider
 # By folder below CONFIG. One that is not named here is listed without a word.
 SHOWS = {
     "experiments/goodruns": "learning curves: score against environment frames",
@@ -206,7 +207,7 @@ class _Values:
         self, console: Console, options: ConsoleOptions
     ) -> Iterator[RenderableType]:
         table = _value_table(self._rows)
-        anything = options.update(max_width=NOT_A_TERMINAL)
+        anything = options.update(max_width=WIDEST)
         if Measurement.get(console, anything, table).maximum <= options.max_width:
             yield table
             return

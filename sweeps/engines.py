@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ..command_line import script_words
 from ..running import devices
-from ..util import UserError, counted, script_words, shown_path
+from ..util import UserError, counted, shown_path
 from . import pool, record, slurm, status
 from .record import NO_FAILURE, SLURM, PlannedRun, Sweep
 

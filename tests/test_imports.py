@@ -36,6 +36,7 @@ REPLAY = {"replay", "replay_file"}
 # A place may import itself. `Lazy` holds what functions may import in addition.
 ALLOWED = {
     "util": set(),
+    "command_line": {"util"},
     "batch": set(),
     "nn": set(),
     "toy_chain": set(),
@@ -73,6 +74,7 @@ ALLOWED = {
         *GROUND,
     },
     "sweeps": {
+        "command_line",
         "running.devices",
         "running.child",
         "storage",
@@ -91,8 +93,8 @@ ALLOWED = {
     "__init__": set(),
 }
 LAZY = {
-    # In a child process that measures an environment, and for the launcher's events.
-    "running": {"envwrap", "loggers"},
+    # In a child process that measures an environment, and in that of `steve.train`.
+    "running": {"envwrap", "loggers", "command_line"},
     "analysis": PAPER | {"learner"},
     "__init__": {"running", "analysis", "settings", "util"},
 }

@@ -21,6 +21,7 @@ from support import make_config, make_run, read_events
 from support_children import die_measuring, hang_measuring
 
 from steve import main
+from steve.command_line import python_word
 from steve.main import resuming_command
 from steve.running import devices
 from steve.running import launch as launch_module
@@ -28,7 +29,7 @@ from steve.running.launch import measure_environment, plan_children
 from steve.settings.roles import VALUERL, WORLDMODEL
 from steve.settings.schema import Config, Environment
 from steve.storage.board import Board
-from steve.util import UserError, python_word, shown_path
+from steve.util import UserError, shown_path
 
 PROJECT = Path(__file__).resolve().parents[1]
 QUICKSTART = "config/quickstart.json"

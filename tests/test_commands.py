@@ -13,9 +13,10 @@ from support import PROJECT, QUICKSTART
 import steve
 from steve import __main__, export, main, toy_demo, visualizer
 from steve.__main__ import COMMANDS
+from steve.command_line import SUBCOMMANDS, exit_code, python_word
 from steve.settings import loading
 from steve.storage.folders import Folders
-from steve.util import SUBCOMMANDS, RunError, UserError, exit_code, python_word
+from steve.util import RunError, UserError
 
 
 def test_options_may_stand_between_configuration_and_gpu():
