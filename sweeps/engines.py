@@ -135,10 +135,10 @@ def slots_here(gpus_per_run: int, max_parallel: int | None) -> list[dict[str, st
 def left_to_do(output_root: Path, runs: Sequence[PlannedRun]) -> list[PlannedRun]:
     """The runs that are not finished, running or queued; says how many are."""
     sweeps = record.load_all(output_root)
-    queue = slurm.queue_of(sweeps)
+    tasks = status.tasks_by_run(sweeps, slurm.queue_of(sweeps))
     left, skipped = [], []
     for run in runs:
-        state = status.already(run, output_root, sweeps, queue)
+        state = status.already(run, output_root, tasks)
         if state:
             skipped.append(state)
         else:

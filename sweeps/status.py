@@ -3,7 +3,7 @@
 import math
 import mmap
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -86,24 +86,34 @@ def states(
 
 
 def already(
-    run: PlannedRun,
-    output_root: Path,
-    sweeps: Sequence[Sweep],
-    queue: Queue,
+    run: PlannedRun, output_root: Path, tasks: Mapping[str, Task]
 ) -> str | None:
-    """FINISHED, RUNNING or WAITING where a run need not be submitted, else None."""
+    """FINISHED, RUNNING or WAITING where a run need not be submitted, else None.
+
+    Args:
+        run: that one.
+        output_root: of its sweep.
+        tasks: as of `tasks_by_run`.
+    """
     folders = run.folders(output_root)
     if locks.in_use(folders):
         return RUNNING
-    for sweep in sweeps:
-        for index, earlier in enumerate(sweep.runs):
-            task = _task(sweep, index, queue) if earlier.name == run.name else None
-            if task:
-                return WAITING if task.is_pending else RUNNING
+    if task := tasks.get(run.name):
+        return WAITING if task.is_pending else RUNNING
     with suppress(UserError):  # its run.json is damaged: its launch says that
         if record.is_finished(folders, run.frames, run.hours):
             return FINISHED
     return None
+
+
+def tasks_by_run(sweeps: Iterable[Sweep], queue: Queue) -> dict[str, Task]:
+    """What Slurm has queued of these sweeps, by the names of the runs."""
+    found: dict[str, Task] = {}
+    for sweep in sweeps if queue else ():
+        for index, run in enumerate(sweep.runs):
+            if task := _task(sweep, index, queue):
+                found.setdefault(run.name, task)
+    return found
 
 
 def _task(sweep: Sweep, index: int, queue: Queue) -> Task | None:

@@ -226,6 +226,6 @@ def _collect(search: Search, output_root: Path, study: Study) -> None:
     for trial in study.begun():
         with suppress(UserError):  # its output is damaged: its launch says that
             run = search.run(trial)
-            if status.already(run, output_root, (), {}) == FINISHED:
+            if status.already(run, output_root, {}) == FINISHED:
                 scores = run.folders(output_root).scores
                 study.tell(trial, METRICS[search.metric](scores))

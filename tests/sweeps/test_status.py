@@ -25,6 +25,7 @@ from steve.sweeps.status import (
     below,
     last_attempt,
     states,
+    tasks_by_run,
 )
 from steve.util import UserError
 
@@ -186,17 +187,17 @@ def test_slurms_accounts_add_why_a_job_is_lost(sweep, monkeypatch):
 def test_what_is_finished_running_or_queued_is_not_submitted_again(sweep):
     run, root = sweep.runs[0], sweep.output_root
     sweep.log(0).write_text(f"{START}{END}1\n")
-    assert already(run, root, [sweep], {}) is None
+    assert already(run, root, {}) is None
     for name, state in (("PENDING", WAITING), ("RUNNING", RUNNING)):
         queue = {(str(sweep.script), 0): Task("7_0", name, "")}
-        assert already(run, root, [sweep], queue) == state
+        assert already(run, root, tasks_by_run([sweep], queue)) == state
         other = replace(run, experiment="other")
-        assert already(other, root, [sweep], queue) is None
+        assert already(other, root, tasks_by_run([sweep], queue)) is None
     with locks.claimed(sweep.folders(0)):
-        assert already(run, root, [], {}) == RUNNING
+        assert already(run, root, {}) == RUNNING
     finish(sweep, frames=100)
-    assert already(run, root, [], {}) == FINISHED
-    assert already(replace(run, frames=101), root, [], {}) is None
+    assert already(run, root, {}) == FINISHED
+    assert already(replace(run, frames=101), root, {}) is None
 
 
 # Progress
@@ -250,7 +251,7 @@ def test_one_damaged_record_does_not_take_the_table_with_it(tmp_path):
     assert (bad.state, bad.score) == (FAILED, None)
     assert str(folders.run) in bad.why
     assert good.state == STOPPED
-    assert already(sweep.runs[0], tmp_path, [sweep], {}) is None
+    assert already(sweep.runs[0], tmp_path, {}) is None
 
 
 # Runs of any kind
