@@ -5,8 +5,9 @@ the interquartile mean of all runs' normalised scores, percentile-bootstrap inte
 stratified by environment, the optimality gap, the probability of improvement and
 performance profiles. The numbers are those of its library rliable.
 
-Scores of an algorithm are a list with an array for each environment, [runs]; the
-numbers of runs may differ.
+Scores of an algorithm are a list with an array for each environment, [..., N] for N
+runs; the numbers of runs may differ. What stands before N, if anything, is one and the
+same shape, and that of a statistic's result: resamples of a bootstrap.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -26,38 +27,42 @@ PROFILE_POINTS = 101
 Scores = Sequence[np.ndarray]
 
 
-def iqm(scores: Scores) -> float:
+def iqm(scores: Scores) -> np.ndarray:
     """The mean of the middle half of all scores."""
-    return float(scipy.stats.trim_mean(np.concatenate(scores), 0.25))
+    return scipy.stats.trim_mean(np.concatenate(scores, axis=-1), 0.25, axis=-1)
 
 
-def mean(scores: Scores) -> float:
+def mean(scores: Scores) -> np.ndarray:
     """The mean over environments of the mean over runs."""
-    return float(np.mean([each.mean() for each in scores]))
+    return np.mean([each.mean(axis=-1) for each in scores], axis=0)
 
 
-def optimality_gap(scores: Scores, goal: float = 1.0) -> float:
+def optimality_gap(scores: Scores, goal: float = 1.0) -> np.ndarray:
     """By how much runs miss the goal, those above it by 0; mean over environments."""
     return mean([np.maximum(goal - each, 0.0) for each in scores])
 
 
 def profile(scores: Scores, at: np.ndarray) -> np.ndarray:
-    """The share of runs above each score of `at`, mean over environments, [G]."""
-    above = [(each[:, None] > at).mean(axis=0) for each in scores]
+    """The share of runs above each score of `at`, mean over environments, [..., G]."""
+    above = [(each[..., None] > at).mean(axis=-2) for each in scores]
     return np.mean(above, axis=0)
 
 
-def probability_of_improvement(ours: Scores, theirs: Scores) -> float:
+def probability_of_improvement(ours: Scores, theirs: Scores) -> np.ndarray:
     """How probably a run of ours is better than one of theirs, mean over environments.
 
     Ties count half: the Mann-Whitney statistic over the number of pairs.
     """
-    pairs = [a[:, None] - b for a, b in zip(ours, theirs, strict=True)]
-    return float(np.mean([((d > 0) + 0.5 * (d == 0)).mean() for d in pairs]))
+    better = []
+    for a, b in zip(ours, theirs, strict=True):
+        difference = a[..., :, None] - b[..., None, :]  # [..., N, M]
+        won = (difference > 0) + 0.5 * (difference == 0)
+        better.append(won.mean(axis=(-2, -1)))
+    return np.mean(better, axis=0)
 
 
 def interval(
-    statistic: Callable[..., float | np.ndarray], *scores: Scores
+    statistic: Callable[..., np.ndarray], *scores: Scores
 ) -> tuple[np.ndarray, np.ndarray]:
     """The 95% interval of a statistic of one or two algorithms.
 
@@ -73,12 +78,9 @@ def interval(
         return unknown, unknown
     rng = np.random.default_rng(0)
     drawn = [
-        statistic(
-            *([rng.choice(each, len(each)) for each in one] for one in scores),
-        )
-        for _ in range(RESAMPLES)
+        [rng.choice(each, (RESAMPLES, len(each))) for each in one] for one in scores
     ]
-    low, high = np.percentile(np.array(drawn), [2.5, 97.5], axis=0)
+    low, high = np.percentile(statistic(*drawn), [2.5, 97.5], axis=0)
     return low, high
 
 
