@@ -80,9 +80,9 @@ def measure(env_config: "Environment", explore_chance: float = 0.0) -> EnvSizes:
         close_env(env)
 
 
-def registered() -> dict[str, Any]:
-    """What gymnasium has registered by now, by its ids."""
-    return dict(gymnasium.registry)
+def registered() -> str:
+    """All that gymnasium has registered by now, in full."""
+    return repr(gymnasium.registry)
 
 
 def close_env(env: gymnasium.Env, patience: float = CLOSE_PATIENCE) -> None:

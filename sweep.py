@@ -180,7 +180,7 @@ def submit(arguments: argparse.Namespace) -> int:
         if arguments.updates_per_s is not None:
             print(_cost(runs, arguments.updates_per_s))
         return 0
-    slots = engine.require()
+    slots = engine.slots()
     with record.claimed(output_root):
         left = left_to_do(output_root, runs)
         if not left:
@@ -292,13 +292,20 @@ def _cost(runs: Sequence[PlannedRun], updates_per_s: float) -> str:
         f"{updates_per_s:g} updates/s of the value learner they take:"
     ]
     if seconds:
-        unit, name = (3600, "hours") if max(seconds) >= 3600 else (60, "minutes")
-        ends = (min(seconds) / unit, max(seconds) / unit)
-        shortest, longest = (f"{end:,.1f}" for end in ends)
+        shortest, longest = _duration(min(seconds)), _duration(max(seconds))
         each = shortest if shortest == longest else f"{shortest} to {longest}"
-        lines.append(f"  {each} {name} each ({max(paced):,} updates)")
-        lines.append(f"  {sum(seconds) / unit:,.0f} {name} of one machine in all")
+        lines.append(f"  {each} each ({max(paced):,} updates)")
+        lines.append(f"  {_duration(sum(seconds))} of one machine in all")
     return "\n".join(lines)
+
+
+def _duration(seconds: float) -> str:
+    """In hours, below one in minutes, and below one of these in seconds."""
+    if seconds < 60:
+        return f"{seconds:.0f} seconds"
+    unit, name = (60, "minutes") if seconds < 3600 else (3600, "hours")
+    digits = 1 if seconds / unit < 1000 else 0
+    return f"{seconds / unit:,.{digits}f} {name}"
 
 
 # ---- looking after what was submitted -----------------------------------------------

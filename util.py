@@ -230,11 +230,13 @@ def importing_tensorflow(on_cpu: bool = True) -> Iterator[None]:
         on_cpu: as of `without_startup_notes`.
     """
     with without_startup_notes(on_cpu), environment(WITHOUT_KERAS):
+        was_enabled = gc.isenabled()
         gc.disable()
         try:
             yield
         finally:
-            gc.enable()
+            if was_enabled:
+                gc.enable()
 
 
 def check_path(path: str | Path, what: str) -> None:

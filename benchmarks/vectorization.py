@@ -74,7 +74,8 @@ def made(config: Config, how: str) -> Stepped:
     if how == "sync":
         envs = [SafeEnv(config.env, how, nothing) for _ in range(size)]
         return Stepped(envs, dim)
-    remote = [RemoteEnv(config, how, nothing, nothing, 0, i) for i in range(size)]
+    theirs = (config.env, config.module, how, nothing, nothing, 0)
+    remote = [RemoteEnv(*theirs, number=i) for i in range(size)]
     for env in remote:
         env.wait_until_made()
     return Stepped(remote, dim)

@@ -20,7 +20,7 @@ from types import FrameType
 from typing import Any, TypeVar
 
 from ..settings.extensions import import_modules
-from ..settings.roles import learners, process_seed
+from ..settings.roles import actors, process_seed
 from ..storage.board import Board, Wait
 from ..storage.checkpoint import CheckpointError
 from ..storage.disk import file_error_line, full_disk_line, is_full
@@ -185,8 +185,8 @@ def child_main(
             module, function = main.split(":")
             with importing_tensorflow():
                 main_function = getattr(importlib.import_module(module), function)
-            needs_all = name in learners(run.config)
-            import_modules(run.config.module if needs_all else run.env_modules)
+            acts = name in actors(run.config)
+            import_modules(run.env_modules if acts else run.config.module)
             seed = process_seed(run.config, name)
             board = Board.open(run.folders.board)
             board[name]["pid"] = os.getpid()

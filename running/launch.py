@@ -3,6 +3,7 @@
 import errno
 import multiprocessing
 import os
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -154,11 +155,12 @@ def _end_leftovers(run: Run) -> None:
 def _measure(config: Config) -> opening.Measured:
     from .. import envwrap  # here: the launcher itself needs no simulator
 
-    known = envwrap.registered()
+    registered = envwrap.registered()
     # Libraries such as TensorFlow print notes that obey no log level.
     with open(os.devnull, "w") as nowhere, redirected(nowhere.fileno()):
         extensions.import_modules(config.module)
-    register_envs = envwrap.registered() != known
+    # Modules with a weighting or a world model, which interactors do not need.
+    load_nets = "tensorflow" in sys.modules and envwrap.registered() == registered
     if config.env.module is not None:
         # Its errors are one line, without the usage of a script that reads argv.
         with open(os.devnull, "w") as nowhere, redirected(nowhere.fileno(), (2,)):
@@ -169,7 +171,7 @@ def _measure(config: Config) -> opening.Measured:
     return opening.Measured(
         spec,
         expansion.description if expansion else None,
-        tuple(config.module) if register_envs else (),
+        () if load_nets else tuple(config.module),
     )
 
 

@@ -4,9 +4,9 @@ Both are tables of entries by name. The built-in ones stand in the same tables, 
 whatever the program does with one (computing, naming, logging, plotting) it takes from
 the entry. No entry needs TensorFlow before its function is called for.
 
-A module that registers something is named in the configuration's `module`. The learners
-import it first; the launcher does not: it asks a child process. Who makes environments
-imports it where it registers one.
+A module that registers something is named in the configuration's `module`, and the
+processes of a run import it first; interactors and evaluators do not where it would
+only load TensorFlow. The launcher does not either: it asks a child process.
 """
 
 import importlib

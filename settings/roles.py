@@ -66,6 +66,12 @@ def evaluators(config: Config) -> list[str]:
     return [role.name for role in roles(config) if role.kind is Kind.EVALUATOR]
 
 
+def actors(config: Config) -> list[str]:
+    """The names of the processes that step environments."""
+    kinds = (Kind.INTERACTOR, Kind.EVALUATOR)
+    return [role.name for role in roles(config) if role.kind in kinds]
+
+
 def process_names(config: Config) -> list[str]:
     """The names of all processes of a run, the launcher's first."""
     return [role.name for role in roles(config)]

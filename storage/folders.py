@@ -163,9 +163,8 @@ class Run:
         cpu_learners: whether the learners compute on the CPU.
         gpus: what selects each learner's GPU in CUDA_VISIBLE_DEVICES, by its name.
         interface: between the environment and the nets; published with the policy.
-        env_modules: what processes without a learner import first: the configuration's
-            `module` where that registers environments, else nothing. Modules that
-            register other things mostly import TensorFlow.
+        env_modules: what interactors and evaluators import first: the configuration's
+            `module`, or nothing where that would only load TensorFlow.
     """
 
     config: Config

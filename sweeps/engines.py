@@ -45,7 +45,7 @@ class Engine:
         """What main.py gets: a run sees its own GPUs alone."""
         return "0" if self.gpus_per_run else "cpu"
 
-    def require(self) -> list[dict[str, str]]:
+    def slots(self) -> list[dict[str, str]]:
         """The places of a pool's runs, as `slots_here`; none on Slurm.
 
         Raises:

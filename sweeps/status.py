@@ -110,14 +110,11 @@ def tasks_by_run(sweeps: Iterable[Sweep], queue: Queue) -> dict[str, Task]:
     """What Slurm has queued of these sweeps, by the names of the runs."""
     found: dict[str, Task] = {}
     for sweep in sweeps if queue else ():
+        script = str(sweep.script.resolve())
         for index, run in enumerate(sweep.runs):
-            if task := _task(sweep, index, queue):
+            if task := queue.get((script, index)):
                 found.setdefault(run.name, task)
     return found
-
-
-def _task(sweep: Sweep, index: int, queue: Queue) -> Task | None:
-    return queue.get((str(sweep.script.resolve()), index))
 
 
 def _state(
@@ -126,7 +123,7 @@ def _state(
     queue: Queue,
     pool_since: float | None,
 ) -> State:
-    task = _task(sweep, index, queue)
+    task = queue.get((str(sweep.script.resolve()), index))
     log = sweep.log(index)
     state = _from_files(sweep.runs[index], sweep.output_root, log)
     if task and task.is_pending:

@@ -109,7 +109,7 @@ def find_best(search: Search) -> int:
         UserError: a mistake; nothing has been started.
     """
     output_root, ends = search.ends()
-    slots = search.engine.require()
+    slots = search.engine.slots()
     with record.claimed(output_root):
         study = _study(search, output_root, ends[0])
         if search.engine.on_slurm:

@@ -14,6 +14,7 @@ import parts
 import pytest
 import scaling
 import tensorflow as tf
+import vectorization
 from arithmetic import Net
 from support_learner import build, open_model
 
@@ -132,6 +133,16 @@ def test_the_replay_benchmark_fills_and_reads_a_buffer():
     # Whole blocks, and the header's page.
     assert row / 1000 <= disk <= row / 1000 + 2 * 4096 / 5000 / 1000
     assert result["append"]["4 writers, median us"] > 0
+
+
+def test_environments_step_in_one_process_and_in_several():
+    config = loading.load(
+        ROOT / "config" / "quickstart.json", overrides=["agent_config.batch_size=2"]
+    ).config
+    for how in ("sync", "async"):
+        stepped = vectorization.made(config, how)
+        assert stepped.step() == 2
+        stepped.close()
 
 
 COMPILED = """HloModule an_update, is_scheduled=true

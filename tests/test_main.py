@@ -192,7 +192,7 @@ def assert_inside_band(rows: list[dict[str, float]], frames_per_update: float) -
         assert row["frames"] <= upper
 
 
-# With and without a model, with and without ensembles, of each kind of target one.
+# With and without a model, with and without ensembles; the other runs take minutes.
 SOME = ("ddpg", "td_lambda", "ensemble_mve_tdk", "steve_cov")
 
 

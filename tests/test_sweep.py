@@ -161,13 +161,20 @@ def test_the_dry_run_shows_the_papers_132_commands_the_script_and_the_cost(
     assert not (tmp_path / "out").exists()
 
 
-def test_the_cost_of_short_runs_is_said_in_minutes(capsys, monkeypatch):
+@pytest.mark.parametrize(
+    ("seeds", "rate", "each", "in_all"),
+    [
+        ("0-2", 100, "1.6 minutes", "4.8 minutes"),  # 9,500 / 100 = 95 seconds
+        ("0-99", 100, "1.6 minutes", "2.6 hours"),
+        ("0", 500, "19 seconds", "19 seconds"),
+    ],
+)
+def test_a_cost_is_said_in_its_own_unit(capsys, monkeypatch, seeds, rate, each, in_all):
     monkeypatch.chdir(PROJECT)
-    keys = ("--seeds", "0-2", "--dry-run", "--updates-per-s", 100)
+    keys = ("--seeds", seeds, "--dry-run", "--updates-per-s", rate)
     shown = said(capsys, QUICKSTART, *LOCAL, *keys)[1]
-    # 9,500 updates / 100 per second = 95 seconds
-    assert "  1.6 minutes each (9,500 updates)\n" in shown
-    assert "  5 minutes of one machine in all\n" in shown
+    assert f"  {each} each (9,500 updates)\n" in shown
+    assert f"  {in_all} of one machine in all\n" in shown
 
 
 # Slurm

@@ -424,6 +424,23 @@ def test_every_signal_has_a_name():
     assert util.signal_name(40) == "signal 40"
 
 
+def test_tensorflow_is_imported_without_keras_and_cycles_are_sought_as_before():
+    lines = (
+        "import gc, sys\n"
+        "from steve.util import importing_tensorflow\n"
+        "with importing_tensorflow():\n"
+        "    import tensorflow\n"
+        "    assert not gc.isenabled()\n"
+        "assert gc.isenabled() and 'keras' not in sys.modules\n"
+        "gc.disable()\n"
+        "with importing_tensorflow():\n"
+        "    pass\n"
+        "assert not gc.isenabled()\n"
+        "assert tensorflow.keras.layers.Dense\n"
+    )
+    subprocess.run([sys.executable, "-c", lines], check=True)
+
+
 def test_without_grep_the_notes_pass(monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
     assert noted(NOTES) == NOTES + "I0000 afterwards"

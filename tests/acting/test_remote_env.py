@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -197,6 +198,24 @@ def test_an_environment_that_cannot_be_made_is_the_users_mistake(tmp_path):
     mistake = pytest.raises(UserError, match="Nowhere-v0: no such environment")
     with mistake, context.ends:
         Interactor(context)
+
+
+def test_its_process_imports_the_modules_that_it_needs(tmp_path, monkeypatch):
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    (folder / "witness.py").write_text(
+        "import os\nopen(f'{__file__}-{os.getpid()}', 'x').close()\n"
+    )
+    monkeypatch.syspath_prepend(folder)
+    run, board = new_run(
+        tmp_path, agent_config={"batch_size": 2, "vectorization": "async"}
+    )
+    run = replace(run, env_modules=("witness",))
+    ReplayBuffer.create(run.folders.replay, 3, 1, 1000)
+    context = context_of(run, board, "interactor0")
+    with context.ends:
+        Interactor(context)
+    assert len(list(folder.glob("witness.py-*"))) == 2
 
 
 def test_environments_that_are_slow_to_make_have_a_minute_more(tmp_path, monkeypatch):

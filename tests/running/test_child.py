@@ -69,26 +69,25 @@ def output_of(run):
     return run.folders.process_output(NAME).read_text()
 
 
-@pytest.mark.parametrize(
-    ("env_modules", "expected"),
-    [((), {"valuerl"}), (("witness",), {"valuerl", "interactor0", "evaluator0"})],
-)
-def test_modules_that_register_no_environment_are_for_learners_alone(
-    run, tmp_path, monkeypatch, env_modules, expected
+@pytest.mark.parametrize("env_modules", [(), ("witness",)])
+def test_actors_import_the_modules_that_they_need_and_all_others_each(
+    tmp_path, monkeypatch, env_modules
 ):
-    """Most of them import TensorFlow."""
     folder = tmp_path / "theirs"
     folder.mkdir()
     (folder / "witness.py").write_text(WITNESS)
     monkeypatch.syspath_prepend(folder)
-    config = run.config.model_copy(update={"module": ["witness"]})
-    run = replace(run, config=config, env_modules=env_modules)
-    names = ("valuerl", "interactor0", "evaluator0")
-    for child in [start(run, "end", name=name) for name in names]:
+    keys = {"module": ["witness"], "loggers": [{"entry_point": "a:B"}]}
+    run, board, _ = open_run(tmp_path, **keys)
+    run = replace(run, env_modules=env_modules)
+    actors = {"interactor0", "evaluator0"}
+    others = {"valuerl", "logger"}
+    for child in [start(run, "end", name=name) for name in actors | others]:
         child.join(PATIENCE)
         assert child.exitcode == STOPPED
+    del board  # children open it
     told = {path.name for path in folder.iterdir() if path.is_file()}
-    assert told - {"witness.py"} == expected
+    assert told - {"witness.py"} == (others | actors if env_modules else others)
 
 
 def test_all_output_goes_to_the_processs_file_behind_that_of_earlier_starts(
