@@ -14,15 +14,6 @@ from steve.running import devices
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # Programs leave a SIGHUP alone that nohup has ignored: the tests must not be under it.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
-# Fixtures that take tens of seconds: the tests that share one go to one process.
-EXPENSIVE = ("trained", "default_call", "whole_call")
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        for name in set(EXPENSIVE).intersection(getattr(item, "fixturenames", ())):
-            item.add_marker(pytest.mark.xdist_group(name))
 
 
 @pytest.fixture

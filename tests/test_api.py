@@ -29,6 +29,12 @@ QUICK = {
     "policy_config.xla": False,
     "model_config.xla": False,
 }
+DDPG = {  # where it is enough
+    "final_episodes": 1,
+    "policy_config.xla": False,
+    "policy_config.value_expansion": None,
+    "model_config": None,
+}
 
 
 @pytest.fixture(scope="module")
@@ -198,7 +204,7 @@ def test_what_on_epoch_raises_ends_the_run_which_saves(tmp_path, monkeypatch):
 
     def work():
         try:
-            steve.train("quickstart", set=QUICK, on_epoch=stop, show=lambda line: None)
+            steve.train("quickstart", set=DDPG, on_epoch=stop, show=lambda line: None)
         except Enough as error:
             raised.append(error)
 
@@ -219,7 +225,7 @@ def test_what_on_epoch_raises_ends_the_run_which_saves(tmp_path, monkeypatch):
     with pytest.raises(Enough):
         steve.train(
             "quickstart",
-            set=QUICK,
+            set=DDPG,
             resume=True,
             on_epoch=stop_again,
             show=lambda line: None,
@@ -233,7 +239,7 @@ def test_a_script_without_a_main_guard_trains(tmp_path):
     (tmp_path / "script.py").write_text(
         "import policy\n"
         "import steve\n"
-        f"run = steve.train('quickstart', frames={FRAMES}, set={QUICK!r})\n"
+        f"run = steve.train('quickstart', frames={FRAMES}, set={DDPG!r})\n"
         "print(policy.NAME, run.finished, run.policy().act([0.0] * 4).shape)\n"
     )
     done = subprocess.run(

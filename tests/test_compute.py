@@ -287,14 +287,14 @@ def test_damaged_rows_reach_the_learner_as_an_error(replay):
 
 BLOCK, UPDATES = 5, 10
 PACE = {"batch_size": 8, "updates_per_call": BLOCK, "frames_per_update": False}
-NETS = {"hidden_dim": 16, "layers": 3, "bayesian": dict.fromkeys(
+NETS = {"hidden_dim": 16, "layers": 2, "bayesian": dict.fromkeys(
     ("ensemble_size", "train_sample_count", "eval_sample_count"), 3)}  # fmt: skip
 SIZES = {"ensemble_size": 4, "train_sample_count": 3, "eval_sample_count": 2}
 MODEL = {
     "transition_hidden_dim": 16,
     "aux_hidden_dim": 16,
-    "transition_layers": 3,
-    "aux_layers": 3,
+    "transition_layers": 2,
+    "aux_layers": 2,
     "bayesian": {"transition": SIZES, "reward": SIZES},
 }
 EXPANSIONS = {

@@ -484,7 +484,7 @@ def test_interrupted_refused_resumed_and_restarted(tmp_path):
     counts = [row["epochs"] for row in gone_on if row["epochs"] < gone_on[-1]["epochs"]]
     assert max(counts.count(epoch) for epoch in set(counts)) <= 2
 
-    overwritten = run(tmp_path, "--overwrite")
+    overwritten = run(tmp_path, "--overwrite", settings=tuple(DDPG))
     assert overwritten.returncode == 0, overwritten.stderr
     kept = experiment(tmp_path).with_name("run.old1") / "log" / "run.greedy.csv"
     assert table(kept) == gone_on
