@@ -209,6 +209,7 @@ def test_operations_are_counted_whether_or_not_there_is_a_program(xla, name):
     assert 2 <= found[name] <= 30
 
 
+@pytest.mark.slow
 def test_the_gpu_benchmark_is_rehearsed_on_the_cpu(tmp_path):
     path = "config/experiments/goodruns/halfcheetah/ddpg0.json"
     keys = [key for key in TINY if "model_" not in key]
@@ -287,6 +288,7 @@ def test_costs_are_those_relative_to_the_usual_speed_of_the_configuration(
     assert all(row["expected"] == 1 for row in rows)
 
 
+@pytest.mark.slow
 def test_the_parts_of_an_update_add_up_to_it():
     path = "config/experiments/goodruns/halfcheetah/steve0.json"
     keys = [*TINY, "model_config.xla=false"]
