@@ -224,7 +224,7 @@ def importing_tensorflow(on_cpu: bool = True) -> Iterator[None]:
     """For the import of TensorFlow: without its notes, in two thirds of its time.
 
     Keras is left out; who uses `tf.keras` later gets the one that is installed.
-    Python's search for cycles waits: among so many new objects it finds none.
+    Python's search for cycles waits: it would go through the new objects many times.
 
     Args:
         on_cpu: as of `without_startup_notes`.

@@ -6,8 +6,8 @@ stratified by environment, the optimality gap, the probability of improvement an
 performance profiles. The numbers are those of its library rliable.
 
 Scores of an algorithm are a list with an array for each environment, [..., N] for N
-runs; the numbers of runs may differ. What stands before N, if anything, is one and the
-same shape, and that of a statistic's result: resamples of a bootstrap.
+runs; the numbers of runs may differ. The dimensions before N are the same for all, and
+a statistic's result has them too: one for the resamples of a bootstrap, or none.
 """
 
 from collections.abc import Callable, Mapping, Sequence
