@@ -6,8 +6,8 @@ ENVIRONMENT/EXPERIMENT/ gets the scores, those of the final episodes and of the 
 agent, the learners' logs, the digests, the configuration, the last policy and
 `compute.json`: versions, starts and the end. A run that is not finished, or was put
 aside, is passed over; one that is here with the same scores is left alone. One that was
-continued to more frames replaces what is here of it. One that is here with other scores
-is refused: such a result is replaced only by hand.
+continued, or made again, to more frames replaces what is here of it. One that is here
+with other scores is refused: such a result is replaced only by hand.
 """
 
 import argparse
@@ -68,11 +68,11 @@ def collect(output_root: Path, results: Path) -> list[str]:
             continue
         target = results / root.parent.name / root.name
         if target.exists():
-            here = (target / folders.scores.name).read_bytes()
-            new = folders.scores.read_bytes()
+            here = scores_in_order(target / folders.scores.name)
+            new = scores_in_order(folders.scores)
             if here == new:
                 continue
-            if not new.startswith(here):
+            if new[: len(here)] != here:
                 raise UserError(f"{target}: another run is here; remove it first")
         with appearing(target) as unfinished:
             copy(folders, config, unfinished)
@@ -85,6 +85,11 @@ def collect(output_root: Path, results: Path) -> list[str]:
         shutil.rmtree(before, ignore_errors=True)
         lines.append(str(target.relative_to(results)))
     return lines
+
+
+def scores_in_order(path: Path) -> list[str]:
+    """The lines of a score file without the hours, in which a repetition differs."""
+    return [line.split(",", 1)[1] for line in path.read_text().splitlines()]
 
 
 def copy(folders: Folders, config: Config, target: Path) -> None:

@@ -123,6 +123,21 @@ def test_a_run_continued_to_more_frames_replaces_what_is_here_of_it(tmp_path, pr
     assert [path.name for path in copy.parent.iterdir()] == ["steve0"]
 
 
+def test_a_run_made_again_is_the_same_run_at_another_speed(tmp_path, program):
+    output, results = tmp_path / "output", tmp_path / "results"
+    folders = write_run(output, "steve0")
+    name = f"{folders.root.parent.name}/steve0"
+    program.collect(output, results)
+    kept = (results / name / "steve0.greedy.csv").read_text()
+    header, first, *more = kept.splitlines(keepends=True)
+    slower = "".join([header, "7.5" + first[first.index(",") :], *more])
+    folders.scores.write_text(slower)
+    assert program.collect(output, results) == []
+    assert (results / name / "steve0.greedy.csv").read_text() == kept
+    folders.scores.write_text(slower + "9.0,2,200,3.0\n")
+    assert program.collect(output, results) == [name]
+
+
 def test_a_collected_policy_acts(tmp_path, program):
     """The environment is asked only where the policy does not describe it."""
     folders = write_run(tmp_path / "output", "steve0")
