@@ -19,13 +19,18 @@ from steve.replay import ReplayBuffer
 from steve.replay_file import DATA_NAME
 
 BATCH, STEP = 512, 8
-APPENDS, SAMPLES = 3_000, 500
+SAMPLES = 500
 WRITERS = (1, 2, 3, 4)
 PATIENCE = 600.0  # seconds that a process may take
 
 
 def append(
-    folder: Path, obs_dim: int, dim: int, ready: Barrier, answer: multiprocessing.Queue
+    folder: Path,
+    obs_dim: int,
+    dim: int,
+    appends: int,
+    ready: Barrier,
+    answer: multiprocessing.Queue,
 ) -> None:
     """A writing process: answers with how long each of its appends took, seconds."""
     rng = np.random.default_rng()
@@ -34,20 +39,22 @@ def append(
         replay.append(step)
         ready.wait()
         times = []
-        for _ in range(APPENDS):
+        for _ in range(appends):
             start = time.perf_counter()
             replay.append(step)
             times.append(time.perf_counter() - start)
     answer.put(times)
 
 
-def measure_append(folder: Path, obs_dim: int, dim: int) -> dict[str, float]:
+def measure_append(
+    folder: Path, obs_dim: int, dim: int, appends: int
+) -> dict[str, float]:
     """Microseconds an append of 8 rows takes, lock included, by number of writers."""
     spawn = multiprocessing.get_context("spawn")
     figures = {}
     for writers in WRITERS:
         ready, answer = spawn.Barrier(writers, timeout=PATIENCE), spawn.Queue()
-        arguments = (folder, obs_dim, dim, ready, answer)
+        arguments = (folder, obs_dim, dim, appends, ready, answer)
         processes = [
             spawn.Process(target=append, args=arguments) for _ in range(writers)
         ]
@@ -87,6 +94,9 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--obs", type=int, default=376, metavar="O")
     parser.add_argument("--action", type=int, default=17, metavar="A")
+    parser.add_argument(
+        "--appends", type=int, default=3_000, metavar="N", help="of each writer"
+    )
     arguments = parser.parse_args()
     rng = np.random.default_rng(0)
     with harness.temporary_root() as root:
@@ -104,13 +114,18 @@ def main() -> None:
         millions = arguments.rows / 1e6
         result = {
             "sample": measure_sample(folder),
-            "append": measure_append(folder, arguments.obs, arguments.action),
+            "append": measure_append(
+                folder, arguments.obs, arguments.action, arguments.appends
+            ),
             "space": {
                 "disk per million transitions, GB": disk / millions / 1e9,
                 "private memory per million transitions, MB": grown / millions / 1e6,
             },
             "machine": harness.machine()
-            | {name: vars(arguments)[name] for name in ("rows", "obs", "action")},
+            | {
+                name: vars(arguments)[name]
+                for name in ("rows", "obs", "action", "appends")
+            },
         }
     harness.show(result, arguments.json, "replay buffer")
 

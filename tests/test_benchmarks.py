@@ -95,7 +95,7 @@ def output(*command):
 
 
 @pytest.mark.parametrize(
-    "algorithm", ["steve", pytest.param("ddpg", marks=pytest.mark.slow)]
+    "algorithm", ["ddpg", pytest.param("steve", marks=pytest.mark.slow)]
 )
 def test_the_learners_benchmark_prints_one_json_object_and_nothing_else(algorithm):
     keys = [k for k in TINY if algorithm == "steve" or "model_" not in k]
@@ -125,7 +125,8 @@ def test_the_learners_benchmark_prints_one_json_object_and_nothing_else(algorith
 def test_the_replay_benchmark_fills_and_reads_a_buffer():
     result = json.loads(
         output(
-            *("benchmarks/replay.py", "--rows=5000", "--obs=3", "--action=1", "--json")
+            *("benchmarks/replay.py", "--rows=5000", "--obs=3", "--action=1"),
+            *("--appends=100", "--json"),
         )
     )
     row = 4 * (3 + 3 + 1 + 2 + 6 + 3)  # bytes

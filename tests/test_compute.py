@@ -299,7 +299,7 @@ MODEL = {
 }
 EXPANSIONS = {
     VALUERL: {"rollout_len": 2, "steve_reweight": True},
-    "tdk": {"rollout_len": 2, "tdk_trick": True, "steve_reweight": True},
+    "tdk": {"rollout_len": 1, "tdk_trick": True, "steve_reweight": True},
 }
 
 

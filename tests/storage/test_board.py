@@ -1,5 +1,6 @@
 """The status board: its rows, who sees what, what a later launch takes over."""
 
+import gc
 import math
 import multiprocessing
 import os
@@ -150,10 +151,11 @@ def test_rows_outlive_their_launchers_object_where_they_are_open(path, tmp_path)
 
 
 def test_the_launchers_object_leaves_no_open_file(path, tmp_path):
-    before = os.listdir("/proc/self/fd")
+    gc.collect()  # what earlier tests left may hold files, and go at any time
+    before = set(os.listdir("/proc/self/fd"))
     for _ in range(3):
         Board.create(path, make_config(tmp_path))
-    assert os.listdir("/proc/self/fd") == before
+    assert set(os.listdir("/proc/self/fd")) <= before
 
 
 @pytest.mark.parametrize("why", ["gone", "another", "missing", "empty", "damaged"])
