@@ -16,12 +16,6 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
-@pytest.hookimpl(optionalhook=True)  # xdist may be missing
-def pytest_xdist_auto_num_workers() -> int:
-    """One more than the cores: a worker often waits for a process that it started."""
-    return len(os.sched_getaffinity(0)) + 1
-
-
 @pytest.fixture
 def stand_in(tmp_path, monkeypatch) -> Callable[..., Path]:
     """Puts a stand-in for a program first on the PATH.
