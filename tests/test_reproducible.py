@@ -50,7 +50,7 @@ ALGORITHMS = {
     "mve_tdk": {"rollout_len": 2, "tdk_trick": True},
     "mean_mve": {"rollout_len": 2, "mean_k_return": True},
     "td_lambda": {"rollout_len": 2, "lambda_return": 0.5},
-    "steve": {"rollout_len": 2, "steve_reweight": True},
+    "steve": {"rollout_len": 1, "steve_reweight": True},  # compiles in half the time
     "cov_steve": {"rollout_len": 2, "steve_reweight": True, "covariances": True},
 }
 VARIANTS = {
