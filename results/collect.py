@@ -89,7 +89,7 @@ def collect(output_root: Path, results: Path) -> list[str]:
 
 def scores_in_order(path: Path) -> list[str]:
     """The lines of a score file without the hours, in which a repetition differs."""
-    return [line.split(",", 1)[1] for line in path.read_text().splitlines()]
+    return [line.partition(",")[2] for line in path.read_text().splitlines()]
 
 
 def copy(folders: Folders, config: Config, target: Path) -> None:

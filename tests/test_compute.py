@@ -352,7 +352,7 @@ KINDS = [
 
 @pytest.mark.parametrize(
     ("is_compiled", "kind", "expansion"),
-    # Compiling takes seconds, and "tdk" has all that the first one has.
+    # Compiling takes seconds, and "tdk" has all that the first one has, in one step.
     [(False, *each) for each in KINDS] + [(True, *each) for each in KINDS[1:]],
 )
 def test_how_many_updates_a_call_has_changes_no_bit(
