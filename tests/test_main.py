@@ -192,7 +192,7 @@ def assert_inside_band(rows: list[dict[str, float]], frames_per_update: float) -
         assert row["frames"] <= upper
 
 
-# Without a model and with ensembles of one; the other runs take minutes.
+# One without a model, one with ensembles of nets; the other runs take minutes.
 SOME = ("ddpg", "ensemble_mve_tdk")
 
 
