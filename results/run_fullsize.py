@@ -41,6 +41,7 @@ STAGES = (
     ("halfcheetah/full_mve_tdk_noexplore", (0,), 50_000),
     ("halfcheetah/full_steve_noexplore", (0,), 50_000),
     ("halfcheetah/full_mve_tdk_noexplore", (1, 2), 50_000),
+    ("halfcheetah/full_steve_noexplore", (1, 2), 50_000),
     ("hopper/full_steve_noexplore", (0, 1), 25_000),
 )
 
