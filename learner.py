@@ -250,12 +250,15 @@ class Learner(abc.ABC):
 
     def stop_now(self) -> bool:
         """Whether the run was stopped, or its limit reached."""
+        return self.is_cut_short() or is_done(
+            self.config, self.settings, self.replay.frames, self.updates, self.epoch
+        )
+
+    def is_cut_short(self) -> bool:
+        """Whether the run was stopped, or its hours are over."""
         if self.context.stop():
             return True
-        hours = float(self.context.board[VALUERL]["hours"])
-        return is_done(
-            self.config, self.settings, self.replay.frames, hours, self.updates
-        )
+        return self.config.limit_reached(0, float(self.context.board[VALUERL]["hours"]))
 
     def wait_for_frames(self) -> bool:
         """Waits for more than `frames_before_learning` frames; False as in `wait`."""

@@ -43,6 +43,18 @@ class Rollout(NamedTuple):
     actions: tf.Tensor | None
 
 
+def continue_prob(terminations: tf.Tensor) -> tf.Tensor:
+    """C_h = (1 - d_0) .. (1 - d_h), that no step up to h ends the episode (SPEC 5).
+
+    Args:
+        terminations: d_0 (real), d_1 .. d_H, each in [0, 1], [B, H+1, M].
+
+    Returns:
+        [B, H+1, M].
+    """
+    return tf.math.cumprod(1.0 - terminations, axis=1)
+
+
 def reach_prob(continue_probs: tf.Tensor) -> tf.Tensor:
     """C_{h-1}, the probability that step h is reached: 1, C_0, .. C_{H-1}.
 
@@ -469,7 +481,7 @@ class ValueRL:
             rewards=_after_real(
                 batch.reward[:, None, None, None], by_step(tf.transpose(reward))
             ),
-            continue_probs=tf.math.cumprod(1.0 - terminations, axis=1),
+            continue_probs=continue_prob(terminations),
             values=_after_real(first_value[:, None, None], by_step(value)),
             obs=by_step(_flat(obs)),
             actions=by_step(_flat(action)),

@@ -201,8 +201,7 @@ class ValueRLLearner(Learner):
 
         def over() -> bool:
             self.tick()
-            hours = self.seconds / 3600
-            return self.context.stop() or self.config.limit_reached(0, hours)
+            return self.is_cut_short()
 
         wait_until(
             self.context.while_there_is(lambda: None if condition() or over() else what)

@@ -63,6 +63,8 @@ class WorldmodelLearner(Learner):
         """Keeps the published state under its number, for the value learner."""
         models, state = self.folders.models, self.folders.state(self.name)
         self.context.store(lambda: models.add(self.updates, state))
+        if self.config.policy_config.value_expansion is None:
+            models.drop_before(self.updates)  # no value learner takes them up
 
     def after_restore(self) -> None:
         """Publishes a state that is due."""

@@ -266,17 +266,8 @@ def build_nets(config: Config, sizes: "EnvSizes", trained: LoadedCheckpoint) -> 
         assign(*trained.critic, valuerl.named_variables())
         for name, variable in valuerl.policy.named_variables().items():
             variable.assign(trained.policy.tensors[f"policy/{name}"][None])
-        if world_model and not has_ensembles(config):
+        if world_model and not config.has_ensembles:
             notes.append(
                 "without ensembles all variances are 0: the weights are uniform"
             )
     return Nets(valuerl, world_model, expansion.title, notes)
-
-
-def has_ensembles(config: Config) -> bool:
-    """Whether anything that the targets come from is an ensemble."""
-    model = config.world_model_config
-    sizes = [config.policy_config.bayesian]
-    if model and model.bayesian:
-        sizes += [model.bayesian.transition, model.bayesian.reward]
-    return any(size is not None and size.ensemble_size > 1 for size in sizes)

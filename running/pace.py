@@ -6,12 +6,7 @@ Pure functions of the configuration and of counters; who waits calls them again.
 import math
 
 from ..settings.roles import VALUERL, learners
-from ..settings.schema import (
-    VECTOR_STEPS_AHEAD,
-    Config,
-    LearnerConfig,
-    limit_reached,
-)
+from ..settings.schema import VECTOR_STEPS_AHEAD, Config, LearnerConfig
 from ..storage.board import Board
 
 ROUNDING = 1e-9  # of a quotient of numbers such as 0.1
@@ -57,26 +52,23 @@ def may_update(
 
 
 def is_done(
-    config: Config, settings: LearnerConfig, frames: int, hours: float, updates: int
+    config: Config, settings: LearnerConfig, frames: int, updates: int, epoch: int
 ) -> bool:
-    """Whether a learner is at the end of the run.
+    """Whether no more frames will come, and a learner has used all that there are.
 
-    That is so when the hours are over, or when no more frames will come and this
-    learner has used all that there are.
+    One without a pace has used them as soon as it has begun: after its pretraining.
 
     Args:
         config: the run's.
         settings: the learner's section of it.
         frames: of the run.
-        hours: of learning, the value learner's.
         updates: of this learner.
+        epoch: of this learner; 0: it has published nothing.
     """
-    if limit_reached(None, config.total_hours, frames, hours):
-        return True
-    if not limit_reached(config.total_frames, None, frames, hours):
+    if config.total_frames is None or frames < config.total_frames:
         return False
-    unpaced = settings.frames_per_update is False
-    return unpaced or not may_update(settings, frames, updates)
+    is_unpaced = settings.frames_per_update is False
+    return (is_unpaced and epoch > 0) or not may_update(settings, frames, updates)
 
 
 def updates_for(config: Config, settings: LearnerConfig) -> int:

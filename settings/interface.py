@@ -195,7 +195,7 @@ class Interface:
     def from_env(self, action: np.ndarray) -> np.ndarray:
         """[B, *shape] in the environment's own units -> [B, A], the agent's.
 
-        The opposite of `to_env` within the box.
+        The opposite of `to_env` within the box; -1 where its bounds are equal.
 
         Raises:
             ValueError: it does not have this environment's sizes.
@@ -207,7 +207,8 @@ class Interface:
         if not self.rescale:
             return flat
         low, high = np.array(self.low), np.array(self.high)
-        return 2.0 * (flat - low) / (high - low) - 1.0
+        width = np.where(high > low, high - low, 1.0)
+        return 2.0 * (flat - low) / width - 1.0
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,10 @@ from .keys import (
 from .schema import Config, Section
 from .values import SAFE_NAME
 
+MODEL_WITHOUT_EFFECT = (
+    "model_config: the world model has no effect on the policy, because there is no "
+    "policy_config.value_expansion"
+)
 _MISSING = object()
 
 
@@ -123,7 +127,7 @@ def _without_effect(config: Config) -> list[str]:
     """Lines about keys that are set and change nothing."""
     expansion = config.policy_config.value_expansion
     if expansion is None:
-        return []
+        return [MODEL_WITHOUT_EFFECT] if config.has_model else []
     weighting, _ = expansion.choice
     return [
         f"policy_config.value_expansion.{key} has no effect on the weighting "

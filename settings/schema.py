@@ -666,20 +666,20 @@ class Config(Section):
 
         DDPG, MVE, MVE-TDk, mean-MVE, TD-lambda MVE, STEVE or COV-STEVE. A name says
         what departs from the paper's usual form: "ensemble" where only STEVE has
-        ensembles, "single-net" where it has none, "H=5" for a horizon other than 3,
-        "unpaced" for the speedruns.
+        ensembles, "single-net" of STEVE without any, "H=5" for a horizon other than
+        3, "unpaced" where a learner keeps no pace, as in the speedruns.
         """
-        policy, expansion = self.policy_config, self.policy_config.value_expansion
+        expansion = self.policy_config.value_expansion
         name, ensembles = "DDPG", False
         if expansion:
             name, ensembles = expansion.title, expansion.entry.ensembles
         if expansion and expansion.tdk_trick:
             name += "-TDk"
-        if bool(policy.bayesian) != ensembles:
-            name = f"{'ensemble' if policy.bayesian else 'single-net'} {name}"
+        if self.has_ensembles != ensembles:
+            name = f"{'ensemble' if self.has_ensembles else 'single-net'} {name}"
         if expansion and expansion.rollout_len != PAPER_HORIZON:
             name += f" H={expansion.rollout_len}"
-        return name if policy.frames_per_update else f"{name} unpaced"
+        return name if self.is_paced else f"{name} unpaced"
 
     def with_weighting(self, description: Mapping[str, Any] | None) -> Self:
         """The configuration where the weighting's module is not imported.
@@ -716,6 +716,15 @@ class Config(Section):
         """Whether model usage is a measurement: not where the weights are fixed."""
         expansion = self.policy_config.value_expansion
         return expansion is not None and expansion.entry.adaptive
+
+    @property
+    def has_ensembles(self) -> bool:
+        """Whether anything that the targets come from is an ensemble."""
+        sizes = [self.policy_config.bayesian]
+        model = self.world_model_config
+        if self.policy_config.value_expansion and model and model.bayesian:
+            sizes += [model.bayesian.transition, model.bayesian.reward]
+        return any(size is not None and size.ensemble_size > 1 for size in sizes)
 
     @property
     def has_model(self) -> bool:

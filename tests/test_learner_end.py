@@ -53,6 +53,14 @@ def test_without_pace_total_frames_end_it_at_once(tmp_path):
     assert learner.events[-1] == ("publish", 3, 4)
 
 
+def test_without_pace_a_run_that_has_its_frames_begins_and_ends(tmp_path):
+    """So it is resumed where its first launch ended before the first epoch."""
+    run, board, _ = open_fake(tmp_path, total_frames=BEFORE + 1)
+    learner = build(run, board)
+    drive(learner)
+    assert learner.events == [("publish", 1, 0)]
+
+
 def test_total_hours_end_it(tmp_path, clock):
     run, board, _ = open_fake(tmp_path, total_hours=45 / 3600)
     learner = build(run, board)

@@ -12,6 +12,7 @@ from support_valuerl import DISCOUNT, REWARD_SCALE, every_algorithm, slow_target
 from steve.settings.schema import ValueExpansion
 from steve.valuerl import (
     candidate_targets,
+    continue_prob,
     covariance_system,
     covariance_weights,
     horizon_weights,
@@ -114,6 +115,11 @@ def test_a_later_start_counts_from_itself(start, expected):
 def test_a_start_behind_a_real_termination_has_target_0(start):
     parts = inputs([1, 2, 3], [0, 0, 0], [10, 20, 30])
     np.testing.assert_array_equal(candidate_targets(*parts, 0.5, 1.0, start), 0)
+
+
+def test_continue_prob_is_that_of_all_steps_so_far():
+    result = continue_prob(tf.constant([[[0.0], [0.5], [0.25]], [[1.0], [0.5], [0]]]))
+    np.testing.assert_array_equal(result[..., 0], [[1, 0.5, 0.375], [0, 0, 0]])
 
 
 def test_reach_prob_is_one_and_then_the_continue_probs_but_the_last():

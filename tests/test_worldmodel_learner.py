@@ -4,6 +4,9 @@ import numpy as np
 import pytest
 import support_env
 from support_learner import (
+    BEFORE,
+    PACE,
+    TINY,
     Feeder,
     assert_same,
     build,
@@ -73,6 +76,30 @@ def test_the_hours_end_in_pretraining_too(tmp_path):
     drive(learner, over)
     assert (learner.pretrained, learner.epoch) == (4, 0)
     assert state_of(learner).metadata["pretrained"] == 4
+
+
+def test_the_last_frame_does_not_end_the_pretraining(tmp_path):
+    """The value learner waits for its model, also in a run without a pace."""
+    frames = BEFORE + 1
+    run, board, _ = open_model(tmp_path, {"pretrain_n": 10}, total_frames=frames)
+    learner = build(run, board, WorldmodelLearner)
+    drive(learner, lambda: learner.pretrained == 4)
+    assert run.folders.models.numbers() == []
+    resumed = build(run, board, WorldmodelLearner)
+    drive(resumed)
+    assert (resumed.pretrained, resumed.updates, resumed.epoch) == (10, 0, 1)
+    assert run.folders.models.numbers() == [0]
+
+
+@pytest.mark.parametrize(
+    ("expansion", "kept"), [({"rollout_len": 1}, [0, 3, 6, 9]), (None, [9])]
+)
+def test_models_that_no_value_learner_takes_up_are_not_kept(tmp_path, expansion, kept):
+    """With one, it is the value learner that drops them."""
+    policy = PACE | TINY | {"value_expansion": expansion}
+    run, board, _ = open_model(tmp_path, policy_config=policy)
+    train(build(run, board, WorldmodelLearner), 10)
+    assert run.folders.models.numbers() == kept
 
 
 def test_the_value_learners_hours_end_the_world_model_learner(tmp_path):

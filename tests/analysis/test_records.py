@@ -286,6 +286,27 @@ def test_algorithms_of_the_papers_experiments(file, name):
     assert loading.load(path).config.algorithm == name
 
 
+def with_ensembles(policy=None, transition=None, reward=1, expands=True):
+    """A configuration of STEVE, or of DDPG with a world model, with such ensembles."""
+
+    def size(count):
+        return dict.fromkeys(
+            ("ensemble_size", "train_sample_count", "eval_sample_count"), count
+        )
+
+    content = settings(steve_reweight=True)
+    if not expands:
+        del content["policy_config"]["value_expansion"]
+    if policy:
+        content["policy_config"]["bayesian"] = size(policy)
+    if transition:
+        content["model_config"]["bayesian"] = {
+            "transition": size(transition),
+            "reward": size(reward),
+        }
+    return content
+
+
 @pytest.mark.parametrize(
     ("content", "name"),
     [
@@ -293,10 +314,23 @@ def test_algorithms_of_the_papers_experiments(file, name):
         (settings(lambda_return=0), "TD-lambda 0 MVE"),
         (settings(steve_reweight=True), "single-net STEVE"),
         (settings(model=False, ensembles=True), "ensemble DDPG"),
+        (with_ensembles(policy=1), "single-net STEVE"),
+        (with_ensembles(policy=1, transition=1, reward=1), "single-net STEVE"),
+        (with_ensembles(policy=1, transition=1, reward=2), "STEVE"),
+        (with_ensembles(transition=2), "STEVE"),
+        (with_ensembles(policy=2, expands=False), "ensemble DDPG"),
+        (with_ensembles(policy=1, transition=2, expands=False), "DDPG"),
     ],
 )
 def test_a_name_says_what_departs_from_the_usual_form(content, name):
     assert Config.model_validate(content).algorithm == name
+
+
+@pytest.mark.parametrize("section", ["policy_config", "model_config"])
+def test_a_run_one_of_whose_learners_keeps_no_pace_is_unpaced(section):
+    content = settings(ensembles=True, steve_reweight=True)
+    content[section]["frames_per_update"] = False
+    assert Config.model_validate(content).algorithm == "STEVE unpaced"
 
 
 def test_groups_are_algorithms_or_experiments_without_their_digits(tmp_path):

@@ -42,6 +42,15 @@ def test_actions_come_back_from_the_environments_units(rescale):
         there.from_env(np.zeros((3, 2)))
 
 
+def test_where_the_bounds_are_equal_an_action_comes_back_as_a_finite_number():
+    there = Interface(
+        (Leaf((), 1, ()),), (-1.0, 0.5), (1.0, 0.5), (2,), "float32", True, 0.0
+    )
+    back = there.from_env(np.array([[0.0, 0.5]]))
+    assert back.tolist() == [[0.0, -1.0]]
+    assert there.to_env(back).tolist() == [[0.0, 0.5]]
+
+
 def nested():
     leaves = Leaf(("a",), 3, (3,)), Leaf(("b", 1), 6, (2, 3))
     return Interface(leaves, (-1.0,), (1.0,), (1,), "float32", True, 0.0)

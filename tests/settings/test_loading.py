@@ -223,6 +223,16 @@ def test_a_number_that_the_weighting_uses_is_no_note(tree):
     assert tree.load().notes == []
 
 
+def test_a_world_model_that_no_target_uses_is_a_note(tree):
+    content = with_expansion()
+    tree.write(a=content)
+    assert tree.load().notes == []
+    assert tree.load("policy_config.value_expansion=null").notes == [
+        "model_config: the world model has no effect on the policy, because there is "
+        "no policy_config.value_expansion"
+    ]
+
+
 def test_changed_keys_tell_absent_from_null_and_false_from_zero():
     assert changed_keys({"a": None}, {}) == ["a"]
     assert changed_keys({"a": {"b": False, "c": 1}}, {"a": {"b": 0, "c": 1.0}}) == [
