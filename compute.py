@@ -231,11 +231,8 @@ class Updater:
         else:
             # With a batch axis of length 1 XLA fuses as without a loop, and sums in
             # another order; a second copy keeps the order for every K.
-            batches = (
-                tf.concat([batches, batches], 0)
-                if self.updates_per_call == 1
-                else batches
-            )
+            if self.updates_per_call == 1:
+                batches = tf.concat([batches, batches], 0)
             tf.while_loop(
                 lambda k: k < count,
                 lambda k: [update(k)],

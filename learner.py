@@ -154,7 +154,7 @@ class Learner(abc.ABC):
         log = Every(self.settings.log_every_n, self.updates)
         new_epoch = Every(self.settings.epoch_every_n, self.updates)
         due_backup = Every(self.settings.backup_every_n, self.updates)
-        while self._end_epoch() and self._wait_for_turn():
+        while self._end_epoch() and self.wait(self._may_update):
             room = min(e.until(self.updates) for e in (log, new_epoch, due_backup))
             self.updates += self.learn(self._updates_now(int(room)))
             new_epoch(self.updates)
@@ -265,9 +265,6 @@ class Learner(abc.ABC):
         return self.wait(
             lambda: self.replay.frames > self.settings.frames_before_learning
         )
-
-    def _wait_for_turn(self) -> bool:
-        return self.wait(self._may_update)
 
     def _may_update(self, count: int = 1) -> bool:
         """Whether the next `count` updates have their frames."""

@@ -54,6 +54,9 @@ def episode_values(valuerl: "ValueRL", episode: Episode) -> EpisodeValues:
     final = valuerl.q(tf.concat([last, valuerl.action(last)], -1)[None])
     targets, weights = [], []
     model = valuerl.world_model
+    every = SampledMembers(
+        None, nn.Assignment(1, tf.constant([0])), model.all_members() if model else None
+    )
     for rows in _chunks(episode.length) if model else ():
         batch = Batch(
             obs=tf.constant(episode.obs[rows]),
@@ -62,8 +65,6 @@ def episode_values(valuerl: "ValueRL", episode: Episode) -> EpisodeValues:
             next_obs=tf.constant(episode.next_obs[rows]),
             terminated=tf.constant(_terminated(episode)[rows]),
         )
-        members = model.all_members() if model else None
-        every = SampledMembers(None, nn.Assignment(1, tf.constant([0])), members)
         candidates = valuerl.candidates(valuerl.imagine(batch, every))
         weights.append(valuerl.weights(candidates))
         targets.append(weighted_target(candidates, weights[-1]))

@@ -113,9 +113,8 @@ class ScoreFile:
         if not epochs:
             return Position(0, 0)
         last = epochs[-1]
-        return Position(
-            last, len(list(itertools.takewhile(lambda e: e == last, epochs[::-1])))
-        )
+        same = itertools.takewhile(lambda epoch: epoch == last, reversed(epochs))
+        return Position(last, len(list(same)))
 
     def record(
         self,
