@@ -33,6 +33,7 @@ from steve.command_line import (
     prepare_command,
     whole_number,
 )
+from steve.running.launch import FREE_SOME
 from steve.running.training import Epoch, train
 from steve.settings.request import Request
 from steve.storage import checkpoint
@@ -41,7 +42,7 @@ from steve.storage.conditions import differences
 from steve.storage.digests import Digest, read_digests
 from steve.storage.folders import HYPERPARAMETERS, Folders
 from steve.storage.record import read_json, read_run, reasons_of
-from steve.util import UserError
+from steve.util import RunError, UserError
 
 # Of the repetition: nothing in it changes what is learned.
 QUIET = (
@@ -181,10 +182,18 @@ def repeat(merged: dict[str, Any], folders: Folders, device: str, wanted: int) -
                 raise _Enough  # the run is stopped by that
 
         try:
-            train(request, look, show=lambda line: print(f"  {line}", flush=True))
+            train(
+                request,
+                look,
+                show=lambda line: print(f"  {line}", flush=True),
+                in_python=False,
+            )
             look(None)
         except _Enough:
             pass
+        except RunError as error:
+            advice = "free some, or name a larger disk in TMPDIR"
+            raise RunError(str(error).replace(FREE_SOME, advice)) from None
         for line in other_conditions(folders, again):
             print(f"note: {line}")
         print(report(found, len(earlier)))

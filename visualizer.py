@@ -87,6 +87,7 @@ from steve.util import (
     environment,
     importing_tensorflow,
     is_installed,
+    named,
     stop_as_by_ctrl_c,
     unused,
 )
@@ -344,15 +345,20 @@ def run(arguments: argparse.Namespace) -> None:
             command_of(arguments, trained.path),
             steve.__version__,
         )
-        (unfinished / "episodes.csv").write_bytes(episodes_csv(episodes))
+        _write(unfinished / "episodes.csv", episodes_csv(episodes))
         for shown in analyse(config, nets, episodes):
-            (unfinished / f"{shown.name}.csv").write_bytes(shown.table)
+            _write(unfinished / f"{shown.name}.csv", shown.table)
             for kind in KINDS:
                 content = rendered(shown.figure, kind, about)
-                (unfinished / f"{shown.name}.{kind}").write_bytes(content)
+                _write(unfinished / f"{shown.name}.{kind}", content)
             for line in shown.lines:
                 print(line, flush=True)
     print(f"\n{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
+
+
+def _write(path: Path, content: bytes) -> None:
+    with named(path):
+        path.write_bytes(content)
 
 
 def command_of(arguments: argparse.Namespace, path: Path) -> str:

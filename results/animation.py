@@ -25,13 +25,19 @@ PICTURE = {
     "height": 160,
     "camera_name": "track",  # else it leaves the picture
 }
+ENVIRONMENTS = (
+    "HalfCheetah-v1",
+    "Hopper-v1",
+    "Humanoid-v1",
+    "Swimmer-v1",
+    "Walker2d-v1",
+)
 FROM_STEP = 200  # when the gait is steady
 SECONDS = 4
 
 
 def pictures(run: steve.LoadedRun, policy: steve.DeployedPolicy) -> list[np.ndarray]:
     """Every step of one greedy episode for SECONDS, each [height, width, 3] uint8."""
-    steve.register_envs()
     env = gymnasium.make(f"steve/{run.config.env.name}", **PICTURE)
     obs, _ = env.reset(seed=0)
     shown = []
@@ -46,9 +52,18 @@ def pictures(run: steve.LoadedRun, policy: steve.DeployedPolicy) -> list[np.ndar
 
 
 def write(parsed: argparse.Namespace) -> None:
+    if parsed.out.suffix != ".gif":
+        raise UserError(f"--out {parsed.out}: must end in .gif")
+    run = steve.load_run(parsed.run)
+    env = run.config.env
+    if env.name not in ENVIRONMENTS or env.entry_point or env.wrappers:
+        raise UserError(
+            f"{env.name} is none of the paper's MuJoCo environments; `python "
+            "visualizer.py RUN_FOLDER --video gif` shows any"
+        )
     if missing := choose_gl(os.environ):  # before MuJoCo is imported
         raise UserError(missing)
-    run = steve.load_run(parsed.run)
+    steve.register_envs()
     policy = run.policy()
     shown = pictures(run, policy)
     clip = ImageSequenceClip(shown, fps=len(shown) / SECONDS)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from steve.analysis.published import TABLE, tidy
 from steve.analysis.records import find_runs
-from steve.command_line import exit_code
+from steve.command_line import OneLineParser, exit_code
 from steve.util import atomic_write
 
 RESULTS = Path(__file__).resolve().parent
@@ -22,5 +22,10 @@ def content(folder: Path = RESULTS) -> bytes:
     return gzip.compress(text.encode(), mtime=0)
 
 
+def main() -> int:
+    OneLineParser(description=__doc__.split("\n")[0]).parse_args()
+    return exit_code("curves.py", lambda: atomic_write(TABLE, content()))
+
+
 if __name__ == "__main__":
-    sys.exit(exit_code("curves.py", lambda: atomic_write(TABLE, content())))
+    sys.exit(main())

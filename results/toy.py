@@ -9,7 +9,6 @@ ours / 2018's, and the update from which on the mean is below 1; and draws both 
 same axes (results/figures/toy.png).
 """
 
-import argparse
 import re
 import sys
 from pathlib import Path
@@ -165,6 +164,20 @@ def figure(ours: pd.DataFrame, theirs: pd.DataFrame) -> "Figure":
     return plotted
 
 
+def _check_is_no_less(content: pd.DataFrame, kept: Path) -> None:
+    """Refuses to replace curves by those of fewer trials or updates."""
+    if not kept.exists():
+        return
+    there = pd.read_csv(kept)
+    for what in ("trials", "update"):
+        few, many = int(content[what].max()), int(there[what].max())
+        if few < many:
+            raise UserError(
+                f"{kept} has {many:,} {what.removesuffix('s')}s and these are of "
+                f"{few:,}; --to FOLDER writes them to another folder"
+            )
+
+
 def run(folder: Path | None, results: Path) -> None:
     theirs = pd.read_csv(THEIRS, comment="#")
     kept = results / "toy.csv"
@@ -172,6 +185,7 @@ def run(folder: Path | None, results: Path) -> None:
     picture.parent.mkdir(parents=True, exist_ok=True)
     if folder is not None:
         content = kept_curves(folder, theirs)
+        _check_is_no_less(content, kept)
         text = content.to_csv(index=False, float_format="%.5g")
         atomic_write(kept, text.encode())
     ours = pd.read_csv(kept)
@@ -183,9 +197,20 @@ def run(folder: Path | None, results: Path) -> None:
 def main() -> int:
     parser = OneLineParser(description=__doc__.split("\n")[0])
     parser.add_argument(
-        "folder", metavar="FOLDER", nargs="?", type=Path, help="of toy_demo.py's output"
+        "folder",
+        metavar="FOLDER",
+        nargs="?",
+        type=Path,
+        help="toy_demo.py's output, which replaces the curves kept in results/toy.csv; "
+        "without it these are shown",
     )
-    parser.add_argument("--to", type=Path, default=RESULTS, help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--to",
+        type=Path,
+        default=RESULTS,
+        metavar="FOLDER",
+        help="for toy.csv and figures/toy.png (results)",
+    )
     given = parser.parse_args()
     return exit_code("toy.py", lambda: run(given.folder, given.to))
 

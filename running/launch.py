@@ -26,6 +26,7 @@ from ..util import (
     RunError,
     UserError,
     environment,
+    importing_tensorflow,
     on_stop_signals,
     one_line,
     redirected,
@@ -38,6 +39,7 @@ from .supervisor import Child, Outcome, Supervisor
 
 DETERMINISTIC_XLA = "--xla_gpu_deterministic_ops=true"
 DISK_ERRORS = (*NO_SPACE, errno.EFBIG, errno.EACCES, errno.EROFS, errno.EIO)
+FREE_SOME = "free some and --resume"  # what to do where a disk is full
 IMPORT_PATIENCE = 60.0  # seconds, in addition to step_timeout, to import the simulator
 ONE_THREAD = dict.fromkeys(
     ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"
@@ -129,7 +131,7 @@ def end_of(error: Exception) -> tuple[str, int]:
     if not isinstance(error, OSError) or error.errno not in DISK_ERRORS:
         raise error
     if is_full(error):
-        return f"{full_disk_line(error, Path.cwd())}; free some and --resume", 1
+        return f"{full_disk_line(error, Path.cwd())}; {FREE_SOME}", 1
     return file_error_line(error), 1
 
 
@@ -179,12 +181,33 @@ def _check_extensions(config: Config) -> None:
     """Checks that what a configuration chooses has been registered by now.
 
     Raises:
-        UserError: an unknown name or setting, or a logger that cannot be had.
+        UserError: an unknown name or setting, a user's weighting that does not work,
+            or a logger that cannot be had.
     """
     from ..loggers import check as check_loggers  # here: they know its children
 
     check_registered(config)
+    _try_weighting(config)
     check_loggers(config)
+
+
+def _try_weighting(config: Config) -> None:
+    """Tries a weighting of a user's module.
+
+    Raises:
+        UserError: it fails, or gives something else than weights.
+    """
+    expansion = config.policy_config.value_expansion
+    if expansion is None or isinstance(expansion.entry.target, str):
+        return
+    name, settings = expansion.choice
+    most = expansion.rollout_len + 1
+    counts = range(1 if expansion.tdk_trick else most, most + 1)
+    with importing_tensorflow():
+        fault = expansion.entry.trial_fault(settings, counts)
+    if fault:
+        key = "policy_config.value_expansion.weighting"
+        raise UserError(f"{key}: {name} {fault}; correct the function")
 
 
 def measure_environment(config: Config) -> opening.Measured:
@@ -220,7 +243,9 @@ def measure_environment(config: Config) -> opening.Measured:
         ) from None
     except TimeoutError:
         raise UserError(
-            f"making the environment {env.name} took over {patience:g} s"
+            f"making, resetting and stepping {env.name} took over {patience:g} s "
+            f"(env.step_timeout and {IMPORT_PATIENCE:g} s for its imports): raise "
+            "env.step_timeout, or correct the environment"
         ) from None
     finally:
         for worker in set(multiprocessing.active_children()) - earlier:

@@ -70,6 +70,7 @@ def train(
     request: Request,
     on_epoch: Callable[[Epoch], None] | None = None,
     show: Callable[[str], None] = print,
+    in_python: bool = True,
 ) -> Path:
     """Runs what a request asks for; returns the experiment's folder.
 
@@ -78,6 +79,8 @@ def train(
         on_epoch: called in this thread; not for every epoch where they are shorter
             than a quarter of a second. What it raises stops the run, which saves.
         show: takes the lines of progress.
+        in_python: whether lines name this function's arguments, or those of the
+            command line.
 
     Raises:
         UserError: a mistake in the request, or a run that failed (RunError).
@@ -85,6 +88,7 @@ def train(
         KeyboardInterrupt, and what `on_epoch` raises: after the run has ended as by
             Ctrl-C. A note of it says so where not everything could be saved.
     """
+    worded = _words(in_python)
     given = json.loads(to_json({"request": asdict(request)}, "the configuration"))
     reading, writing = os.pipe()
     launcher = subprocess.Popen(
@@ -113,13 +117,14 @@ def train(
                 on_epoch(Epoch(**value | {"scores": tuple(value["scores"])}))
 
     try:
-        _tell(launcher, json.dumps(given | {"events": writing}) + "\n")
+        given |= {"events": writing, "in_python": in_python}
+        _tell(launcher, json.dumps(given) + "\n")
         take(on_epoch)
     except BaseException as error:
         _ask_to_end(launcher)
         take(None)
         if "error" in result:
-            error.add_note(_in_python(result["error"]))
+            error.add_note(worded(result["error"]))
         raise
     finally:
         _ask_to_end(launcher)
@@ -128,7 +133,7 @@ def train(
         launcher.stdout.close()
     if "error" in result:
         kind = UserError if result["code"] == 2 else RunError
-        raise kind(_in_python(result["error"]))
+        raise kind(worded(result["error"]))
     if "folder" not in result:
         raise RuntimeError(
             f"the launcher ended with exit code {launcher.returncode}; what it printed "
@@ -152,6 +157,10 @@ def check_arguments(**given: Any) -> None:
     for key in given["set"] or ():
         if not isinstance(key, str) or "=" in key:
             raise UserError(f"set: a key is a string without =, not {key!r}")
+
+
+def _words(in_python: bool) -> Callable[[str], str]:
+    return _in_python if in_python else str
 
 
 def _in_python(text: str) -> str:
@@ -223,6 +232,7 @@ def serve() -> None:
     asked = content["request"]
     asked |= {"start": Start(asked["start"]), "overrides": tuple(asked["overrides"])}
     request = Request(**asked)
+    worded = _words(content["in_python"])
     shown = request.config if isinstance(request.config, str) else "{...}"
     sys.argv = ["steve.train", shown, request.device]  # for run.json
     threading.Thread(target=_end_with_the_program, daemon=True).start()
@@ -255,7 +265,7 @@ def serve() -> None:
         display = Reporter(output_console(), request.experiment)
         outcome = None
         with stop_as_by_ctrl_c(), contextlib.ExitStack() as ends:
-            with opened(request, lambda line: display.note(_in_python(line))) as run:
+            with opened(request, lambda line: display.note(worded(line))) as run:
                 if run is not None:
                     display.epoch = _published_epoch(run.folders.policy)
                     outcome = run_processes(run, display, ends)

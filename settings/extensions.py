@@ -13,7 +13,7 @@ import importlib
 import inspect
 import re
 import string
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
@@ -64,6 +64,7 @@ class Entry:
 
 # As float32, in which the nets compute, they neither vanish nor overflow.
 POSITIVE = (1e-30, 1e30)
+SUM_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,37 @@ class Weighting(Entry):
                     f"must set {name} of {self.name} to a number from {low:g} to "
                     f"{high:g}"
                 )
+        return None
+
+    def trial_fault(
+        self, settings: Mapping[str, Any], counts: Iterable[int]
+    ) -> str | None:
+        """What is wrong with its weights of random candidates; None: nothing is.
+
+        The function is traced, as in an update.
+
+        Args:
+            settings: that it is called with.
+            counts: how many candidates there are, H + 1, one trial for each.
+        """
+        import tensorflow as tf  # here: nothing else in this module needs it
+
+        for count in counts:
+            candidates = tf.random.stateless_normal([2, count, 3], seed=[0, 0])
+            try:
+                traced = tf.function(self.function, autograph=False)
+                weights = tf.convert_to_tensor(traced(candidates, **settings))
+            except Exception as error:
+                return f"failed when it was tried ({error_text(error)})"
+            if weights.dtype != tf.float32 or weights.shape != candidates.shape[:2]:
+                return (
+                    f"gives {weights.dtype.name} of shape {weights.shape}, not float32 "
+                    f"of shape {candidates.shape[:2]}, for candidates of shape "
+                    f"{candidates.shape}"
+                )
+            sums = tf.reduce_sum(weights, axis=1).numpy()
+            if not (abs(sums - 1) < SUM_TOLERANCE).all():  # nor where one is NaN
+                return f"gives rows of weights with the sums {sums.tolist()}, not 1"
         return None
 
 

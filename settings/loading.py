@@ -180,23 +180,34 @@ def changed_keys(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     Those that a resumed run may change are left out (`keys.is_changeable`). false
     differs from 0; 1 and 1.0 are the same; a key that is missing has its default.
     """
-    return list(_differences(old, new, ()))
+    found = _differences(old, new, ())
+    return [".".join(path) for path, _, _ in found if not is_changeable(path)]
+
+
+def changes_on_resume(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Differences that a resumed run may have: "KEY BEFORE -> NOW", in JSON.
+
+    `output_root`, which moves with its folder, is left out.
+    """
+    return [
+        f"{'.'.join(path)} {_canonical(before)} -> {_canonical(after)}"
+        for path, before, after in _differences(old, new, ())
+        if is_changeable(path) and path != ("output_root",)
+    ]
 
 
 def _differences(
     old: dict[str, Any], new: dict[str, Any], above: KeyPath
-) -> Iterator[str]:
+) -> Iterator[tuple[KeyPath, Any, Any]]:
     for key in dict.fromkeys([*old, *new]):
         path = (*above, key)
-        if is_changeable(path):
-            continue
         before, after = (
             values[key] if key in values else _default(path) for values in (old, new)
         )
         if isinstance(before, dict) and isinstance(after, dict):
             yield from _differences(before, after, path)
         elif _canonical(before) != _canonical(after):
-            yield ".".join(path)
+            yield path, before, after
 
 
 def _default(path: KeyPath) -> Any:

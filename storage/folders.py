@@ -75,6 +75,14 @@ class Folders:
         return self.log / f"{self.experiment}.greedy.csv"
 
     @property
+    def scores_there(self) -> Path:
+        """`scores`; of a folder that was renamed since, those of its earlier name."""
+        path = self.scores
+        ending = path.name.removeprefix(self.experiment)
+        found = [] if path.exists() else list(self.log.glob(f"*{ending}"))
+        return found[0] if len(found) == 1 else path
+
+    @property
     def final_scores(self) -> Path:
         """The scores of the final episodes."""
         return self.log / f"{self.experiment}.final.csv"

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from ..replay import ReplayBuffer
 from ..settings.interface import EnvSizes
-from ..settings.loading import changed_keys
+from ..settings.loading import changed_keys, changes_on_resume
 from ..settings.request import Request, Start
 from ..settings.roles import learners
 from ..settings.schema import AgentConfig, Config
@@ -117,6 +117,8 @@ def opened(
             yield None
             return
         notes += request.loaded.notes
+        if resumes:
+            notes += _changes(folders, merged)
         notes += _notes_on_environment(config, measured)
         notes += _moved_aside(request, folders)
         run = Run(
@@ -146,6 +148,12 @@ def opened(
                     note(line)
             ends.enter_context(held(folders))
             yield run
+
+
+def _changes(folders: Folders, merged: dict[str, Any]) -> list[str]:
+    """A line that names what this launch has otherwise than the one before."""
+    changes = changes_on_resume(read_json(folders.hyperparameters), merged)
+    return [f"changed since the last launch: {', '.join(changes)}"] if changes else []
 
 
 def _notes_on_environment(config: Config, measured: EnvSizes) -> list[str]:
@@ -250,7 +258,8 @@ def check_mode(folders: Folders, merged: dict[str, Any], start: Start) -> bool:
     if changed:
         raise UserError(
             f"the configuration differs from that of the run in {folders.root}: "
-            f"{', '.join(changed)}; give the run's values, or another --name"
+            f"{', '.join(changed)}; give the run's values, or choose another name (of "
+            "the file, or --name) or output_root"
         )
     return True
 

@@ -234,6 +234,11 @@ def _updates(config: Config) -> int | None:
 
 
 def _collision(run: PlannedRun, other: PlannedRun) -> str:
+    if run.arguments == other.arguments:
+        return (
+            f"{run.arguments[0]}: {run.name} is asked for twice; give each file, seed "
+            "and value once"
+        )
     files = " and ".join(dict.fromkeys((other.arguments[0], run.arguments[0])))
     return (
         f"{files}: two runs would both be {run.name}; rename a file, or sweep them "

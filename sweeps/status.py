@@ -386,7 +386,7 @@ def _frames(folders: Folders) -> int:
 
 
 def _score(folders: Folders) -> float | None:
-    rows = last_rows(folders.scores, ("score",))[-LAST_SCORES:]
+    rows = last_rows(folders.scores_there, ("score",))[-LAST_SCORES:]
     scores = [row["score"] for row in rows]
     return sum(scores) / len(scores) if scores else None
 

@@ -272,3 +272,30 @@ def test_runs_at_full_size_are_in_no_table_of_the_small_ones(
     printed = capsys.readouterr().out
     assert "| HalfCheetah-v1 | ddpg |" in printed
     assert "full_ddpg" not in printed
+
+
+def called(program: str, *arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, f"results/{program}", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_a_question_to_curves_writes_nothing():
+    table = ROOT / "analysis" / "results.csv.gz"
+    before = table.stat().st_mtime_ns
+    assert called("curves.py", "--help").stdout.startswith("usage: curves.py")
+    wrong = called("curves.py", "somewhere")
+    assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1)
+    assert table.stat().st_mtime_ns == before
+
+
+def test_an_animation_that_cannot_be_made_is_one_line(tmp_path):
+    folders = write_run(tmp_path, "first")
+    for out, said in (("x.gif", "none of the paper's"), ("x.mp4", "end in .gif")):
+        done = called("animation.py", str(folders.root), "--out", str(tmp_path / out))
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+        assert said in done.stderr

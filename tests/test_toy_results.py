@@ -73,6 +73,20 @@ def test_a_call_keeps_curves_and_draws_them_with_2018s(program, tmp_path, capsys
     assert drawn.read_bytes() == before
 
 
+@pytest.mark.parametrize("what", ["trials", "update"])
+def test_curves_of_less_do_not_replace_those_that_are_kept(program, tmp_path, what):
+    write_demo(tmp_path / "demo")
+    program.run(tmp_path / "demo", tmp_path / "results")
+    path = tmp_path / "results" / "toy.csv"
+    there = pd.read_csv(path)
+    there[what] += 1
+    there.to_csv(path, index=False)
+    before = path.read_bytes()
+    with pytest.raises(UserError, match="--to FOLDER"):
+        program.run(tmp_path / "demo", tmp_path / "results")
+    assert path.read_bytes() == before
+
+
 def test_another_folder_is_refused_in_one_line(program, theirs, tmp_path):
     with pytest.raises(UserError, match=r"basic_q\.csv"):
         program.kept_curves(tmp_path, theirs)

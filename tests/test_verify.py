@@ -8,6 +8,7 @@ import pytest
 from support import make_config, make_run
 
 from steve import verify
+from steve.running.launch import FREE_SOME
 from steve.settings.schema import Config
 from steve.storage import checkpoint
 from steve.storage.digests import Digest, append_digest
@@ -18,6 +19,7 @@ from steve.storage.record import (
     record_start,
     write_json,
 )
+from steve.util import RunError
 
 PACE = 10  # updates of an epoch, one for each frame
 
@@ -96,7 +98,8 @@ def repetition(monkeypatch):
     lines = [*LINES]
     lines_of = {"xla": True, "lines": lines, "requests": []}
 
-    def train(request, on_epoch, show):
+    def train(request, on_epoch, *, show, in_python):
+        assert not in_python
         lines_of["requests"].append(request)
         config = Config.model_validate(request.loaded.merged)
         again = Folders.of(config, "again")
@@ -114,6 +117,21 @@ def repetition(monkeypatch):
 def verified(folders, capsys, *options):
     code = verify.main([str(folders.root), "cpu", *options])
     return code, capsys.readouterr().out.splitlines()
+
+
+def test_a_full_disk_is_that_of_the_temporary_folder(earlier, monkeypatch, capsys):
+    def train(*_, **__):
+        raise RunError(f"there/run.json: No space left on device; {FREE_SOME}")
+
+    monkeypatch.setattr(verify, "train", train)
+    assert verify.main([str(earlier.root), "cpu"]) == 1
+    line = "there/run.json: No space left on device; free some, or name a larger disk "
+    assert capsys.readouterr().err == f"verify.py: {line}in TMPDIR\n"
+
+
+def test_a_wrong_device_is_named_as_on_the_command_line(earlier, capsys):
+    assert verify.main([str(earlier.root), "gpu"]) == 2
+    assert "GPU_ID must be a whole number" in capsys.readouterr().err
 
 
 def test_a_run_that_repeats_itself_is_identical(earlier, repetition, capsys):

@@ -6,9 +6,12 @@ import pytest
 from support import make_config, open_run
 from support_supervisor import FakeDisplay
 
+from steve.running import launch
 from steve.running.launch import measure_environment, run_processes
 from steve.running.supervisor import Outcome, Supervisor
+from steve.settings.extensions import WEIGHTINGS, Weighting
 from steve.storage.record import read_run, record_start
+from steve.util import UserError
 
 # What modules of a user's do. In place of TensorFlow, whose import takes seconds:
 NETS = "import sys; sys.modules['tensorflow'] = sys"
@@ -88,3 +91,30 @@ def test_an_exception_is_recorded_and_raised(monkeypatch, run, error):
     ended = content["starts"][-1]["ended"]
     assert (ended["code"], ended["why"]) == (1, str(error))
     assert content["finished"] is None
+
+
+@pytest.mark.parametrize(("tdk_trick", "counts"), [(False, [3]), (True, [1, 2, 3])])
+def test_a_users_weighting_is_tried_before_the_start(
+    tmp_path, monkeypatch, tdk_trick, counts
+):
+    seen = []
+
+    class Mine(Weighting):
+        def trial_fault(self, settings, counts):
+            seen.append((settings, list(counts)))
+            return "gives nothing"
+
+    mine = Mine("mine", lambda candidates, power: candidates, {"power": 2.0})
+    monkeypatch.setitem(WEIGHTINGS, "mine", mine)
+    expansion = {
+        "rollout_len": 2,
+        "tdk_trick": tdk_trick,
+        "weighting": "mine",
+        "weighting_settings": {"power": 3.0},
+    }
+    config = make_config(
+        tmp_path, model=True, policy_config={"value_expansion": expansion}
+    )
+    with pytest.raises(UserError, match="weighting: mine gives nothing"):
+        launch._check_extensions(config)
+    assert seen == [({"power": 3.0}, counts)]

@@ -3,11 +3,13 @@
 import functools
 
 import pytest
+import tensorflow as tf
 
 import steve
 from steve.settings.extensions import WEIGHTINGS, WORLD_MODELS, check
 from steve.settings.schema import ValueExpansion
 from steve.util import UserError
+from steve.valuerl import mean_weights
 
 
 @pytest.fixture(autouse=True)
@@ -53,6 +55,63 @@ def test_only_what_has_no_default_must_be_given():
     assert fault({"scale": 1, "sigma": 2}) == (
         "has no sigma (settings of mine: epsilon, scale)"
     )
+
+
+def wrong_shape(candidates):
+    return candidates[:, :1, 0]
+
+
+def wrong_type(candidates):
+    return tf.ones(candidates.shape[:2], tf.float64)
+
+
+def wrong_sums(candidates, factor=1.0):
+    return factor * tf.ones(candidates.shape[:2])
+
+
+def not_finite(candidates):
+    return tf.math.log(-tf.ones(candidates.shape[:2]))
+
+
+def needs_three(candidates):
+    return tf.broadcast_to([0.5, 0.25, 0.25], candidates.shape[:2])
+
+
+def not_traceable(candidates):
+    return mean_weights(candidates).numpy()
+
+
+def fine(candidates, power=1):
+    weights = tf.math.reduce_std(candidates, -1) ** power
+    return weights / tf.reduce_sum(weights, -1, keepdims=True)
+
+
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [
+        (
+            wrong_shape,
+            "gives float32 of shape (2, 1), not float32 of shape (2, 3), for",
+        ),
+        (wrong_type, "gives float64 of shape (2, 3), not float32"),
+        (wrong_sums, "gives rows of weights with the sums [3.0, 3.0], not 1"),
+        (not_finite, "gives rows of weights with the sums [nan, nan], not 1"),
+        (not_traceable, "failed when it was tried (AttributeError: "),
+        (fine, None),
+        (needs_three, None),
+    ],
+)
+def test_a_weighting_is_tried_on_candidates(function, said):
+    steve.weighting("mine")(function)
+    found = WEIGHTINGS["mine"].trial_fault({}, [3])
+    assert (found is None) if said is None else found.startswith(said)
+
+
+def test_a_weighting_is_tried_with_its_settings_and_for_each_number_of_candidates():
+    steve.weighting("mine")(wrong_sums)
+    assert WEIGHTINGS["mine"].trial_fault({"factor": 0.5}, [2]) is None
+    steve.weighting("threes")(needs_three)
+    assert "tried" in WEIGHTINGS["threes"].trial_fault({}, range(1, 4))
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from support import PROJECT
 from support_settings import SIZES, minimal, updates, with_expansion
 
 from steve.settings import loading
-from steve.settings.loading import changed_keys, load
+from steve.settings.loading import changed_keys, changes_on_resume, load
 from steve.util import UserError
 
 # Merging
@@ -238,6 +238,13 @@ def test_changed_keys_tell_absent_from_null_and_false_from_zero():
     assert changed_keys({"a": {"b": False, "c": 1}}, {"a": {"b": 0, "c": 1.0}}) == [
         "a.b"
     ]
+
+
+def test_what_a_resume_may_change_is_shown_with_its_values():
+    old = {"total_frames": 5, "seed": 1, "output_root": "a"}
+    new = {"total_frames": 9, "seed": 2, "output_root": "b", "threads": 3}
+    assert changes_on_resume(old, new) == ["total_frames 5 -> 9"]
+    assert changes_on_resume({"total_hours": 2.0}, {}) == ["total_hours 2 -> null"]
 
 
 def test_a_run_of_version_1_may_be_resumed():

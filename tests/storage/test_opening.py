@@ -542,6 +542,31 @@ def test_a_resume_on_another_processor_is_one_line(tmp_path, monkeypatch):
     assert line.endswith("and is another one")
 
 
+def test_a_resume_says_what_it_has_otherwise(tmp_path):
+    notes = []
+
+    def open_with(start, *overrides):
+        notes.clear()
+        fixed = (f"output_root={tmp_path}", "env.step_timeout=9")
+        request = Request(QUICKSTART, "cpu", start, overrides=(*fixed, *overrides))
+        with opening.opened(
+            request,
+            lambda config: opening.Measured(EnvSizes(3, 1, None)),
+            {},
+            notes.append,
+        ):
+            pass
+        return [line for line in notes if "changed" in line]
+
+    assert open_with("fresh", "total_frames=5000") == []
+    assert open_with("resume", "total_frames=5000") == []
+    assert open_with("resume", "total_frames=null", "evaluator_config.count=0") == [
+        "changed since the last launch: evaluator_config.count 1 -> 0, "
+        "total_frames 5000 -> null"
+    ]
+    assert open_with("resume", "total_frames=null", "evaluator_config.count=0") == []
+
+
 # Damaged tables
 
 ROWS = b"0.1,1,10,1.5\n0.2,2,20,2.5\n"

@@ -74,7 +74,12 @@ def test_runs_that_would_share_a_folder_are_refused_by_name(tmp_path):
     assert paths[0] in said
     assert paths[1] in said
     assert "same" in said
-    assert "two runs would both be" in error_of(settings=[f"{RATE}=0.1,0.10"])
+    assert "two runs would both be" in said
+
+
+@pytest.mark.parametrize("values", ["0.1,0.1", "0.1,0.10"])
+def test_a_value_that_is_given_twice_is_said_to_be(values):
+    assert "is asked for twice" in error_of(settings=[f"{RATE}={values}"])
 
 
 def test_one_bad_configuration_among_many_is_named_and_nothing_is_written(tmp_path):

@@ -229,6 +229,17 @@ def test_frames_score_and_time_left_come_from_the_runs_files(sweep):
     assert state_of(sweep).seconds_left is None
 
 
+def test_a_renamed_folder_has_the_score_that_it_had(sweep):
+    folders = sweep.folders(0)
+    header = "hours,epochs,frames,score"
+    write_csv(folders.log / "earlier.greedy.csv", header, "0.1,1,50,3")
+    assert state_of(sweep).score == 3
+    write_csv(folders.log / "other.greedy.csv", header, "0.1,1,50,4")
+    assert state_of(sweep).score is None  # whose they are is not known
+    write_csv(folders.scores, header, "0.1,1,50,5")
+    assert state_of(sweep).score == 5
+
+
 def test_a_log_without_a_start_is_no_attempt(tmp_path):
     log = tmp_path / "log.txt"
     assert last_attempt(log) is None
