@@ -4,6 +4,7 @@ Videos are made of an environment written below, which draws without any GL libr
 one test, marked gl, renders MuJoCo: python -m pytest -m gl tests/test_visualizer.py
 """
 
+import errno
 import json
 import shlex
 import subprocess
@@ -502,3 +503,13 @@ def test_the_command_in_the_figures_makes_them_again(arguments):
     words = shlex.split(visualizer.command_of(asked, Path("old/policy.safetensors")))
     assert words[0] == "visualizer.py"
     assert visualizer.parse_arguments(words[1:]) == asked
+
+
+def test_a_full_disk_names_the_file_that_it_did_not_take(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="No space") as caught:
+        visualizer._write(tmp_path / "episode.csv", b"")
+    assert caught.value.filename == str(tmp_path / "episode.csv")

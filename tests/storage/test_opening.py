@@ -561,7 +561,7 @@ def test_a_resume_says_what_it_has_otherwise(tmp_path):
     assert open_with("fresh", "total_frames=5000") == []
     assert open_with("resume", "total_frames=5000") == []
     assert open_with("resume", "total_frames=null", "evaluator_config.count=0") == [
-        "changed since the last launch: evaluator_config.count 1 -> 0, "
+        "changed since the last launch: evaluator_config.count 2 -> 0, "
         "total_frames 5000 -> null"
     ]
     assert open_with("resume", "total_frames=null", "evaluator_config.count=0") == []
