@@ -49,14 +49,18 @@ def write_run(output: Path, name: str, *, score: float = 1.0, finished: bool = T
     return folders
 
 
-def collect(output: Path, results: Path) -> subprocess.CompletedProcess:
+def called(program: str, *arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, "results/collect.py", str(output), "--to", str(results)],
+        [sys.executable, f"results/{program}", *arguments],
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
     )
+
+
+def collect(output: Path, results: Path) -> subprocess.CompletedProcess:
+    return called("collect.py", str(output), "--to", str(results))
 
 
 @pytest.fixture
@@ -272,16 +276,6 @@ def test_runs_at_full_size_are_in_no_table_of_the_small_ones(
     printed = capsys.readouterr().out
     assert "| HalfCheetah-v1 | ddpg |" in printed
     assert "full_ddpg" not in printed
-
-
-def called(program: str, *arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, f"results/{program}", *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
 
 
 def test_a_question_to_curves_writes_nothing():
