@@ -7,6 +7,7 @@ import math
 import multiprocessing
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -47,6 +48,7 @@ TINY = [
     "policy_config.frames_per_update=0.5",
     "policy_config.log_every_n=50",
     "policy_config.epoch_every_n=50",
+    "policy_config.backup_every_n=100",
     "agent_config.batch_size=4",
     "agent_config.full_random_n=80",
 ]
@@ -60,6 +62,7 @@ TINY_MODEL = [
     "model_config.frames_per_update=0.5",
     "model_config.log_every_n=50",
     "model_config.epoch_every_n=50",
+    "model_config.backup_every_n=100",
     "model_config.pretrain_n=20",
 ]
 DDPG = ["model_config=null", "policy_config.value_expansion=null"]
@@ -192,8 +195,22 @@ def assert_inside_band(rows: list[dict[str, float]], frames_per_update: float) -
         assert row["frames"] <= upper
 
 
-# One without a model, one with ensembles of nets; the other runs take minutes.
-SOME = ("ddpg", "ensemble_mve_tdk")
+WITH_ENSEMBLES = "ensemble_mve_tdk"
+SOME = ("ddpg", WITH_ENSEMBLES)  # the other runs take minutes
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> tuple[Path, str]:
+    """The output folder of a run with ensembles that ended, and what it printed."""
+    folder = tmp_path_factory.mktemp("finished")
+    done = run(folder, settings=tuple(ALGORITHMS[WITH_ENSEMBLES]))
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder, done.stdout
+
+
+@pytest.fixture
+def finished_copy(finished, tmp_path) -> Path:
+    return shutil.copytree(finished[0], tmp_path, dirs_exist_ok=True)
 
 
 @pytest.mark.parametrize(
@@ -203,13 +220,20 @@ SOME = ("ddpg", "ensemble_mve_tdk")
         for name in ALGORITHMS
     ],
 )
-def test_every_algorithm_of_the_paper_trains_and_ends_at_its_limit(algorithm, tmp_path):
-    done = run(tmp_path, settings=tuple(ALGORITHMS[algorithm]))
-    assert done.returncode == 0, done.stdout + done.stderr
-    folder = experiment(tmp_path)
+def test_every_algorithm_of_the_paper_trains_and_ends_at_its_limit(
+    algorithm, tmp_path, request
+):
+    if algorithm == WITH_ENSEMBLES:
+        output_root, printed = request.getfixturevalue("finished")
+    else:
+        output_root = tmp_path
+        done = run(output_root, settings=tuple(ALGORITHMS[algorithm]))
+        assert done.returncode == 0, done.stdout + done.stderr
+        printed = done.stdout
+    folder = experiment(output_root)
     has_model = "ddpg" not in algorithm
 
-    rows = learner_log(tmp_path)
+    rows = learner_log(output_root)
     assert [row["updates"] for row in rows] == list(range(50, 401, 50))
     assert all(math.isfinite(value) for row in rows for value in row.values())
     usage = [row["model_usage"] for row in rows]
@@ -217,12 +241,12 @@ def test_every_algorithm_of_the_paper_trains_and_ends_at_its_limit(algorithm, tm
     assert_inside_band(rows, 0.5)
     assert (folder / "log" / "worldmodel.log").exists() == has_model
     if has_model:
-        model_rows = learner_log(tmp_path, "worldmodel")
+        model_rows = learner_log(output_root, "worldmodel")
         assert_inside_band(model_rows, 0.5)
         assert [row["updates"] for row in model_rows][-1] == 400
         assert rows[-1]["models"] >= 2  # a newer model was taken up
 
-    recorded = scores(tmp_path)
+    recorded = scores(output_root)
     assert list(recorded[0]) == ["hours", "epochs", "frames", "score"]
     assert recorded[0]["epochs"] >= 1
     assert [row["epochs"] for row in recorded].count(recorded[-1]["epochs"]) >= 2
@@ -235,15 +259,15 @@ def test_every_algorithm_of_the_paper_trains_and_ends_at_its_limit(algorithm, tm
     assert record["finished"]["frames"] == 240
     assert len(record["starts"]) == 1
     assert len(set(record["starts"][0]["seeds"].values())) == (6 if has_model else 5)
-    assert "score of random actions: " in done.stdout
-    assert str(folder / "log" / "run.greedy.csv") in done.stdout
+    assert "score of random actions: " in printed
+    assert str(folder / "log" / "run.greedy.csv") in printed
     look = f"visualizer.py {shown_path(folder)}"
-    assert f"to look at the policy:\n  {python_word()} {look}\n" in done.stdout
+    assert f"to look at the policy:\n  {python_word()} {look}\n" in printed
 
-    again = run(tmp_path, "--resume", settings=tuple(ALGORITHMS[algorithm]))
+    again = run(output_root, "--resume", settings=tuple(ALGORITHMS[algorithm]))
     assert again.returncode == 0
     assert "is finished: nothing is left to do" in again.stdout
-    assert len(scores(tmp_path)) == len(recorded)
+    assert len(scores(output_root)) == len(recorded)
 
 
 def test_without_pacing_nobody_waits(tmp_path):
@@ -432,7 +456,7 @@ def test_an_unwritable_output_is_one_line(tmp_path):
     assert "cannot write to" in done.stderr
 
 
-def test_interrupted_refused_resumed_and_restarted(tmp_path):
+def test_interrupted_refused_and_resumed(tmp_path):
     """Ctrl-C saves; a resume continues; another launch or configuration is refused."""
     endless = ("total_frames=null",)
     first = start(tmp_path, settings=endless)
@@ -484,22 +508,24 @@ def test_interrupted_refused_resumed_and_restarted(tmp_path):
     counts = [row["epochs"] for row in gone_on if row["epochs"] < gone_on[-1]["epochs"]]
     assert max(counts.count(epoch) for epoch in set(counts)) <= 2
 
-    overwritten = run(tmp_path, "--overwrite", settings=tuple(DDPG))
-    assert overwritten.returncode == 0, overwritten.stderr
-    kept = experiment(tmp_path).with_name("run.old1") / "log" / "run.greedy.csv"
-    assert table(kept) == gone_on
 
-
-def test_killed_launcher_leaves_no_orphan_and_the_run_goes_on(tmp_path):
+def test_the_run_goes_on_after_a_killed_learner_and_a_killed_launcher(tmp_path):
     """With one and the same command, as sweep.py gives it, from the first start on."""
     endless = ("total_frames=null",)
     launcher = start(tmp_path, "--resume-or-start", settings=endless)
     wait_for(lambda: len(scores(tmp_path)) >= 4, launcher)
+    learner = int(board(tmp_path)["valuerl"]["pid"])
+    os.kill(learner, signal.SIGKILL)
+    wait_for(lambda: board(tmp_path)["valuerl"]["pid"] != learner, launcher)
+    count = len(scores(tmp_path))
+    wait_for(lambda: len(scores(tmp_path)) > count, launcher)
+
     names = ["valuerl", "worldmodel", "interactor0", "evaluator0", "evaluator1"]
     pids = [int(board(tmp_path)[name]["pid"]) for name in names]
     assert all(is_alive(pid) for pid in pids)
     launcher.kill()
-    launcher.communicate()
+    output, _ = launcher.communicate()
+    assert "valuerl was ended by SIGKILL and is restarted" in output
     deadline = time.monotonic() + 5
     while any(is_alive(pid) for pid in pids):
         assert time.monotonic() < deadline, "an orphan is left"
@@ -550,59 +576,49 @@ def test_the_process_that_measures_the_environment_ends_with_its_killed_launcher
         time.sleep(0.05)
 
 
-def test_killed_learner_is_restarted_once_and_then_ends_the_run(tmp_path):
-    launcher = start(tmp_path, settings=("total_frames=null",))
-    wait_for(lambda: len(scores(tmp_path)) >= 4, launcher)
-    first = int(board(tmp_path)["valuerl"]["pid"])
-    os.kill(first, signal.SIGKILL)
-    wait_for(lambda: board(tmp_path)["valuerl"]["pid"] != first, launcher)
-    count = len(scores(tmp_path))
-    wait_for(lambda: len(scores(tmp_path)) > count, launcher)
-    os.kill(int(board(tmp_path)["valuerl"]["pid"]), signal.SIGKILL)
-    output, _ = launcher.communicate(timeout=DEADLINE)
-    assert launcher.returncode == 1
-    assert "valuerl was ended by SIGKILL and is restarted" in output
-    assert "valuerl was ended by SIGKILL after 1 restarts; the run stops" in output
-
-
-def test_a_run_that_diverges_stops_and_keeps_the_last_good_state(tmp_path):
-    done = run(tmp_path, settings=(*DDPG, "policy_config.learning_rate=1e30"))
+def test_a_run_that_diverges_stops_and_keeps_the_last_good_state(finished_copy):
+    """Here in place of a finished one, which stays under another name."""
+    earlier = scores(finished_copy)
+    diverging = (*DDPG, "policy_config.learning_rate=1e30")
+    done = run(finished_copy, "--overwrite", settings=diverging)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert "the run stops. The last good state is" in done.stderr
-    state = experiment(tmp_path) / "checkpoints" / "valuerl.safetensors"
+    folder = experiment(finished_copy)
+    state = folder / "checkpoints" / "valuerl.safetensors"
     assert str(state) in done.stderr
+    kept = folder.with_name("run.old1") / "log" / "run.greedy.csv"
+    assert table(kept) == earlier
     from steve.storage.checkpoint import load
 
     assert all(np.isfinite(t).all() for t in load(state).tensors.values())
 
 
-def test_a_fresh_start_from_a_numbered_checkpoint(tmp_path):
-    settings = ("policy_config.backup_every_n=100", "model_config.backup_every_n=100")
-    assert run(tmp_path, settings=settings).returncode == 0
-    folder = experiment(tmp_path)
+def test_a_fresh_start_from_a_numbered_checkpoint(finished_copy):
+    settings = tuple(ALGORITHMS[WITH_ENSEMBLES])
+    folder = experiment(finished_copy)
     for learner in ("valuerl", "worldmodel"):
         for updates in (100, 200, 300, 400):
             assert (
                 folder / "checkpoints" / f"{learner}-{updates}.safetensors"
             ).exists()
-    finished = scores(tmp_path)
+    finished = scores(finished_copy)
 
-    missing = run(tmp_path, "--resume-from", "150", settings=settings)
+    missing = run(finished_copy, "--resume-from", "150", settings=settings)
     assert missing.returncode == 2
     assert "there are: 100, 200, 300, 400" in missing.stderr
-    assert scores(tmp_path) == finished
+    assert scores(finished_copy) == finished
 
-    done = run(tmp_path, "--resume-from", "200", settings=settings)
+    done = run(finished_copy, "--resume-from", "200", settings=settings)
     assert done.returncode == 0, done.stdout + done.stderr
     assert table(folder.with_name("run.old1") / "log" / "run.greedy.csv") == finished
-    rows = learner_log(tmp_path)
+    rows = learner_log(finished_copy)
     assert [row["updates"] for row in rows] == list(range(50, 401, 50))
-    again = scores(tmp_path)
+    again = scores(finished_copy)
     epoch = next(row["epoch"] for row in rows if row["updates"] == 200)
     early = [row for row in finished if row["epochs"] <= epoch]
     assert again[: len(early)] == early
-    assert_events_are_logs_and_scores(tmp_path)
+    assert_events_are_logs_and_scores(finished_copy)
     assert again[-1]["frames"] == 240
 
 

@@ -50,10 +50,12 @@ ALGORITHMS = {
     "mve_tdk": {"rollout_len": 2, "tdk_trick": True},
     "mean_mve": {"rollout_len": 2, "mean_k_return": True},
     "td_lambda": {"rollout_len": 2, "lambda_return": 0.5},
-    "steve": {"rollout_len": 1, "steve_reweight": True},  # compiles in half the time
+    "steve": {"rollout_len": 2, "steve_reweight": True},
     "cov_steve": {"rollout_len": 2, "steve_reweight": True, "covariances": True},
 }
+WITHOUT_XLA = ["policy_config.xla=false", "model_config.xla=false"]
 VARIANTS = {
+    "default": [],
     "one interactor": ["agent_config.count=1"],
     "three interactors": ["agent_config.count=3"],
     "no evaluator": ["evaluator_config.count=0"],
@@ -67,7 +69,6 @@ VARIANTS = {
         "policy_config.updates_per_call=4",
         "model_config.updates_per_call=4",
     ],
-    "without xla": ["policy_config.xla=false", "model_config.xla=false"],
     "unequal paces": ["model_config.frames_per_update=1"],
     "processes of their own": ['agent_config.vectorization="async"'],
 }
@@ -194,8 +195,8 @@ def test_the_same_seed_gives_the_same_bytes_through_kills_and_stops(
     tmp_path, algorithm
 ):
     path, dice = configuration(tmp_path, algorithm), random.Random(os.urandom(8))
-    finish(launch(path, "quiet"), path, "quiet")
-    kill_in_the_midst(path, "killed", dice, kills=3)
+    finish(launch(path, "quiet", *WITHOUT_XLA), path, "quiet")
+    kill_in_the_midst(path, "killed", dice, 3, WITHOUT_XLA)
     quiet, killed = (bytes_of(folders_of(path, name)) for name in ("quiet", "killed"))
     assert len(quiet[2]) == 47
     assert quiet == killed
