@@ -3,8 +3,8 @@
 import errno
 import fcntl
 import os
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import portalocker
@@ -20,12 +20,16 @@ ASKING_PATIENCE = 1.0  # seconds in which one who only asks (`is_locked`) lets g
 
 
 @contextmanager
-def claimed(folders: Folders) -> Iterator[None]:
+def claimed(folders: Folders) -> Iterator[Callable[[], None]]:
     """Holds the experiment's folder: no second launch gets it at the same time.
 
     The lock is the kernel's: it is free as soon as its holder is gone, however it
     went. Processes that outlive a killed launcher for a moment hold a shared lock of
     their own, which is waited for.
+
+    Yields:
+        a function that holds the folder which has the name by now, and may have taken
+        the place of another; it makes one where there is none.
 
     Raises:
         UserError: another launch has the folder.
@@ -47,9 +51,24 @@ def claimed(folders: Folders) -> Iterator[None]:
         except portalocker.LockException as error:
             _check_locks(error, folders)
             raise _in_use(folders) from None
+        folder = stack.enter_context(ExitStack())
+        which: os.stat_result | None = None
+
+        def hold() -> None:
+            nonlocal which
+            try:
+                with suppress(FileExistsError):  # a file, or a link to nowhere
+                    folders.root.mkdir(parents=True, exist_ok=True)
+                now = os.stat(folders.root)
+            except OSError as error:
+                raise unwritable(error, folders) from None
+            if which is None or not os.path.samestat(which, now):
+                folder.close()  # what was put aside is free
+                folder.enter_context(held(folders))
+                which = now
+
         if folders.root.exists():
-            with held(folders):  # by another name it may be in use
-                pass
+            hold()  # by another name it may be in use
         try:
             with portalocker.Lock(
                 folders.lock("processes"),
@@ -62,7 +81,7 @@ def claimed(folders: Folders) -> Iterator[None]:
             raise UserError(
                 f"processes of an earlier launch still use {folders.root}; end them"
             ) from None
-        yield
+        yield hold
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
-from ..replay import ReplayBuffer
+from ..replay import LOCK_NAME, ReplayBuffer
 from ..replay_file import DATA_NAME
 from ..settings.roles import VALUERL, WORLDMODEL, learners
 from ..util import UserError, atomic_write, fsync_folder, unused
@@ -25,17 +25,41 @@ from .salvage import salvage
 from .scores import COLUMNS
 from .tables import read_table
 
-# What this program writes before it gets its name.
-TEMPORARY = re.compile(
-    r"\.(.+\.(json|csv|log|bin|safetensors|steve)|replay\.lock)(\.previous)?(\.\d+)?\.tmp"
+# What this program writes before it gets its name, by the folder that it is in.
+TEMPORARY_EVENTS = re.compile(r"\.events\.out\.tfevents\..+\.steve\.\d+\.tmp")
+TEMPORARY_IN_LOG = re.compile(
+    r"\.(hps\.json|run\.json|loggers\.json|status\.bin|.+\.csv|.+\.log)\.\d+\.tmp"
 )
+TEMPORARY_STATE = re.compile(
+    r"\.(policy|valuerl|worldmodel)(-\d+)?\.safetensors(\.previous|\.\d+)?\.tmp"
+)
+TEMPORARY_REPLAY = re.compile(r"\.replay\.bin\.\d+\.tmp")
+IMPORTING = "importing"  # in the replay buffer's folder, while a dataset comes in
 
 
 def remove_temporary_files(folders: Folders) -> None:
     """Removes what writers that were killed have left."""
-    for leftover in folders.root.rglob(".*.tmp"):
-        if TEMPORARY.fullmatch(leftover.name) and leftover.is_file():
-            leftover.unlink()
+    places = [
+        (folders.root, TEMPORARY_EVENTS),
+        (folders.log, TEMPORARY_IN_LOG),
+        (folders.checkpoints, TEMPORARY_STATE),
+        (folders.policies.folder, TEMPORARY_STATE),
+        *((path, TEMPORARY_REPLAY) for path in folders.checkpoints.glob("replay*")),
+    ]
+    for folder, name in places:
+        for leftover in folder.glob(".*.tmp"):
+            if name.fullmatch(leftover.name) and leftover.is_file():
+                leftover.unlink()
+
+
+def remove_new_replay(folders: Folders) -> None:
+    """Removes the replay buffer of an opening that has failed, and its folder."""
+    for folder in (folders.replay / IMPORTING, folders.replay):
+        for name in (DATA_NAME, LOCK_NAME):
+            with suppress(OSError):
+                (folder / name).unlink()
+        with suppress(OSError):  # something else is in it
+            folder.rmdir()
 
 
 def check_whole(run: Run) -> None:
@@ -164,7 +188,7 @@ def _new_replay(run: Run) -> list[str]:
         ReplayBuffer.create(folder, *sizes, capacity).close()
         return []
     assert run.interface is not None  # the environment was asked
-    workplace = folder / "importing"
+    workplace = folder / IMPORTING
     if workplace.exists():
         shutil.rmtree(workplace)  # of an import that was killed
     with ReplayBuffer.create(workplace, *sizes, capacity) as replay:
@@ -197,6 +221,26 @@ def check_states(run: Run) -> list[str]:
         if checkpoint.is_there(run.folders.state(name)):
             _, warning = checkpoint.load_newest(run.folders.state(name))
             notes += [warning] if warning else []
+    return notes
+
+
+def put_aside_published(run: Run) -> list[str]:
+    """Lines about policies and world models that are damaged, and renamed.
+
+    The value learner publishes its own policy again. All others are passed over.
+    """
+    folders, notes = run.folders, []
+    paths = [folders.policy]
+    for published in (folders.policies, folders.models):
+        paths += map(published.path, published.numbers())
+    for path in paths:
+        try:
+            checkpoint.load(path)
+        except CheckpointError as error:
+            if path.exists():
+                aside = unused(path.with_name(f"{path.name}.damaged"))
+                path.rename(aside)
+                notes.append(f"{error}; it is now {aside.name}")
     return notes
 
 

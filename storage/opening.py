@@ -17,7 +17,7 @@ from .datasets import check_dataset
 from .disk import network_filesystem
 from .fitting import check_fits
 from .folders import ASIDE, Folders, Run
-from .locks import claimed, held, in_use, unwritable
+from .locks import claimed, in_use, unwritable
 from .record import (
     is_finished,
     read_json,
@@ -103,7 +103,7 @@ def opened(
     if config.initial_dataset and is_new:
         assert measured.interface is not None  # the environment was asked
         check_dataset(config, measured.interface)
-    with claimed(folders):
+    with claimed(folders) as hold:
         resumes = check_mode(folders, merged, request.start)
         if (
             resumes
@@ -136,6 +136,7 @@ def opened(
             try:
                 known = len(reasons_of(read_run(folders)))
                 with removed_if_it_fails(folders):
+                    hold()
                     notes += open_output(run, merged)
                     with ReplayBuffer.open(folders.replay) as replay:
                         record_start(run, resumes, replay.frames, weighting)
@@ -146,7 +147,6 @@ def opened(
             finally:
                 for line in notes:
                     note(line)
-            ends.enter_context(held(folders))
             yield run
 
 
@@ -201,22 +201,33 @@ def end_recorded(folders: Folders) -> Iterator[None]:
 def removed_if_it_fails(folders: Folders) -> Iterator[None]:
     """Removes what an opening that fails has made, where there was no output before.
 
-    The corrected call then starts as if nothing had been tried. What else lies there
-    stays, and so does output: it can be resumed.
+    The corrected call then starts as if nothing had been tried. What anybody else has
+    put there stays, also meanwhile, and so does output: it can be resumed.
     """
     if has_output(folders):
         yield
         return
-    root = folders.root
-    before = {root, *_contents(folders)} if root.exists() else set()
+    made = [path for path in _made_folders(folders) if not path.exists()]
     try:
         yield
     except BaseException:
-        made = {root, *_contents(folders)} - before
-        for path in sorted(made, reverse=True):  # what is in a folder, then the folder
+        for path in (folders.run, folders.hyperparameters):
             with suppress(OSError):
-                path.rmdir() if path.is_dir() else path.unlink()
+                path.unlink()
+        mending.remove_new_replay(folders)
+        for path in made:
+            with suppress(OSError):  # something else is in it
+                path.rmdir()
         raise
+
+
+def _made_folders(folders: Folders) -> list[Path]:
+    """The folders of an experiment, each before the one that it is in."""
+    found = {folders.root}
+    for folder in (folders.checkpoints, folders.log / "processes"):
+        inside = [p for p in folder.parents if p.is_relative_to(folders.root)]
+        found |= {folder, folder.parent, *inside}
+    return sorted(found, reverse=True)
 
 
 def check_mode(folders: Folders, merged: dict[str, Any], start: Start) -> bool:
@@ -283,15 +294,14 @@ def open_output(run: Run, merged: dict[str, Any]) -> list[str]:
     notes = []
     folders = run.folders
     try:
-        folders.root.mkdir(parents=True, exist_ok=True)
+        for folder in reversed(_made_folders(folders)):
+            folder.mkdir(parents=True, exist_ok=True)
         if kind := network_filesystem(folders.root):
             notes.append(
                 f"{folders.root} is on a network filesystem ({kind}): a run of one "
                 "host is safe there; that a launch on another host is refused, or "
                 "leaves this run unharmed, is not promised"
             )
-        for folder in (folders.checkpoints, folders.log / "processes"):
-            folder.mkdir(parents=True, exist_ok=True)
         before = _interactors_before(folders)
         mending.remove_temporary_files(folders)
         notes += mending.rename_scores(folders)
@@ -300,6 +310,7 @@ def open_output(run: Run, merged: dict[str, Any]) -> list[str]:
         notes += mending.mend_tables(run)
         notes += mending.mend_replay(run)
         notes += mending.check_states(run)
+        notes += mending.put_aside_published(run)
         mending.adopt_files(run)
         _record_changes(run, before)
     except OSError as error:

@@ -14,7 +14,7 @@ from support_storage import one_line
 
 from steve.storage import locks
 from steve.storage.folders import Folders
-from steve.storage.locks import claimed, held, in_use, present
+from steve.storage.locks import claimed, in_use, present
 from steve.storage.rewind import put_aside
 from steve.util import UserError
 
@@ -185,7 +185,7 @@ def refused(folders):
 
 
 def test_a_folder_is_held_under_every_name(folders, other):
-    with claimed(folders), held(folders):
+    with claimed(folders):
         other.root.symlink_to(folders.root)
         refused(other)
         other.root.unlink()
@@ -194,5 +194,20 @@ def test_a_folder_is_held_under_every_name(folders, other):
         other.root.rename(folders.root)
         folders.lock("run").unlink()
         refused(folders)
-    with claimed(folders), held(folders):
+    with claimed(folders):
         pass
+
+
+def test_a_folder_that_takes_the_place_of_another_is_held_and_that_is_free(
+    config, folders, other
+):
+    link = Folders.of(config, "link")
+    with claimed(folders) as hold:
+        folders.root.rename(other.root)
+        hold()
+        with claimed(other):
+            pass
+        link.root.symlink_to(folders.root)
+        refused(link)
+        hold()  # is held already
+        refused(link)

@@ -239,6 +239,32 @@ def test_a_first_opening_that_fails_leaves_nothing(config, folders, monkeypatch,
     assert has_output(folders)
 
 
+def test_what_a_user_puts_there_while_an_opening_fails_stays(config, folders, tmp_path):
+    (tmp_path / "states").mkdir()
+    folders.root.mkdir(parents=True)
+    folders.checkpoints.symlink_to(tmp_path / "states")
+    mine = [
+        folders.root / "notes.md",
+        folders.log / "processes" / "notes.md",
+        folders.checkpoints / "notes.md",
+        folders.replay / "notes.md",
+    ]
+
+    def fail_late():
+        with removed_if_it_fails(folders):
+            open_now(folders, config)
+            for path in mine:
+                path.write_text("mine")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail_late()
+    assert all(path.read_text() == "mine" for path in mine)
+    for path in mine:
+        path.unlink()
+    assert not has_output(folders)
+
+
 def test_a_later_opening_that_fails_removes_nothing(config, folders):
     open_now(folders, config)
     before = sorted(folders.root.rglob("*"))
@@ -314,6 +340,32 @@ def test_a_damaged_state_is_reported_where_an_earlier_one_is_good(config, folder
         open_now(folders, config)
 
 
+def test_published_files_that_are_damaged_are_put_aside_and_said(config, folders):
+    open_now(folders, config)
+    for published, name in ((folders.policies, "policy"), (folders.models, "x")):
+        for updates in (100, 200):
+            file = folders.checkpoints / f"{name}.safetensors"
+            checkpoint.publish(file, {"w": np.ones(3, np.float32)}, {"epoch": 1})
+            published.add(updates, file)
+    for learner in ("valuerl", "worldmodel"):
+        save_state(folders, learner, 200, 1, 1, numbered=False)
+    assert open_now(folders, config) == []
+    damaged = [folders.policies.path(200), folders.models.path(100)]
+    for path in damaged:  # the first one is policy.safetensors, too
+        content = bytearray(path.read_bytes())
+        content[-1] ^= 1
+        path.write_bytes(content)
+    notes = open_now(folders, config)
+    assert [note.rpartition("; it is now ")[2] for note in notes] == [
+        "policy.safetensors.damaged",
+        "policy-200.safetensors.damaged",
+        "worldmodel-100.safetensors.damaged",
+    ]
+    assert folders.policies.numbers() == [100]
+    assert folders.models.numbers() == [200]
+    assert open_now(folders, config) == []
+
+
 def test_what_killed_writers_left_is_removed(config, folders):
     open_now(folders, config)
     save_state(folders, "valuerl", 1, 1, 1, numbered=False)
@@ -321,12 +373,21 @@ def test_what_killed_writers_left_is_removed(config, folders):
         folders.checkpoints / ".valuerl.safetensors.123.tmp",
         folders.log / ".run.json.123.tmp",
         folders.replay / ".replay.bin.123.tmp",
+        folders.policies.folder / ".policy-7.safetensors.tmp",
+        folders.checkpoints / ".worldmodel.safetensors.previous.tmp",
+        folders.root / ".events.out.tfevents.1.vm.steve.123.tmp",
     ]
-    for leftover in leftovers:
-        leftover.touch()
-    others = [folders.root / ".notes.tmp", folders.root / ".wandb.json.tmp"]
-    others[0].touch()
-    others[1].mkdir()
+    folders.policies.folder.mkdir()
+    (folders.root / "work").mkdir()
+    others = [
+        folders.root / ".notes.tmp",
+        folders.root / ".analysis.json.tmp",
+        folders.root / "work" / ".dict.bin.7.tmp",
+        folders.log / ".my.csv.tmp",
+    ]
+    for path in (*leftovers, *others):
+        path.touch()
+    (folders.root / ".wandb.json.tmp").mkdir()
     open_now(folders, config)
     assert all(other.exists() for other in others)
     assert not any(leftover.exists() for leftover in leftovers)
