@@ -369,10 +369,12 @@ def retry(output_root: Path, program: str) -> int:
     with record.claimed(output_root):
         sweeps = record.load_all(output_root)
         runs = record.latest(sweeps)
-        found = status.states(runs, slurm.queue_of(sweeps))
+        queue = slurm.queue_of(sweeps)
+        found = status.states(runs, queue)
+        queued = status.tasks_by_run(sweeps, queue)  # by an earlier sweep, say
         failed: dict[Path, list[int]] = {}
         for (sweep, index), state in zip(runs, found, strict=True):
-            if state.state == FAILED:
+            if state.state == FAILED and state.run.name not in queued:
                 failed.setdefault(sweep.folder, []).append(index)
         if not failed:
             print("no run has failed")

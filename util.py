@@ -373,12 +373,19 @@ def atomic_write(path: Path, content: bytes) -> None:
 
 @contextmanager
 def appearing(folder: Path) -> Iterator[Path]:
-    """A folder that appears under its name once all in it is written, or not at all."""
+    """A folder that appears under its name once all in it is on the disk, or not."""
     unfinished = folder.with_name(f"{folder.name}.unfinished-{os.getpid()}")
     unfinished.mkdir(parents=True)
     try:
         yield unfinished
+        for path in unfinished.rglob("*"):
+            if path.is_file():
+                with open(path, "rb") as file:
+                    os.fsync(file.fileno())
+        for each in (unfinished, *filter(Path.is_dir, unfinished.rglob("*"))):
+            fsync_folder(each)
         unfinished.rename(folder)
+        fsync_folder(folder.parent)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 

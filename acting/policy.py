@@ -42,6 +42,8 @@ class Policy:
             self.updates = int(metadata.get("updates", 0))
         except KeyError as error:
             raise CheckpointError(f"the policy has no {error}") from None
+        except (ValueError, TypeError):
+            raise CheckpointError("the policy's metadata are damaged") from None
         widths = [obs_dim, *(b.size for _, b in self._layers)]
         fit = (
             w.shape == ends and b.shape == ends[1:]

@@ -190,7 +190,8 @@ def load_policy(path: str | Path) -> DeployedPolicy:
 
     It needs neither TensorFlow nor the environment: the value learner publishes what
     lies between the two with the policy. For a policy of version 1.0 the environment
-    is made once, as hps.json describes it.
+    is made once, as hps.json describes it, unless it needs other code than this
+    program's: that is not run.
 
     Raises:
         UserError: there is no policy, or it cannot be read.
@@ -224,7 +225,7 @@ def _interface(text: object) -> Interface | None:
         return None
     try:
         return Interface.from_json(text)
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         raise UserError("the policy's interface is damaged") from None
 
 
@@ -241,6 +242,14 @@ def _of_environment(file: Path, config: Config | None) -> Interface:
 
     if config is None:
         config = load_run(file.absolute().parents[1]).config
+    env = config.env
+    named = [*config.module, env.module, env.entry_point, *env.wrappers]
+    if any(named) or ":" in env.name:
+        raise UserError(
+            f"{file}: this policy of version 1.0 needs its environment, whose code is "
+            "named by the configuration; loading a policy runs no such code. Resume "
+            "the run with a larger --frames: its policy then needs no environment"
+        )
     chance = config.policy_config.explore_chance
     interface = envwrap.measure(config.env, chance).interface
     assert interface is not None  # `measure` asks the environment

@@ -241,6 +241,8 @@ def _read_table(path: Path, required: Sequence[str]) -> tuple[pd.DataFrame, int]
         raise UserError(f"{path} cannot be read: {error}") from None
     if table is None:
         return pd.DataFrame(columns=list(required), dtype=float), 0
+    if len(set(table.columns)) < len(table.columns):
+        raise UserError(f"{path} has a column twice in its first line")
     if missing := [name for name in required if name not in table.columns]:
         raise UserError(f"{path} has no column {missing[0]!r} in its first line")
     rows = [row for row in table.rows if row]

@@ -14,7 +14,7 @@ from ..settings.roles import LAUNCHER, learners
 from ..storage.board import FINAL_EPISODES
 from ..storage.folders import Run
 from ..storage.record import read_json, write_json
-from ..util import UserError, error_text, wait_until
+from ..util import UserError, error_text, unused, wait_until
 from . import KEY, Experiment, Logger, experiment_of, factory_of
 from .feed import Feed
 
@@ -59,7 +59,7 @@ class Handed:
     def __init__(self, run: Run, report: Callable[[str], None]) -> None:
         self._path = run.folders.loggers
         self._report = report
-        self._record = _read(self._path)
+        self._record = _read(self._path, report)
         write_json(self._path, self._record)  # the id, before somebody else knows it
         self._loggers: dict[str, tuple[Logger, Feed]] = {}
         counts: Counter[str] = Counter()
@@ -111,16 +111,26 @@ def _made(
         raise UserError(f"{KEY}: {name}: {error_text(error)}") from None
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """The id of a run and how far each logger is; a new one where there is none."""
-    with suppress(UserError):
-        content = read_json(path)
-        delivered = content.get("delivered")
-        if isinstance(content.get("id"), str) and isinstance(delivered, dict):
-            steps = {
-                name: {g: s for g, s in groups.items() if isinstance(s, int)}
-                for name, groups in delivered.items()
-                if isinstance(groups, dict)
-            }
-            return {"id": content["id"], "delivered": steps}
+def _read(path: Path, report: Callable[[str], None]) -> dict[str, Any]:
+    """The id of a run and how far each logger is; a new one where there is none.
+
+    A damaged file is put aside, which is reported.
+    """
+    if path.exists():
+        with suppress(UserError):
+            content = read_json(path)
+            delivered = content.get("delivered")
+            if isinstance(content.get("id"), str) and isinstance(delivered, dict):
+                steps = {
+                    name: {g: s for g, s in groups.items() if isinstance(s, int)}
+                    for name, groups in delivered.items()
+                    if isinstance(groups, dict)
+                }
+                return {"id": content["id"], "delivered": steps}
+        aside = unused(path.with_name(f"{path.name}.damaged"))
+        path.rename(aside)
+        report(
+            f"{path}: is damaged and is now {aside.name}; loggers begin a new record "
+            "of this run"
+        )
     return {"id": secrets.token_hex(6), "delivered": {}}

@@ -109,7 +109,7 @@ class Board:
             row["name"], row["random_score"] = name, np.nan
             if name in earlier and name in continuing:
                 for field in EVALUATOR_FIELDS:
-                    row[field] = earlier[name][field]
+                    row[field] = max(0, earlier[name][field])  # less: it is damaged
         label = f"steve-board-{secrets.token_hex(8)}"
         memory = os.memfd_create(label)
         fresh[0]["memory"] = f"/proc/{os.getpid()}/fd/{memory} {label}"

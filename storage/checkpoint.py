@@ -13,7 +13,6 @@ before both digests are verified, and nothing is a pickle.
 """
 
 import hashlib
-import io
 import json
 import math
 import os
@@ -164,18 +163,19 @@ def load(path: Path) -> Checkpoint:
             another format version, or has values that are not finite.
     """
     with _opened(path) as file:
-        content = file.read()
-    head, header = _read_header(path, io.BytesIO(content))
+        head, header = _read_header(path, file)
+        strings, extent = _check_header(path, header)
+        length = os.fstat(file.fileno()).st_size - len(head)
+        if length < extent:
+            raise CheckpointError(
+                f"{path}: is cut off: {length} of {extent} bytes of tensors"
+            )
+        if length > extent:
+            raise CheckpointError(
+                f"{path}: is damaged: {length - extent} bytes too many"
+            )
+        content = head + file.read(extent)
     payload = memoryview(content)[len(head) :]
-    strings, extent = _check_header(path, header)
-    if len(payload) < extent:
-        raise CheckpointError(
-            f"{path}: is cut off: {len(payload)} of {extent} bytes of tensors"
-        )
-    if len(payload) > extent:
-        raise CheckpointError(
-            f"{path}: is damaged: {len(payload) - extent} bytes too many"
-        )
     digest = strings["header_sha256"]
     blank = _with_digest(head, "header_sha256", digest, NO_DIGEST)
     if (
@@ -306,6 +306,8 @@ def _check_header(path: Path, header: dict[str, Any]) -> tuple[dict[str, str], i
     strings = tensors.pop("__metadata__", None)
     if not isinstance(strings, dict) or not set(strings) >= OUR_STRINGS:
         raise CheckpointError(f"{path}: is not a checkpoint of this program")
+    if not str(strings["format"]).isdecimal():
+        raise CheckpointError(f"{path}: is damaged: its format version")
     if strings["format"] != str(FORMAT_VERSION):
         raise CheckpointError(
             f"{path}: has checkpoint format version {strings['format']}; this program "

@@ -39,12 +39,12 @@ TEXTS = Digest._fields[3:]
 
 
 def append_digest(path: Path, digest: Digest) -> None:
-    """Appends a line, the column names before the first one.
+    """Appends a line, the column names before the first one; it is on the disk then.
 
     Raises:
         OSError: the disk is full, say; a later call may succeed.
     """
-    append_row(path, digest._asdict())
+    append_row(path, digest._asdict(), durable=True)
 
 
 def read_digests(path: Path) -> list[Digest]:

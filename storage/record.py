@@ -198,6 +198,7 @@ def _is_record(content: dict[str, Any]) -> bool:
         reasons = content.get("not_reproducible", [])
         return (
             isinstance(content["starts"], list)
+            and isinstance(reasons, list)
             and all(map(are_conditions, content["starts"]))
             and all(isinstance(number, int | float) for number in numbers)
             and all(isinstance(each["why"], str) for each in reasons)

@@ -61,6 +61,7 @@ def salvage(
             write_all(descriptor, header, 0)
     aside = first_free(path, ".damaged")
     os.link(path, aside)
+    fsync_folder(folder)  # before the name of the damaged one is taken
     os.replace(workplace / DATA_NAME, path)
     workplace.rmdir()
     fsync_folder(folder)

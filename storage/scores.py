@@ -141,6 +141,7 @@ class ScoreFile:
             if size == 0:
                 write_whole(file, CSV_HEADER)
             write_whole(file, line)
+            os.fdatasync(file.fileno())  # its policy may be removed now
         return True
 
     @contextmanager

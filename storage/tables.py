@@ -9,6 +9,7 @@ from typing import BinaryIO, NamedTuple
 
 from ..util import UserError, atomic_write, file_stamp, named, regular_opener
 
+MAX_TABLE_BYTES = 256 << 20  # of a csv that is read: far beyond any run's
 TAIL_BYTES = 16384  # of a csv: some hundred rows
 
 BLOCK_BYTES = 4096  # that are read at once where a csv is read from its end
@@ -56,13 +57,15 @@ def read_table(path: Path, texts: Collection[str] = ()) -> Table | None:
         texts: columns that hold no numbers.
 
     Raises:
-        OSError: it cannot be opened or read, or is no file.
+        OSError: it cannot be opened or read, is no file, or is over MAX_TABLE_BYTES.
     """
     try:
         with open(path, "rb", opener=regular_opener) as file:
-            content = file.read()
+            content = file.read(MAX_TABLE_BYTES + 1)
     except FileNotFoundError:
         return None
+    if len(content) > MAX_TABLE_BYTES:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(path))
     return parsed_table(content, texts)
 
 
@@ -124,7 +127,7 @@ def last_rows(path: Path, columns: Sequence[str] = ()) -> list[dict[str, float]]
     """
     try:
         with open(path, "rb", opener=regular_opener) as file:
-            header = file.readline().decode(errors=ERRORS).strip().split(",")
+            header = file.readline(TAIL_BYTES).decode(errors=ERRORS).strip().split(",")
             first = file.tell()
             file.seek(0, 2)
             file.seek(max(first, file.tell() - TAIL_BYTES))
@@ -220,8 +223,13 @@ class LogFollower:
         return self._newest
 
 
-def append_row(path: Path, values: Mapping[str, object]) -> None:
+def append_row(path: Path, values: Mapping[str, object], durable: bool = False) -> None:
     """Appends a csv row in one write, the column names before the first one.
+
+    Args:
+        path: of the file.
+        values: by column.
+        durable: whether the row must be on the disk then.
 
     Raises:
         OSError: the disk is full, say; a later call may succeed.
@@ -234,6 +242,8 @@ def append_row(path: Path, values: Mapping[str, object]) -> None:
         lines = [list(values)] if fresh else []
         lines.append([str(value) for value in values.values()])
         write_whole(file, "".join(",".join(line) + "\n" for line in lines).encode())
+        if durable:
+            os.fdatasync(file.fileno())
 
 
 def cut_torn_line(file: BinaryIO) -> int:

@@ -23,6 +23,8 @@ from ..util import UserError, named
 
 EXTRA = "optuna is not installed; run: pip install 'steve-rl[optuna]'"
 ASKED = "asked"  # what a study is of, among its attributes
+# What reading a journal raises in which bytes have changed.
+DAMAGES = (ValueError, LookupError, TypeError, AssertionError, RecursionError)
 NUMBER = "number"  # of a trial that has all its values, among its attributes
 
 
@@ -167,12 +169,16 @@ class Study:
         with self._alone():
             try:
                 self._study = self._opened()
-            except (ValueError, LookupError, TypeError):
+                earlier = self._study.user_attrs.get(ASKED, asked)
+                if earlier == asked:
+                    self.begun()  # reads all trials
+                    self.best()
+            except DAMAGES:
                 raise UserError(
                     f"{path} is damaged, and the search cannot continue; begin one in "
                     "another folder by --set output_root=FOLDER"
                 ) from None
-            if self._study.user_attrs.get(ASKED, asked) != asked:
+            if earlier != asked:
                 raise UserError(
                     f"{path} is of another search; ask for the same, or give another "
                     "folder by --set output_root=FOLDER"
