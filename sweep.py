@@ -371,13 +371,17 @@ def retry(output_root: Path, program: str) -> int:
         runs = record.latest(sweeps)
         queue = slurm.queue_of(sweeps)
         found = status.states(runs, queue)
-        queued = status.tasks_by_run(sweeps, queue)  # by an earlier sweep, say
+        queued = status.tasks_by_run(sweeps, queue)
         failed: dict[Path, list[int]] = {}
         for (sweep, index), state in zip(runs, found, strict=True):
-            if state.state == FAILED and state.run.name not in queued:
+            if state.state != FAILED:
+                continue
+            if state.run.name in queued:
+                print(f"{state.run.name}: is queued already, by another sweep")
+            else:
                 failed.setdefault(sweep.folder, []).append(index)
         if not failed:
-            print("no run has failed")
+            print("there is no failed run to start")
             return 0
         pools: dict[tuple[int, int | None], list[tuple[Sweep, int]]] = {}
         for sweep in sweeps:

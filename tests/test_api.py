@@ -1,5 +1,6 @@
 """The public names: training, loading and acting from a program of one's own."""
 
+import json
 import os
 import signal
 import subprocess
@@ -165,6 +166,24 @@ def test_a_policy_of_version_1_asks_its_environment(trained, tmp_path):
     obs = np.array([0.01, 0.02, 0.0, -0.1])
     expected = run.policy().act(obs)
     np.testing.assert_array_equal(steve.load_policy(tmp_path).act(obs), expected)
+
+
+def test_loading_a_policy_runs_no_code_that_its_configuration_names(trained, tmp_path):
+    run = trained[0]
+    published = checkpoint.load(run.folder / "checkpoints" / "policy.safetensors")
+    metadata = {k: v for k, v in published.metadata.items() if k != "interface"}
+    (tmp_path / "checkpoints").mkdir()
+    old = tmp_path / "checkpoints" / "policy.safetensors"
+    checkpoint.publish(old, published.tensors, metadata)
+    (tmp_path / "log").mkdir()
+    content = json.loads((run.folder / "log" / "hps.json").read_text())
+    ran = tmp_path / "ran"
+    touch = {"args": ["touch", str(ran)]}
+    content["env"].update(entry_point="subprocess:Popen", make_kwargs=touch)
+    (tmp_path / "log" / "hps.json").write_text(json.dumps(content))
+    with pytest.raises(steve.UserError, match="loading a policy runs no such code"):
+        steve.load_policy(tmp_path)
+    assert not ran.exists()
 
 
 def test_mistakes_are_raised_and_a_run_resumes(trained, monkeypatch):

@@ -275,6 +275,19 @@ def test_status_retry_and_cancel_of_jobs(tmp_path, capsys, stand_in):
     assert cancelled.read_text() == "7_1\n"
 
 
+def test_a_run_that_an_earlier_sweep_has_queued_is_not_retried(
+    tmp_path, capsys, stand_in
+):
+    earlier, _ = make_slurm_sweep(tmp_path), make_slurm_sweep(tmp_path)
+    stand_in("squeue", f"echo '0\tPENDING\t7_0\tPriority\t/\t{earlier.script}'")
+    submitted = stand_in("sbatch", "echo 8")
+    name = earlier.runs[0].name
+    lines = f"{name}: is queued already, by another sweep\n"
+    lines += "there is no failed run to start\n"
+    assert said(capsys, "retry", tmp_path) == (0, lines)
+    assert not submitted.exists()
+
+
 def test_status_without_an_answer_of_squeue_goes_by_the_files(
     tmp_path,
     capsys,

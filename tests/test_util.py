@@ -199,6 +199,24 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path):
     assert [path.name for path in folder.iterdir()] == ["whole"]
 
 
+def test_a_folder_appears_when_all_in_it_is_on_the_disk(tmp_path, monkeypatch):
+    folder, on_disk = tmp_path / "results", set()
+
+    def fsync(descriptor):
+        status = os.fstat(descriptor)
+        on_disk.add((status.st_ino, folder.exists()))
+
+    monkeypatch.setattr("os.fsync", fsync)
+    with appearing(folder) as unfinished:
+        (unfinished / "inner").mkdir()
+        (unfinished / "inner" / "file").write_text("x")
+    inside = [folder, folder / "inner", folder / "inner" / "file"]
+    assert on_disk == {
+        *((path.stat().st_ino, False) for path in inside),
+        (tmp_path.stat().st_ino, True),
+    }
+
+
 # Errors with a name
 
 

@@ -92,6 +92,14 @@ def test_a_checkpoint_without_a_policy_is_refused():
         Policy(Checkpoint({"q/w0": np.zeros((5, 3), np.float32)}, METADATA), 5, 3)
 
 
+@pytest.mark.parametrize("epoch", ["x", None, [1]])
+def test_a_checkpoint_with_damaged_metadata_is_refused(epoch):
+    state = published(policy_net())
+    state = Checkpoint(state.tensors, METADATA | {"epoch": epoch})
+    with pytest.raises(CheckpointError, match="metadata are damaged"):
+        Policy(state, 5, 3)
+
+
 def test_updates_are_those_of_the_checkpoint_or_0_in_version_1_0():
     assert build().updates == 0
     state = published(policy_net())

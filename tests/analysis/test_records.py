@@ -103,6 +103,7 @@ def test_a_run_that_has_just_begun_has_no_scores(tmp_path, content):
         ("hours,epochs,frames,score\n1,2,3,x\n", "no line is whole"),
         ("hours,epochs,frames,score\n1,1,1,1,1\n", "no line is whole"),
         ("hours,epochs,frames,score\n1,2,,4\n", "no line is whole"),
+        ("hours,epochs,frames,score,hours\n1,2,3,4,5\n", "has a column twice"),
     ],
 )
 def test_a_broken_csv_is_one_line_that_names_it(tmp_path, content, said):

@@ -187,8 +187,15 @@ def test_a_damaged_record_starts_over(tmp_path, made, content):
     run = run_with(tmp_path, {})
     run.folders.loggers.write_text(content)
     log(run, 100)
-    handed(run)[0].refresh()
+    loggers, said = handed(run)
+    loggers.refresh()
     assert steps(made[0]) == [100]
+    aside = run.folders.loggers.with_name("loggers.json.damaged")
+    assert aside.read_text() == content
+    assert said == [
+        f"{run.folders.loggers}: is damaged and is now loggers.json.damaged; loggers "
+        "begin a new record of this run"
+    ]
     record = json.loads(run.folders.loggers.read_text())
     assert record == {"id": made[0].experiment.id, "delivered": {OWN: {VALUERL: 100}}}
 

@@ -208,6 +208,15 @@ def test_evaluators_counts_go_on_when_process_counts_change(
         assert row["gave_up"] == row["dropped"] == row["heartbeat"] == row["pid"] == 0
 
 
+def test_counts_below_zero_are_damaged_and_begin_anew(path, tmp_path):
+    earlier = Board.create(path, make_config(tmp_path))
+    earlier["evaluator0"]["epoch"] = 7
+    earlier["evaluator0"]["episodes"] = -(2**63) + 1
+    earlier.keep("evaluator0")
+    row = Board.create(path, make_config(tmp_path))["evaluator0"]
+    assert (row["epoch"], row["episodes"]) == (7, 0)
+
+
 # The rows of version 1.0.
 ROW_1_0 = np.dtype(
     [

@@ -268,6 +268,7 @@ def test_no_reason_of_several_processes_is_lost(config, folders):
         {"starts": [], "finished": 7},
         {"starts": [], "finished": {"frames": "1"}},
         {"starts": [], "finished": {"frames": "1", "hours": 0}},
+        {"starts": [], "finished": None, "not_reproducible": {}},
         {"starts": [], "finished": None, "not_reproducible": ["x"]},
         {"starts": [], "finished": None, "not_reproducible": [{"why": "x"}]},
         {"starts": [{"versions": 3}], "finished": None},

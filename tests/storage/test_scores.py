@@ -44,6 +44,14 @@ def test_the_header_comes_once_over_all_launches(csv):
     assert len(csv.read_bytes().splitlines()) == 4
 
 
+def test_a_row_is_on_the_disk_before_its_policy_may_go(csv, monkeypatch):
+    on_disk = []
+    monkeypatch.setattr("os.fdatasync", lambda _: on_disk.append(csv.read_bytes()))
+    ScoreFile(csv, 1).record(policy_of(), 1.0)
+    assert on_disk == [csv.read_bytes()]
+    assert on_disk[0].endswith(line_of(policy_of(), 1.0))
+
+
 def test_an_empty_file_gets_its_header(csv):
     csv.touch()
     ScoreFile(csv, 1).record(policy_of(), 1.0)
