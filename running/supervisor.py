@@ -250,6 +250,10 @@ class Supervisor:
         """
         if self._stop_requested_at is not None:
             return Outcome(0)
+        root = self._run.folders.root
+        if not root.is_dir():
+            advice = "the run stops. Give it back its name and --resume"
+            return Outcome(1, error=f"{root} was renamed or removed; {advice}")
         self._kill_hung()
         self._kill_leftovers()
         self._note_full_disk()

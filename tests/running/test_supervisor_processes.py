@@ -370,6 +370,20 @@ def test_a_process_that_hangs_is_killed_and_started_again(watched):
     assert marked(scene, "saved") == set(functions)
 
 
+def test_a_run_whose_folder_is_renamed_ends_in_one_line(watched):
+    supervisor, scene = watched(dict.fromkeys(ALL, "obey"))
+    root = scene.run.folders.root
+    when_ready(scene, lambda: root.rename(root.with_name("renamed")))
+    outcome = supervisor.run()
+    assert outcome.code == 1
+    assert outcome.error == (
+        f"{root} was renamed or removed; the run stops. Give it back its name and "
+        "--resume"
+    )
+    assert not any("Traceback" in note for note in scene.display.notes)
+    assert_none_is_left(scene)
+
+
 @pytest.mark.parametrize("function", ["leave_a_program", "leave_a_program_and_fail"])
 def test_what_a_process_had_started_ends_with_it(watched, monkeypatch, function):
     monkeypatch.setattr(supervisor_module, "STOP_PATIENCE", 0.0)
