@@ -348,7 +348,14 @@ class Adam:
         self._beta1, self._beta2, self._epsilon = beta1, beta2, epsilon
 
     def apply(self, gradients: Sequence[tf.Tensor]) -> None:
-        """One step on all variables, in the order in which they were given."""
+        """One step on all variables, in the order in which they were given.
+
+        Raises:
+            ValueError: there is none for a variable, on which the loss does not depend.
+        """
+        for variable, gradient in zip(self._variables, gradients, strict=True):
+            if gradient is None:
+                raise ValueError(f"the loss does not depend on {variable.name}")
         step = tf.cast(self._steps.assign_add(1), tf.float32)
         for variable, first, second, gradient in zip(
             self._variables, self._first, self._second, gradients, strict=True

@@ -1,6 +1,9 @@
 """The world-model learner: pretrains, publishes, then learns along (SPEC section 2)."""
 
+import inspect
+import traceback
 from collections.abc import Mapping
+from pathlib import Path
 
 import tensorflow as tf
 
@@ -9,12 +12,13 @@ from .batch import Batch
 from .learner import Learner, prepare
 from .running import pace
 from .running.child import Context
+from .settings.extensions import WORLD_MODELS
 from .settings.roles import WORLDMODEL
-from .settings.schema import SINGLE_NET
+from .settings.schema import SINGLE_NET, WorldModelConfig
 from .settings.seeds import Stream
 from .storage.checkpoint import Scalar
-from .util import Every
-from .worldmodel import build_world_model
+from .util import Every, error_text
+from .worldmodel import WorldModelProtocol, build_world_model
 
 
 class WorldmodelLearner(Learner):
@@ -119,3 +123,127 @@ def build(context: Context) -> WorldmodelLearner:
 def main(context: Context) -> None:
     """The process's main function."""
     build(context).run()
+
+
+# ---- a trial of a user's world model, before the start ------------------------------
+
+
+class _Fault(Exception):
+    """What a method gives that it must not give."""
+
+
+def trial_fault(config: WorldModelConfig, obs_dim: int, action_dim: int) -> str | None:
+    """What is wrong with the configuration's kind of world model; None: nothing is.
+
+    Its methods are called as the learners call them, traced and on random numbers: two
+    imagined steps, then an update.
+
+    Args:
+        config: the configuration's `model_config`.
+        obs_dim: O.
+        action_dim: A.
+    """
+    try:
+        model = build_world_model(config, obs_dim, action_dim, nn.generator_of(0))
+        _try_rollout(model, obs_dim, action_dim)
+        _try_update(model, config, obs_dim, action_dim)
+    except _Fault as fault:
+        return str(fault)
+    except Exception as error:
+        where = _place_in(error, WORLD_MODELS.find(config.kind).function)
+        return f"failed when it was tried ({error_text(error)}{where})"
+    return None
+
+
+def _try_rollout(
+    model: WorldModelProtocol, obs_dim: int, action_dim: int, rows: int = 3
+) -> None:
+    """Imagines two steps from `rows` states."""
+    seed = nn.seed_tensor(0)
+
+    def normal(*shape: int) -> tf.Tensor:
+        return tf.random.stateless_normal(shape, seed)
+
+    def imagine() -> dict[str, tf.Tensor]:
+        members = model.sample_members(seed)
+        obs = next_obs = normal(1, rows, obs_dim)
+        for step in range(2):
+            obs = next_obs
+            action = tf.tanh(normal(obs.shape[0], rows, action_dim))
+            next_obs = model.next_obs(obs, action, members, step)
+            _check("next_obs", next_obs, "M", rows, obs_dim)
+        count = obs.shape[0] * rows
+        termination = model.termination_prob(next_obs, obs, action, members)
+        _check("termination_prob", termination, obs.shape[0], rows)
+        flat_next_obs, flat_obs, flat_action = (
+            tf.reshape(x, [count, x.shape[-1]]) for x in (next_obs, obs, action)
+        )
+        reward = model.rewards(flat_next_obs, flat_obs, flat_action, members)
+        _check("rewards", reward, "N", count)
+        return {
+            "next_obs": next_obs,
+            "rewards": reward,
+            "termination_prob": termination,
+        }
+
+    found = tf.function(imagine, autograph=False)()
+    for name, value in found.items():
+        if not tf.reduce_all(tf.math.is_finite(value)):
+            raise _Fault(f"gives numbers that are not finite: {name}")
+    low, high = (
+        f(found["termination_prob"]).numpy() for f in (tf.reduce_min, tf.reduce_max)
+    )
+    if low < 0 or high > 1:
+        raise _Fault(f"gives a termination_prob of {low:g} to {high:g}, not in [0, 1]")
+
+
+def _try_update(
+    model: WorldModelProtocol, config: WorldModelConfig, obs_dim: int, action_dim: int
+) -> None:
+    """Makes one update on a random batch."""
+    optimizer = nn.Adam(model.variables, config.learning_rate)
+    seed, size = nn.seed_tensor(0), config.batch_size
+
+    def update() -> dict[str, tf.Tensor]:
+        obs, next_obs, action = (
+            tf.random.stateless_normal([size, width], seed)
+            for width in (obs_dim, obs_dim, action_dim)
+        )
+        reward, terminated = obs[:, 0], tf.zeros([size])
+        batch = Batch(obs, tf.tanh(action), reward, next_obs, terminated)
+        assignment = model.sample_assignment(seed, optimizer.steps.read_value(), size)
+        return model.update(batch, assignment, optimizer)
+
+    metrics = tf.function(update, autograph=False)()
+    for name in model.metric_names:
+        if name not in metrics:
+            given = ", ".join(metrics)
+            raise _Fault(
+                f"gives no {name} in its update, which metric_names has; it "
+                f"gives {given}"
+            )
+        _check(f"the metric {name}", metrics[name])
+
+
+def _check(name: str, given: tf.Tensor, *shape: int | str) -> None:
+    """Raises a _Fault where something is no float32 of a shape; a text: any number."""
+    value = tf.convert_to_tensor(given)
+    fits = value.shape.rank == len(shape) and all(
+        number is not None and (isinstance(wanted, str) or wanted == number)
+        for number, wanted in zip(value.shape, shape, strict=True)
+    )
+    if value.dtype != tf.float32 or not fits:
+        wanted = f"({', '.join(map(str, shape))})"
+        what = f"{value.dtype.name} of shape {value.shape}"
+        raise _Fault(f"gives {what} as {name}, not float32 of shape {wanted}")
+
+
+def _place_in(error: Exception, factory: object) -> str:
+    """Where in the file of a class an error arose, as "; my_model.py, line 7"."""
+    try:
+        file = inspect.getsourcefile(factory)  # type: ignore[arg-type]
+    except TypeError:
+        return ""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == file]
+    return f"; {Path(str(file)).name}, line {lines[-1]}" if lines else ""

@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from ..settings import extensions
+from ..settings.interface import EnvSizes
 from ..settings.loading import check_registered
 from ..settings.request import Request
 from ..settings.roles import VALUERL, WORLDMODEL, Kind, roles
@@ -169,6 +170,7 @@ def _measure(config: Config) -> opening.Measured:
             extensions.import_module(config.env.module, "env.module")
     _check_extensions(config)
     spec = envwrap.measure(config.env, config.policy_config.explore_chance)
+    _try_world_model(config, spec)
     expansion = config.policy_config.value_expansion
     return opening.Measured(
         spec,
@@ -208,6 +210,24 @@ def _try_weighting(config: Config) -> None:
     if fault:
         key = "policy_config.value_expansion.weighting"
         raise UserError(f"{key}: {name} {fault}; correct the function")
+
+
+def _try_world_model(config: Config, sizes: EnvSizes) -> None:
+    """Tries a world model of a user's module.
+
+    Raises:
+        UserError: it fails, or does not give what `WorldModelProtocol` says.
+    """
+    model = config.world_model_config
+    if model is None or isinstance(
+        extensions.WORLD_MODELS.find(model.kind).target, str
+    ):
+        return
+    with importing_tensorflow():
+        from ..worldmodel_learner import trial_fault
+
+    if fault := trial_fault(model, sizes.obs_dim, sizes.action_dim):
+        raise UserError(f"model_config.kind: {model.kind} {fault}; correct the class")
 
 
 def measure_environment(config: Config) -> opening.Measured:

@@ -116,8 +116,16 @@ class Weighting(Entry):
         """
         import tensorflow as tf  # here: nothing else in this module needs it
 
-        for count in counts:
-            candidates = tf.random.stateless_normal([2, count, 3], seed=[0, 0])
+        # Those of a start behind a termination are equal.
+        tries = [
+            (kind, candidates)
+            for count in counts
+            for kind, candidates in (
+                ("random", tf.random.stateless_normal([2, count, 3], seed=[0, 0])),
+                ("equal", tf.zeros([2, count, 3])),
+            )
+        ]
+        for kind, candidates in tries:
             try:
                 traced = tf.function(self.function, autograph=False)
                 weights = tf.convert_to_tensor(traced(candidates, **settings))
@@ -131,7 +139,10 @@ class Weighting(Entry):
                 )
             sums = tf.reduce_sum(weights, axis=1).numpy()
             if not (abs(sums - 1) < SUM_TOLERANCE).all():  # nor where one is NaN
-                return f"gives rows of weights with the sums {sums.tolist()}, not 1"
+                sums = sums.tolist()
+                return (
+                    f"gives weights of {kind} candidates whose sums are {sums}, not 1"
+                )
         return None
 
 

@@ -94,7 +94,7 @@ ALLOWED = {
 }
 LAZY = {
     # In a child process that measures an environment, and in that of `steve.train`.
-    "running": {"envwrap", "loggers", "command_line"},
+    "running": {"envwrap", "loggers", "command_line", "worldmodel_learner"},
     "analysis": PAPER | {"learner"},
     "__init__": {"running", "analysis", "settings", "util"},
 }

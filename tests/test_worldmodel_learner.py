@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import support_env
+import tensorflow as tf
 from support_learner import (
     BEFORE,
     PACE,
@@ -22,10 +23,12 @@ from support_learner import (
 
 from steve.replay import Batch
 from steve.running import progress
+from steve.settings.extensions import WORLD_MODELS, WorldModelKind
 from steve.settings.roles import VALUERL, WORLDMODEL
+from steve.settings.schema import WorldModelConfig
 from steve.storage import checkpoint
 from steve.worldmodel import WorldModel
-from steve.worldmodel_learner import WorldmodelLearner
+from steve.worldmodel_learner import WorldmodelLearner, trial_fault
 
 pytestmark = pytest.mark.usefixtures("nobody_sleeps")
 
@@ -225,3 +228,63 @@ def test_calls_of_several_updates_end_with_the_pretraining(tmp_path):
     learner = build(run, board, WorldmodelLearner)
     drive(learner, lambda: learner.epoch == 1)
     assert learner.pretrained == 10
+
+
+# A trial of a user's kind
+
+
+class NarrowObs(WorldModel):
+    def next_obs(self, obs, action, members, step):
+        return super().next_obs(obs, action, members, step)[..., :1]
+
+
+class RewardInFloat64(WorldModel):
+    def rewards(self, next_obs, obs, action, members):
+        return tf.zeros([1, obs.shape[0]], tf.float64)
+
+
+class RewardNotFinite(WorldModel):
+    def rewards(self, next_obs, obs, action, members):
+        return tf.fill([1, obs.shape[0]], np.nan)
+
+
+class RewardByNumpy(WorldModel):
+    def rewards(self, next_obs, obs, action, members):
+        return np.zeros([1, len(obs.numpy())], np.float32)
+
+
+class NoProbability(WorldModel):
+    def termination_prob(self, next_obs, obs, action, members):
+        return obs[..., 0] * 2
+
+
+class UnknownMetric(WorldModel):
+    metric_names = ("total_loss", "mean_chnage")
+
+
+class LossOfNothing(WorldModel):
+    def losses(self, batch, assignment):
+        losses = super().losses(batch, assignment)
+        return {name: tf.stop_gradient(loss) for name, loss in losses.items()}
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        (WorldModel, None),
+        (NarrowObs, "gives float32 of shape (1, 3, 1) as next_obs, not float32 of "),
+        (RewardInFloat64, "gives float64 of shape (1, 3) as rewards, not float32"),
+        (RewardNotFinite, "gives numbers that are not finite: rewards"),
+        (RewardByNumpy, "failed when it was tried (AttributeError: "),
+        (NoProbability, "gives a termination_prob of "),
+        (UnknownMetric, "gives no mean_chnage in its update, which metric_names has"),
+        (LossOfNothing, "failed when it was tried (ValueError: the loss does not dep"),
+    ],
+)
+def test_a_users_world_model_is_tried_as_the_learners_use_it(monkeypatch, kind, said):
+    monkeypatch.setitem(WORLD_MODELS, "mine", WorldModelKind("mine", kind, {}))
+    sizes = {"transition_hidden_dim": 8, "aux_hidden_dim": 8, "batch_size": 8}
+    found = trial_fault(WorldModelConfig(kind="mine", **sizes), 4, 2)
+    assert (found is None) if said is None else found.startswith(said)
+    if kind is RewardByNumpy:
+        assert "; test_worldmodel_learner.py, line " in found

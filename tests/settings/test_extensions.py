@@ -81,8 +81,13 @@ def not_traceable(candidates):
     return mean_weights(candidates).numpy()
 
 
-def fine(candidates, power=1):
+def no_epsilon(candidates, power=1):
     weights = tf.math.reduce_std(candidates, -1) ** power
+    return weights / tf.reduce_sum(weights, -1, keepdims=True)
+
+
+def fine(candidates, epsilon=1e-8):
+    weights = tf.math.reduce_std(candidates, -1) + epsilon
     return weights / tf.reduce_sum(weights, -1, keepdims=True)
 
 
@@ -94,8 +99,15 @@ def fine(candidates, power=1):
             "gives float32 of shape (2, 1), not float32 of shape (2, 3), for",
         ),
         (wrong_type, "gives float64 of shape (2, 3), not float32"),
-        (wrong_sums, "gives rows of weights with the sums [3.0, 3.0], not 1"),
-        (not_finite, "gives rows of weights with the sums [nan, nan], not 1"),
+        (
+            wrong_sums,
+            "gives random candidates rows of weights with the sums [3.0, 3.0], not 1",
+        ),
+        (
+            not_finite,
+            "gives random candidates rows of weights with the sums [nan, nan]",
+        ),
+        (no_epsilon, "gives equal candidates rows of weights with the sums [nan, nan]"),
         (not_traceable, "failed when it was tried (AttributeError: "),
         (fine, None),
         (needs_three, None),
