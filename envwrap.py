@@ -205,7 +205,13 @@ def _from_entry_point(
     import_module(module, key)
     make = getattr(sys.modules[module], name, None)
     if not callable(make):
-        raise UserError(f"{key} {entry_point}: {module} has no {name}")
+        advice = ""
+        if module == "__main__":
+            advice = (
+                "; a run's processes do not see what a script or a notebook defines: "
+                f'save it in a file, such as my_env.py, and name it "my_env:{name}"'
+            )
+        raise UserError(f"{key} {entry_point}: {module} has no {name}{advice}")
     env = make(*inner, **make_kwargs)
     if not isinstance(env, gymnasium.Env):
         raise UserError(

@@ -52,9 +52,12 @@ class DeployedPolicy:
             in the environment's own units, shape and type; of a batch with B in front.
 
         Raises:
-            ValueError: the observation has other sizes than in training.
+            ValueError: the observation has other sizes than in training, or numbers
+                that are not finite.
         """
         flat = self.interface.flatten(obs)
+        if not np.isfinite(flat).all():
+            raise ValueError("obs has numbers that are not finite")
         rows = flat.reshape(-1, self.interface.obs_dim)
         if deterministic:
             action = self._policy.greedy(rows)

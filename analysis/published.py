@@ -7,10 +7,18 @@ import pandas as pd
 
 from ..settings.schema import Config
 from .curve_figures import NAMED, RESULTS
-from .records import SCORE, Record, grouped
+from .records import SCORE, SUFFIX, Record, grouped
 
 TABLE = Path(__file__).with_name("results.csv.gz")
-COLUMNS = ["environment", "algorithm", "seed", "frames", "score", "hours"]
+COLUMNS = [
+    "environment",
+    "algorithm",
+    "experiment",
+    "seed",
+    "frames",
+    "score",
+    "hours",
+]
 
 
 def load_results() -> pd.DataFrame:
@@ -18,8 +26,9 @@ def load_results() -> pd.DataFrame:
 
     Returns:
         environment; algorithm, with the experiment in brackets where it is not the
-        algorithm's usual one; seed; frames and hours (of learning) when the policy was
-        published; score, the mean of its episodes.
+        algorithm's usual one; experiment, the name of the run's folder; seed; frames
+        and hours (of learning) when the policy was published; score, the mean of its
+        episodes.
     """
     return pd.read_csv(TABLE)
 
@@ -41,6 +50,7 @@ def tidy(runs: Collection[Record]) -> pd.DataFrame:
             part = {
                 "environment": environment,
                 "algorithm": name,
+                "experiment": run.experiment,
                 "seed": run.config.seed,
             }
             parts.append(scores.assign(**part)[COLUMNS].astype({"frames": int}))
@@ -60,12 +70,12 @@ def reference_runs(runs: Collection[Record]) -> list[Record]:
     wanted &= table["algorithm"].isin(algorithms)
     return [
         Record(
-            TABLE,
+            Path("results", str(environment), str(experiment), f"{experiment}{SUFFIX}"),
             Config.model_validate({"env": {"name": environment}, "seed": seed}),
             [rows[["frames", "hours", "score"]].reset_index(drop=True)],
             str(algorithm) + RESULTS,
         )
-        for (environment, algorithm, seed), rows in table[wanted].groupby(
-            ["environment", "algorithm", "seed"], sort=False
+        for (environment, algorithm, experiment, seed), rows in table[wanted].groupby(
+            ["environment", "algorithm", "experiment", "seed"], sort=False
         )
     ]

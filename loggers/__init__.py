@@ -17,7 +17,9 @@ their own. Once they are made, nothing that they do there can harm the run.
 """
 
 import importlib
+import inspect
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,7 +27,7 @@ from typing import Any, Protocol
 from ..settings import extensions
 from ..settings.schema import Config, LoggerConfig
 from ..storage.folders import Run
-from ..util import UserError, is_installed
+from ..util import UserError, error_text, is_installed
 
 EVALUATION = "evaluation"
 KEY = "loggers"
@@ -103,13 +105,30 @@ def _leaves(content: Any, key: str = "") -> Iterator[tuple[str, Hyperparameter]]
 
 
 def check(config: Config) -> None:
-    """Checks that each logger of a configuration can be had.
+    """Checks that each logger of a configuration can be had, and has the right form.
 
     Raises:
-        UserError: a package is not installed, or an entry point not to be imported.
+        UserError: a package is not installed, an entry point not to be imported, or
+            the logger does not take what it will get.
     """
     for settings in config.loggers:
-        factory_of(settings)
+        name, factory = settings.entry_point, factory_of(settings)
+        _check_call(name, factory, None, **settings.kwargs)
+        if inspect.isclass(factory):
+            log, close = (getattr(factory, each, None) for each in ("log", "close"))
+            _check_call(f"{name}.log", log, None, EVALUATION, 1, {})
+            _check_call(f"{name}.close", close, None)
+
+
+def _check_call(what: str, function: Any, /, *arguments: Any, **keywords: Any) -> None:
+    """Raises a UserError where something cannot be called so."""
+    if not callable(function):
+        raise UserError(f"{KEY}: there is no {what}()")
+    try:
+        with suppress(ValueError):  # it has no signature
+            inspect.signature(function).bind(*arguments, **keywords)
+    except TypeError as error:
+        raise UserError(f"{KEY}: {what}: {error_text(error)}") from None
 
 
 def factory_of(settings: LoggerConfig) -> Any:

@@ -14,7 +14,7 @@ from ..settings.roles import LAUNCHER, learners
 from ..storage.board import FINAL_EPISODES
 from ..storage.folders import Run
 from ..storage.record import read_json, write_json
-from ..util import UserError, error_text, unused, wait_until
+from ..util import RunError, UserError, error_text, unused, wait_until
 from . import KEY, Experiment, Logger, experiment_of, factory_of
 from .feed import Feed
 
@@ -36,6 +36,8 @@ def main(context: Context) -> None:
             break
         _pause(context)
     handed.close()
+    if handed.given_up:  # the launcher says it, when the run ends
+        raise RunError(handed.given_up[-1])
 
 
 def _pause(context: Context) -> None:
@@ -59,6 +61,7 @@ class Handed:
     def __init__(self, run: Run, report: Callable[[str], None]) -> None:
         self._path = run.folders.loggers
         self._report = report
+        self.given_up: list[str] = []  # a line for each logger that has failed
         self._record = _read(self._path, report)
         write_json(self._path, self._record)  # the id, before somebody else knows it
         self._loggers: dict[str, tuple[Logger, Feed]] = {}
@@ -98,7 +101,9 @@ class Handed:
                 self._give_up(name, error)
 
     def _give_up(self, name: str, error: Exception) -> None:
-        self._report(f"{KEY}: {name}: {error_text(error)}; it gets nothing more")
+        line = f"{KEY}: {name}: {error_text(error)}; it gets nothing more"
+        self._report(line)
+        self.given_up.append(line)
         del self._loggers[name]
 
 

@@ -90,6 +90,7 @@ def run_processes(run: Run, display: Display, ends: ExitStack) -> Outcome:
             was damaged meanwhile.
         OSError: the end cannot be recorded.
     """
+    display.note(f"{run.config.algorithm} on {run.config.env.name}, {_limits(run)}")
     display.note(f"results go to {run.folders.root}")
     _end_leftovers(run)
     try:
@@ -114,6 +115,16 @@ def run_processes(run: Run, display: Display, ends: ExitStack) -> Outcome:
         for line in closing_lines(progress, outcome.finished):
             display.note(line)
     return outcome
+
+
+def _limits(run: Run) -> str:
+    """Until when a run goes on, in words."""
+    frames, hours = run.config.total_frames, run.config.total_hours
+    limits = [f"{frames:,} frames"] if frames is not None else []
+    limits += [f"{hours:g} hours of learning"] if hours is not None else []
+    if not limits:
+        return "without a limit: until it is stopped"
+    return f"to {' or '.join(limits)}"
 
 
 def _record_end(run: Run, code: int, why: str | None) -> None:

@@ -12,6 +12,7 @@ import math
 import os
 import queue
 import re
+import reprlib
 import signal
 import subprocess
 import sys
@@ -153,7 +154,7 @@ def check_arguments(**given: Any) -> None:
         is_no_number = isinstance(value, Real) and not math.isfinite(value)
         is_other = isinstance(value, bool) and bool not in kinds  # bool is an int
         if not isinstance(value, kinds) or is_other or is_no_number:
-            raise UserError(f"{name} must be {what}, not {value!r}")
+            raise UserError(f"{name} must be {what}, not {reprlib.repr(value)}")
     for key in given["set"] or ():
         if not isinstance(key, str) or "=" in key:
             raise UserError(f"set: a key is a string without =, not {key!r}")

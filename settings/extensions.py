@@ -139,9 +139,9 @@ class Weighting(Entry):
                 )
             sums = tf.reduce_sum(weights, axis=1).numpy()
             if not (abs(sums - 1) < SUM_TOLERANCE).all():  # nor where one is NaN
-                sums = sums.tolist()
                 return (
-                    f"gives weights of {kind} candidates whose sums are {sums}, not 1"
+                    f"gives {kind} candidates rows of weights with the sums "
+                    f"{sums.tolist()}, not 1"
                 )
         return None
 

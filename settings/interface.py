@@ -170,6 +170,12 @@ class Interface:
                 # A list of another shape may be one of the parts.
                 if isinstance(obs, np.ndarray) or flat.shape == np.shape(obs):
                     return flat
+            is_dict = isinstance(self.leaves[0].path[0], str)
+            if is_dict and isinstance(obs, np.ndarray) and obs.dtype != object:
+                raise ValueError(
+                    f"obs has shape {obs.shape}; a flat observation has {self.obs_dim} "
+                    "numbers here, and one of the environment its parts"
+                )
         parts = [leaf.flatten(obs) for leaf in self.leaves]
         counts = {part.shape[:-1] for part in parts}
         if counts == {(), (1,)}:

@@ -184,15 +184,21 @@ def changed_keys(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     return [".".join(path) for path, _, _ in found if not is_changeable(path)]
 
 
-def changes_on_resume(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Differences that a resumed run may have: "KEY BEFORE -> NOW", in JSON.
+def changes(
+    old: dict[str, Any], new: dict[str, Any], on_resume: bool = False
+) -> list[str]:
+    """Differences of two merged configurations: "KEY BEFORE -> NOW", in JSON.
 
-    `output_root`, which moves with its folder, is left out.
+    Args:
+        old: the one before.
+        new: the one now.
+        on_resume: whether those that a resumed run may have, or all others. Without
+            `output_root`, which moves with its folder.
     """
     return [
         f"{'.'.join(path)} {_canonical(before)} -> {_canonical(after)}"
         for path, before, after in _differences(old, new, ())
-        if is_changeable(path) and path != ("output_root",)
+        if is_changeable(path) == on_resume and path != ("output_root",)
     ]
 
 
@@ -224,7 +230,7 @@ def _default(path: KeyPath) -> Any:
 
 def _canonical(value: Any) -> str:
     if value is _MISSING:
-        return ""  # no JSON
+        return "nothing"  # no JSON
     # Python holds False == 0 == 0.0; JSON text keeps false apart.
     if isinstance(value, float) and value.is_integer():
         value = int(value)

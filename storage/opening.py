@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from ..replay import ReplayBuffer
 from ..settings.interface import EnvSizes
-from ..settings.loading import changed_keys, changes_on_resume
+from ..settings.loading import changes
 from ..settings.request import Request, Start
 from ..settings.roles import learners
 from ..settings.schema import AgentConfig, Config
@@ -152,8 +152,8 @@ def opened(
 
 def _changes(folders: Folders, merged: dict[str, Any]) -> list[str]:
     """A line that names what this launch has otherwise than the one before."""
-    changes = changes_on_resume(read_json(folders.hyperparameters), merged)
-    return [f"changed since the last launch: {', '.join(changes)}"] if changes else []
+    found = changes(read_json(folders.hyperparameters), merged, on_resume=True)
+    return [f"changed since the last launch: {', '.join(found)}"] if found else []
 
 
 def _notes_on_environment(config: Config, measured: EnvSizes) -> list[str]:
@@ -265,8 +265,7 @@ def check_mode(folders: Folders, merged: dict[str, Any], start: Start) -> bool:
             f"{folders.root} holds nothing to resume; start it without --resume"
         )
     earlier = read_json(folders.hyperparameters)
-    changed = changed_keys(earlier, merged)
-    if changed:
+    if changed := changes(earlier, merged):
         raise UserError(
             f"the configuration differs from that of the run in {folders.root}: "
             f"{', '.join(changed)}; give the run's values, or choose another name (of "

@@ -81,6 +81,15 @@ def test_one_observation_has_one_action(space):
     np.testing.assert_array_equal(policy.predict(obs)[0], policy.act(obs))
 
 
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+def test_an_observation_that_is_not_finite_has_no_action(number):
+    policy = policy_for(SPACES["Box"])
+    obs = SPACES["Box"].sample()
+    obs.flat[-1] = number
+    with pytest.raises(ValueError, match="obs has numbers that are not finite"):
+        policy.act(obs)
+
+
 @pytest.mark.parametrize("name", ["Dict", "Tuple", "Box", "flat", "number"])
 def test_a_policy_that_was_published_without_shapes_acts(name):
     """For "row", one observation is taken for a flat batch of one."""

@@ -17,8 +17,12 @@ ROWS = [(0.1, 1, 100, 5.0), (0.2, 2, 200, 7.5)]
 def test_the_table_has_a_row_for_each_policy_of_each_run():
     table = steve.load_results()
     assert table.columns.tolist() == [
-        *("environment", "algorithm", "seed", "frames", "score", "hours"),
+        *("environment", "algorithm", "experiment"),
+        *("seed", "frames", "score", "hours"),
     ]
+    named = table[["environment", "experiment"]].drop_duplicates().agg("/".join, axis=1)
+    folders = {path.parent for path in PROJECT.glob("results/*/*/hps.json")}
+    assert {PROJECT / "results" / name for name in named} == folders
     assert table.notna().all(axis=None)
     runs = table.groupby(["environment", "algorithm", "seed"])
     assert len(runs) == len(list(PROJECT.glob("results/*/*/hps.json")))
@@ -50,6 +54,7 @@ def test_references_are_of_the_same_environments_and_algorithms(
     runs = find_runs([tmp_path])
     references = reference_runs(runs)
     assert {run.environment for run in references} == {"HalfCheetah-v1"}
+    assert str(references[0].path.parent) == "results/HalfCheetah-v1/ddpg0"
     groups = {name for _, name in grouped([*runs, *references], "algorithm")}
     assert groups > {f"{name} (results)" for name in names}
     assert len(groups) == len(names) + 1

@@ -5,6 +5,7 @@ import sys
 from types import ModuleType, SimpleNamespace
 
 import pytest
+import support_loggers
 from support import make_config, make_run
 from support_loggers import Writer
 
@@ -84,7 +85,8 @@ def test_a_logger_that_fails_gets_nothing_more_and_says_so_once(tmp_path, made):
     both.refresh()
     both.close()
     assert steps(made[0]) == [100]
-    assert said == [f"loggers: {OWN}: ConnectionError: gone; it gets nothing more"]
+    line = f"loggers: {OWN}: ConnectionError: gone; it gets nothing more"
+    assert said == both.given_up == [line]
 
 
 @pytest.mark.parametrize("others", [0, 1])
@@ -139,6 +141,41 @@ def test_a_logger_that_cannot_be_made_is_one_line(
         handed(run_with(tmp_path, kwargs))
     assert str(caught.value).startswith(f"loggers: {entry_point}: ")
     assert "\n" not in str(caught.value)
+
+
+def test_a_logger_of_another_form_is_said_before_the_start(tmp_path, monkeypatch):
+    class NoStep:
+        def __init__(self, experiment, path): ...
+
+        def log(self, group, values): ...
+
+        def close(self): ...
+
+    class NoClose(NoStep):
+        close = None
+
+        def log(self, group, step, values): ...
+
+    monkeypatch.setattr(support_loggers, "Mine", NoStep, raising=False)
+    mine = {"entry_point": "support_loggers:Mine"}
+    for kwargs, form, said in (
+        (
+            {"path": "x"},
+            NoStep,
+            "loggers: support_loggers:Mine.log: TypeError: too many",
+        ),
+        ({"path": "x"}, NoClose, "loggers: there is no support_loggers:Mine.close()"),
+        ({}, NoClose, "loggers: support_loggers:Mine: TypeError: missing a required"),
+        ({"file": "x"}, NoClose, "loggers: support_loggers:Mine: TypeError: missing a"),
+    ):
+        monkeypatch.setattr(support_loggers, "Mine", form)
+        config = make_config(tmp_path, loggers=[{**mine, "kwargs": kwargs}])
+        with pytest.raises(UserError) as caught:
+            loggers.check(config)
+        assert str(caught.value).startswith(said)
+    # One that is made by a function is asked for no more.
+    monkeypatch.setattr(support_loggers, "Mine", lambda experiment: None)
+    loggers.check(make_config(tmp_path, loggers=[mine]))
 
 
 @pytest.mark.parametrize(

@@ -128,7 +128,8 @@ def test_an_environment_may_give_its_numbers_in_another_shape(shapes):
             {"a": np.zeros(3), "b": (0, np.zeros((2, 2, 3)))},
             "the parts of obs are batches of different lengths: (), (2,)",
         ),
-        (np.zeros((2, 3, 9)), "obs['a'] is missing"),
+        (np.zeros((2, 3, 9)), "obs has shape (2, 3, 9); a flat observation has "),
+        (np.zeros(7), "obs has shape (7,); a flat observation has "),
         ([[0.0] * 9, [0.0]], "obs['a'] is missing"),
     ],
 )

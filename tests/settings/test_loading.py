@@ -9,7 +9,7 @@ from support import PROJECT
 from support_settings import SIZES, minimal, updates, with_expansion
 
 from steve.settings import loading
-from steve.settings.loading import changed_keys, changes_on_resume, load
+from steve.settings.loading import changed_keys, changes, load
 from steve.util import UserError
 
 # Merging
@@ -243,8 +243,10 @@ def test_changed_keys_tell_absent_from_null_and_false_from_zero():
 def test_what_a_resume_may_change_is_shown_with_its_values():
     old = {"total_frames": 5, "seed": 1, "output_root": "a"}
     new = {"total_frames": 9, "seed": 2, "output_root": "b", "threads": 3}
-    assert changes_on_resume(old, new) == ["total_frames 5 -> 9"]
-    assert changes_on_resume({"total_hours": 2.0}, {}) == ["total_hours 2 -> null"]
+    assert changes(old, new, on_resume=True) == ["total_frames 5 -> 9"]
+    assert changes({"total_hours": 2.0}, {}, on_resume=True) == [
+        "total_hours 2 -> null"
+    ]
 
 
 def test_a_run_of_version_1_may_be_resumed():

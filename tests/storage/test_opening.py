@@ -84,8 +84,13 @@ def test_a_resume_names_the_keys_that_have_changed(folders):
     changed["env"]["discount"] = 0.9
     changed["policy_config"]["batch_size"] = 64
     message = mode_error(folders, changed, "resume")
-    for key in ("seed", "env.discount", "policy_config.batch_size"):
-        assert key in message
+    before = MERGED["policy_config"]["batch_size"]
+    for change in (
+        f"seed {MERGED['seed']} -> 1",
+        f"env.discount {MERGED['env']['discount']} -> 0.9",
+        f"policy_config.batch_size {before} -> 64",
+    ):
+        assert change in message
     for key in ("env.name", "total_frames", "agent_config"):
         assert key not in message
 
