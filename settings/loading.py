@@ -119,8 +119,20 @@ def load(
             f"{files.label}: objects or lists are nested too deeply"
         ) from None
     merged = config.model_dump(mode="json", by_alias=True)
-    notes = [*files.notes, *_without_effect(config)]
-    return LoadedConfig(config, merged, notes, merged_files, settings.sources())
+    sources = settings.sources()
+    notes = [*files.notes, *_without_effect(config), *_name_of_another(config, sources)]
+    return LoadedConfig(config, merged, notes, merged_files, sources)
+
+
+def _name_of_another(config: Config, sources: Mapping[str, str]) -> list[str]:
+    """A line where an environment of the user's has kept the name of another one."""
+    name, entry_point = sources.get("env.name"), sources.get("env.entry_point")
+    if config.env.entry_point is None or name == entry_point:
+        return []
+    return [
+        f"env.name {config.env.name} comes from {name} and env.entry_point from "
+        f"{entry_point}: the results are filed under that name; set env.name as well"
+    ]
 
 
 def _without_effect(config: Config) -> list[str]:

@@ -240,6 +240,18 @@ def test_changed_keys_tell_absent_from_null_and_false_from_zero():
     ]
 
 
+def test_an_environment_that_keeps_the_name_of_another_is_noted(tree):
+    mine = {"entry_point": "my_env:Mine"}
+    tree.write(a=updates("b", env=mine), b=minimal(env={"name": "Other-v0"}))
+    (note,) = tree.load().notes
+    assert note == (
+        "env.name Other-v0 comes from b.json and env.entry_point from a.json: the "
+        "results are filed under that name; set env.name as well"
+    )
+    tree.write(a=updates("b", env={**mine, "name": "Mine"}))
+    assert tree.load().notes == []
+
+
 def test_what_a_resume_may_change_is_shown_with_its_values():
     old = {"total_frames": 5, "seed": 1, "output_root": "a"}
     new = {"total_frames": 9, "seed": 2, "output_root": "b", "threads": 3}
