@@ -15,6 +15,8 @@ import steve
 from steve import verify
 from steve.analysis.records import find_runs
 from steve.replay import ReplayBuffer
+from steve.settings.interface import Interface, Leaf
+from steve.storage import checkpoint
 from steve.storage.conditions import processor_kind
 from steve.storage.digests import Digest, append_digest
 from steve.storage.record import describe_start, write_json
@@ -143,8 +145,13 @@ def test_a_run_made_again_is_the_same_run_at_another_speed(tmp_path, program):
 
 
 def test_a_collected_policy_acts(tmp_path, program):
-    """The environment is asked only where the policy does not describe it."""
     folders = write_run(tmp_path / "output", "steve0")
+    state = checkpoint.load(folders.policy)
+    interface = Interface(
+        (Leaf((), 3, (3,)),), (-1.0,), (1.0,), (1,), "float32", False, 0.0
+    )
+    described = {**state.metadata, "interface": interface.to_json()}
+    checkpoint.publish(folders.policy, state.tensors, described)
     program.collect(tmp_path / "output", tmp_path / "results")
     copy = tmp_path / "results" / folders.root.parent.name / "steve0"
     policy = steve.load_policy(copy)
