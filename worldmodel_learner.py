@@ -190,9 +190,8 @@ def _try_rollout(
     for name, value in found.items():
         if not tf.reduce_all(tf.math.is_finite(value)):
             raise _Fault(f"gives numbers that are not finite: {name}")
-    low, high = (
-        f(found["termination_prob"]).numpy() for f in (tf.reduce_min, tf.reduce_max)
-    )
+    probs = found["termination_prob"].numpy()
+    low, high = probs.min(), probs.max()
     if low < 0 or high > 1:
         raise _Fault(f"gives a termination_prob of {low:g} to {high:g}, not in [0, 1]")
 

@@ -118,7 +118,7 @@ def run_processes(run: Run, display: Display, ends: ExitStack) -> Outcome:
 
 
 def _limits(run: Run) -> str:
-    """Until when a run goes on, in words."""
+    """The limits of a run, in words."""
     frames, hours = run.config.total_frames, run.config.total_hours
     limits = [f"{frames:,} frames"] if frames is not None else []
     limits += [f"{hours:g} hours of learning"] if hours is not None else []

@@ -74,6 +74,7 @@ def test_train_returns_a_finished_run(trained):
     assert epochs[-1].updates > 0
     assert 500 < epochs[-1].frames <= FRAMES
     assert any("results go to" in line for line in lines)
+    assert f"STEVE on InvertedPendulum-v5, to {FRAMES} frames" in lines
 
 
 def test_a_run_is_loaded_from_its_folder(trained):
@@ -154,14 +155,18 @@ def test_a_file_of_a_policy_or_of_a_learner_will_do(trained):
         steve.load_policy(run.folder / "nothing")
 
 
-def test_a_policy_of_version_1_asks_its_environment(trained, tmp_path):
+def publish_as_version_1(run, folder):
     """Before 1.1, nothing was published about the environment."""
-    run = trained[0]
     published = checkpoint.load(run.folder / "checkpoints" / "policy.safetensors")
     metadata = {k: v for k, v in published.metadata.items() if k != "interface"}
-    (tmp_path / "checkpoints").mkdir()
-    old = tmp_path / "checkpoints" / "policy.safetensors"
+    (folder / "checkpoints").mkdir()
+    old = folder / "checkpoints" / "policy.safetensors"
     checkpoint.publish(old, published.tensors, metadata)
+
+
+def test_a_policy_of_version_1_asks_its_environment(trained, tmp_path):
+    run = trained[0]
+    publish_as_version_1(run, tmp_path)
     (tmp_path / "log").symlink_to(run.folder / "log")
     obs = np.array([0.01, 0.02, 0.0, -0.1])
     expected = run.policy().act(obs)
@@ -170,11 +175,7 @@ def test_a_policy_of_version_1_asks_its_environment(trained, tmp_path):
 
 def test_loading_a_policy_runs_no_code_that_its_configuration_names(trained, tmp_path):
     run = trained[0]
-    published = checkpoint.load(run.folder / "checkpoints" / "policy.safetensors")
-    metadata = {k: v for k, v in published.metadata.items() if k != "interface"}
-    (tmp_path / "checkpoints").mkdir()
-    old = tmp_path / "checkpoints" / "policy.safetensors"
-    checkpoint.publish(old, published.tensors, metadata)
+    publish_as_version_1(run, tmp_path)
     (tmp_path / "log").mkdir()
     content = json.loads((run.folder / "log" / "hps.json").read_text())
     ran = tmp_path / "ran"

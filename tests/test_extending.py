@@ -141,12 +141,25 @@ def test_what_a_module_does_not_register_is_one_line_before_the_start(
     assert not (folder / "output").exists()
 
 
+def test_a_world_model_with_a_fault_is_one_line_before_the_start(folder):
+    code = FILES["my_model.py"].replace("1, tf.shape(obs)[0]", "1, 1")
+    (folder / "my_model.py").write_text(code)
+    (folder / "mine.json").write_text(json.dumps(CONFIGS[1]))
+    done = steve(folder, "train", "mine.json", "cpu")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    said = "model_config.kind: known_reward gives float32 of shape (1, 1) as rewards"
+    assert said in done.stderr
+    assert not (folder / "output").exists()
+
+
 @pytest.mark.parametrize(
     ("entry_point", "said"),
     [
         ("my_env:Nothing", "my_env has no Nothing"),
         ("nowhere:PointMass", "env.entry_point nowhere: cannot be imported"),
         ("my_env:np.array", '"package.module:Class"'),
+        ("__main__:Mine", 'save it in a file, such as my_env.py, and name it "my_env:'),
         ("collections:Counter", "gives Counter, which is no gymnasium.Env"),
     ],
 )

@@ -16,7 +16,7 @@ from steve.settings.roles import LAUNCHER, VALUERL, process_names, process_seed
 from steve.settings.schema import LoggerConfig
 from steve.storage.board import FINAL_EPISODES, Board
 from steve.storage.tables import append_row
-from steve.util import UserError
+from steve.util import RunError, UserError
 
 OWN = "support_loggers:Writer"
 
@@ -217,6 +217,15 @@ def test_the_process_hands_over_all_before_it_ends(tmp_path, made):
         ("evaluation", 40, {"score": 2.0}),
     ]
     assert made[0].closed
+
+
+def test_the_process_ends_with_the_line_of_a_logger_that_has_failed(tmp_path, made):
+    run = run_with(tmp_path, {"fails_at": 100})
+    board = Board.create(run.folders.board, run.config)
+    board[VALUERL]["ready"] = 1
+    log(run, 100)
+    with pytest.raises(RunError, match="ConnectionError: gone; it gets nothing more"):
+        main(SimpleNamespace(run=run, name="logger", board=board, stop=lambda: True))
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"id": 7}', '{"id": "x"}'])

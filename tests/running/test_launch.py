@@ -9,7 +9,12 @@ from support_supervisor import FakeDisplay
 from steve.running import launch
 from steve.running.launch import measure_environment, run_processes
 from steve.running.supervisor import Outcome, Supervisor
-from steve.settings.extensions import WEIGHTINGS, Weighting
+from steve.settings.extensions import (
+    WEIGHTINGS,
+    WORLD_MODELS,
+    Weighting,
+    WorldModelKind,
+)
 from steve.storage.record import read_run, record_start
 from steve.util import UserError
 
@@ -118,3 +123,17 @@ def test_a_users_weighting_is_tried_before_the_start(
     with pytest.raises(UserError, match="weighting: mine gives nothing"):
         launch._check_extensions(config)
     assert seen == [({"power": 3.0}, counts)]
+
+
+def test_a_users_world_model_is_tried_with_the_environments_sizes(
+    tmp_path, monkeypatch
+):
+    mine = WorldModelKind("mine", lambda *sizes: None, {})
+    monkeypatch.setitem(WORLD_MODELS, "mine", mine)
+    monkeypatch.setattr(
+        "steve.worldmodel_learner.trial_fault",
+        lambda model, *sizes: f"is tried with {sizes}",
+    )
+    config = make_config(tmp_path, model=True, model_config={"kind": "mine"})
+    with pytest.raises(UserError, match=r"kind: mine is tried with \(3, 1"):
+        launch._measure(config)

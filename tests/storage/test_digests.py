@@ -87,3 +87,11 @@ def test_a_folder_in_its_place_is_an_error_of_one_line(tmp_path):
     with pytest.raises(UserError, match="is no list of digests") as caught:
         read_digests(tmp_path)
     one_line(caught)
+
+
+def test_a_line_is_on_the_disk_before_the_policy_may_go(tmp_path, monkeypatch):
+    path, on_disk = tmp_path / "digests.csv", []
+    monkeypatch.setattr("os.fdatasync", lambda _: on_disk.append(path.read_bytes()))
+    append_digest(path, Digest(1, 0, 100, "a", "b", "-", "c"))
+    assert on_disk == [path.read_bytes()]
+    assert on_disk[0].endswith(b"1,0,100,a,b,-,c\n")

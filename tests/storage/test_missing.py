@@ -1,5 +1,6 @@
-"""A resume where a part of the run's output was removed."""
+"""A resume where a part of the run's output was removed, or is damaged and spare."""
 
+import numpy as np
 import pytest
 from support_storage import learned, one_line, open_now, save_policy, save_state
 
@@ -77,3 +78,29 @@ def test_a_replay_that_is_gone_is_an_error_once_there_is_a_state(folders, config
     assert open_now(folders, config) == []
     data.unlink()
     assert missing(folders, config) == [str(data)]
+
+
+def test_published_files_that_are_damaged_are_put_aside_and_said(config, folders):
+    open_now(folders, config)
+    for published, name in ((folders.policies, "policy"), (folders.models, "x")):
+        for updates in (100, 200):
+            file = folders.checkpoints / f"{name}.safetensors"
+            checkpoint.publish(file, {"w": np.ones(3, np.float32)}, {"epoch": 1})
+            published.add(updates, file)
+    for learner in ("valuerl", "worldmodel"):
+        save_state(folders, learner, 200, 1, 1, numbered=False)
+    assert open_now(folders, config) == []
+    damaged = [folders.policies.path(200), folders.models.path(100)]
+    for path in damaged:  # the first one is policy.safetensors, too
+        content = bytearray(path.read_bytes())
+        content[-1] ^= 1
+        path.write_bytes(content)
+    notes = open_now(folders, config)
+    assert [note.rpartition("; it is now ")[2] for note in notes] == [
+        "policy.safetensors.damaged",
+        "policy-200.safetensors.damaged",
+        "worldmodel-100.safetensors.damaged",
+    ]
+    assert folders.policies.numbers() == [100]
+    assert folders.models.numbers() == [200]
+    assert open_now(folders, config) == []

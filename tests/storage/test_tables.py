@@ -16,6 +16,16 @@ def test_column_names_come_once_before_the_first_row(tmp_path):
     assert path.read_text() == "hours,updates\n0.5,10\n0.75,20\n"
 
 
+def test_a_file_beyond_all_bounds_is_not_read(tmp_path, monkeypatch):
+    path = tmp_path / "learner.log"
+    append_row(path, {"updates": 1})
+    monkeypatch.setattr(tables, "MAX_TABLE_BYTES", path.stat().st_size)
+    assert tables.read_table(path).rows == [{"updates": 1}]
+    append_row(path, {"updates": 2})
+    with pytest.raises(OSError, match="File too large"):
+        tables.read_table(path)
+
+
 def test_an_empty_file_gets_column_names(tmp_path):
     path = tmp_path / "learner.log"
     path.touch()
