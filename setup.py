@@ -33,6 +33,7 @@ setup(
     cmdclass={"build_py": BuildPy},
     packages=["steve", *(f"steve.{wing}" for wing in WINGS)],
     package_dir={"steve": "."},
+    include_package_data=False,  # what package_data names; all else is left out
     package_data={
         "steve": ["py.typed", "config/**/*.json"],
         "steve.analysis": ["results.csv.gz"],
