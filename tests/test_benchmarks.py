@@ -122,6 +122,7 @@ def test_the_learners_benchmark_prints_one_json_object_and_nothing_else(algorith
         assert rate > 0
 
 
+@pytest.mark.slow  # ten processes start
 def test_the_replay_benchmark_fills_and_reads_a_buffer():
     result = json.loads(
         output(
