@@ -24,7 +24,7 @@ from support_replay import (
 from steve import replay
 from steve.batch import fields
 from steve.replay import ReplayBuffer
-from steve.replay_file import INTENT
+from steve.replay_file import HEADER_BYTES, INTENT
 
 SPAWN = multiprocessing.get_context("spawn")
 
@@ -138,7 +138,7 @@ def append_and_die(folder, acknowledged, survives, chance):
     """Appends rows that count on, acknowledging each, until a write kills it.
 
     The fatal call of pwrite is the one after `survives` others; it writes the part
-    `chance` of its bytes first.
+    `chance` of its bytes first, of the counters whole words.
     """
     pwrite = os.pwrite
     calls = count()
@@ -146,7 +146,10 @@ def append_and_die(folder, acknowledged, survives, chance):
     def deadly_pwrite(descriptor, data, offset):
         if next(calls) < survives:
             return pwrite(descriptor, data, offset)
-        pwrite(descriptor, data[: int(chance * len(data))], offset)
+        cut = int(chance * len(data))
+        if offset < HEADER_BYTES:
+            cut -= cut % 8  # no copy of memory tears an aligned word
+        pwrite(descriptor, data[:cut], offset)
         os.kill(os.getpid(), signal.SIGKILL)
 
     os.pwrite = deadly_pwrite
