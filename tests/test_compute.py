@@ -353,7 +353,11 @@ KINDS = [
 @pytest.mark.parametrize(
     ("is_compiled", "kind", "expansion"),
     # Compiling takes seconds, and "tdk" has all that the first one has, in one step.
-    [(False, *each) for each in KINDS] + [(True, *each) for each in KINDS[1:]],
+    [
+        *((False, *each) for each in KINDS),
+        (True, *KINDS[1]),
+        pytest.param(True, *KINDS[2], marks=pytest.mark.slow),
+    ],
 )
 def test_how_many_updates_a_call_has_changes_no_bit(
     tmp_path, kind, expansion, is_compiled

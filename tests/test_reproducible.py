@@ -196,7 +196,7 @@ def test_the_same_seed_gives_the_same_bytes_through_kills_and_stops(
 ):
     path, dice = configuration(tmp_path, algorithm), random.Random(os.urandom(8))
     finish(launch(path, "quiet", *WITHOUT_XLA), path, "quiet")
-    kill_in_the_midst(path, "killed", dice, 3, WITHOUT_XLA)
+    kill_in_the_midst(path, "killed", dice, 2, WITHOUT_XLA)
     quiet, killed = (bytes_of(folders_of(path, name)) for name in ("quiet", "killed"))
     assert len(quiet[2]) == 47
     assert quiet == killed
