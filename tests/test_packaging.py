@@ -110,6 +110,8 @@ def test_every_json_file_of_the_package_is_in_the_wheel(declared, builder):
         for path in (PROJECT / folder).rglob("*.json")
     }
     assert len(there) > 200
+    # Else setuptools takes each folder of config/ for a package, and warns of it.
+    assert declared.include_package_data is False
     assert data == there | {Path("py.typed"), Path("analysis/results.csv.gz")}
 
 
