@@ -1,4 +1,4 @@
-"""What a GPU does with the learners, in ten minutes at most and one file to send back.
+"""What a GPU does with the learners, in ten minutes at most, written to one file.
 
     python benchmarks/gpu.py                 # GPU 0, and GPU 1 where there is one
     python benchmarks/gpu.py --device cpu    # a rehearsal without a GPU
