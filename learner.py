@@ -29,8 +29,8 @@ from .storage import checkpoint
 from .storage.board import Wait
 from .storage.checkpoint import Checkpoint, NonFiniteError, Scalar
 from .storage.record import record_computing
-from .storage.tables import append_row, check_metric_names, trim_log
-from .util import Every, RunError, wait_until
+from .storage.tables import append_row, check_metric_names, read_table, trim_log
+from .util import Every, RunError, first_free, wait_until
 
 
 class Learner(abc.ABC):
@@ -321,7 +321,13 @@ class Learner(abc.ABC):
         count = self.updater.reset_metrics()
         rate = count / max(now - self._logged_at, 1e-9)
         self._logged_at = now
-        values: dict[str, str | float] = {
+        values = self._log_row(rate, means)
+        path = self.folders.learner_log(self.name)
+        self.context.store(lambda: append_row(path, values))
+
+    def _log_row(self, rate: float, means: Mapping[str, float]) -> dict[str, object]:
+        """A line of the log by its columns."""
+        return {
             "hours": f"{self.seconds / 3600:.6f}",
             "epoch": self.epoch,
             "updates": self.updates,
@@ -330,8 +336,6 @@ class Learner(abc.ABC):
             **self.counters(),
             **{name: f"{means[name]:.6g}" for name in self.metric_names},
         }
-        path = self.folders.learner_log(self.name)
-        self.context.store(lambda: append_row(path, values))
 
     # -- state -----------------------------------------------------------------
 
@@ -417,9 +421,22 @@ class Learner(abc.ABC):
         self.after_restore()
 
     def _trim_log(self) -> None:
-        """Cuts log lines of updates that a killed learner did after its last state."""
-        counters = {"updates": self.updates, **self.counters()}
-        trim_log(self.folders.learner_log(self.name), counters)
+        """Cuts log lines of updates that a killed learner did after its last state.
+
+        A log of other columns is put aside: that of a world model that was changed.
+        """
+        path = self.folders.learner_log(self.name)
+        trim_log(path, {"updates": self.updates, **self.counters()})
+        table = read_table(path)
+        columns = list(self._log_row(0.0, dict.fromkeys(self.metric_names, 0.0)))
+        if table is not None and table.columns != columns:
+            aside = first_free(path, ".old")
+            path.rename(aside)
+            print(
+                f"{path}: {self.name} has other metrics by now; the earlier log is "
+                f"now {aside.name}",
+                flush=True,
+            )
 
 
 def prepare(

@@ -282,6 +282,13 @@ def first_free(path: Path, ending: str, first: int = 1) -> Path:
     return next(p for name in names if not os.path.lexists(p := path.with_name(name)))
 
 
+def put_damaged_aside(path: Path) -> Path:
+    """Renames a damaged file; the new name ends with .damaged and perhaps a number."""
+    aside = unused(path.with_name(f"{path.name}.damaged"))
+    path.rename(aside)
+    return aside
+
+
 @contextmanager
 def named(path: Path) -> Iterator[None]:
     """Adds the file to an OSError that names none, as those of write and fsync do."""

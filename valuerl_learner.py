@@ -231,7 +231,6 @@ class ValueRLLearner(Learner):
             wanted = models.nearest(wanted)
         if wanted != self.model_updates:
             self._use_model(wanted)
-            self._count_model()
         return True
 
     def _is_passed(self, wanted: int) -> bool:
@@ -249,10 +248,7 @@ class ValueRLLearner(Learner):
         models = self.folders.models
         if not self._wait_unless_stopped(lambda: bool(models.numbers())):
             return False
-        before = self.model_updates
         self._use_newest_model()
-        if self.model_updates != before:
-            self._count_model()
         return True
 
     def _use_newest_model(self) -> None:
@@ -278,11 +274,10 @@ class ValueRLLearner(Learner):
         assert self.world_model is not None
         path = self.folders.models.path(updates)
         assign(path, checkpoint.load(path), self.world_model.named_variables())
+        if updates != self.model_updates:
+            self.models += 1
+            self.row["models"] = self.models
         self.model_updates, self._has_model = updates, True
-
-    def _count_model(self) -> None:
-        self.models += 1
-        self.row["models"] = self.models
 
     def metadata(self) -> dict[str, float]:
         return {**super().metadata(), "model_updates": self.model_updates}
@@ -325,13 +320,10 @@ class ValueRLLearner(Learner):
 
     def _restore_model(self) -> None:
         """Takes up the world model that it had; unpaced, the newest."""
-        before = self.model_updates
-        if not self.config.is_paced:
-            self._use_newest_model()
+        if self.config.is_paced:
+            self._use_model(self.model_updates)
         else:
-            self._use_model(before)
-        if self.model_updates != before:
-            self._count_model()
+            self._use_newest_model()
 
     def _published_epoch(self, lines: list[Digest]) -> int:
         """The epoch up to which all is published; 0 where there is no good policy."""

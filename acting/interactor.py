@@ -92,7 +92,7 @@ class Interactor(Actor):
     def run(self) -> None:
         """Steps and appends until asked to stop."""
         self._replay.settle_turn()
-        turn = self._next_turn(self._replay.turn)
+        turn = self._first_turn(self._replay.turn)
         self._resume_episodes(turn)
         while (frames := self._wait_for_turn(turn)) is not None:
             action = self._act(turn, frames)
@@ -100,9 +100,17 @@ class Interactor(Actor):
                 return
             turn += self._agent.count
 
-    def _next_turn(self, turn: int) -> int:
-        """The first of this interactor's turns that is not before `turn`."""
-        return turn + (self._number - turn) % self._agent.count
+    def _first_turn(self, turns: int) -> int:
+        """The first turn of this process, where so many are stored.
+
+        Turns of a paced run are taken one after the other. Without a pace each
+        interactor counts its own, and one may have done all that are stored: it
+        begins behind these, so that no turn's draws are made twice.
+        """
+        count = self._agent.count
+        if not self._config.is_paced:
+            return self._number + turns * count
+        return turns + (self._number - turns) % count
 
     def _wait_for_turn(self, turn: int) -> int | None:
         """Waits until a step may begin.
@@ -135,11 +143,11 @@ class Interactor(Actor):
         earlier = turn - self._replay.turn
         fewest = self._replay.frames
         most = fewest + earlier * self._agent.batch_size
-        if earlier <= 0 or self._choice(turn, fewest) == self._choice(turn, most):
+        if earlier <= 0 or self._choice(fewest) == self._choice(most):
             return most
         return None
 
-    def _choice(self, turn: int, frames: int) -> object:
+    def _choice(self, frames: int) -> object:
         """What acts in a step: a policy by its updates, or None: chance."""
         if frames < self._agent.full_random_n:
             return None
@@ -173,7 +181,6 @@ class Interactor(Actor):
         if since == 0 or self._policy_turn < 0:
             self._policy_turn = turn - since * self._agent.count
             at = self._frames_of(self._policy_turn, turn, frames) if since else frames
-            at = max(at, self._replay.imported)  # a dataset was before all steps
             self._wanted = policy_for(self._config, at)
         if self._wanted is None or frames < self._agent.full_random_n:
             return None
@@ -197,13 +204,13 @@ class Interactor(Actor):
         """The frames at which a turn began, where turn `now` begins at `frames`.
 
         The rows say it or, where they are gone, their number: each turn has one of
-        every environment, unless transitions were lost.
+        every environment, unless transitions were lost. A dataset was before all turns.
         """
         replay, size = self._replay, self._agent.batch_size
-        if replay.has_origins and replay.oldest < frames:
-            there = range(replay.oldest, frames)
-            if self._turn_of(there[0]) <= turn:
-                return there[0] + bisect_left(there, turn, key=self._turn_of)
+        there = range(replay.oldest, min(frames, replay.frames))
+        if replay.has_origins and there and self._turn_of(there[0]) <= turn:
+            began = there[0] + bisect_left(there, turn, key=self._turn_of)
+            return max(began, replay.imported)
         if frames in (0, now * size):
             return min(frames, turn * size)
         self._note_nondeterminism(

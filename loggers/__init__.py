@@ -18,13 +18,14 @@ their own. Once they are made, nothing that they do there can harm the run.
 
 import importlib
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from ..settings import extensions
+from ..settings.loading import leaves
 from ..settings.schema import Config, LoggerConfig
 from ..storage.folders import Run
 from ..util import UserError, error_text, is_installed
@@ -91,17 +92,13 @@ def experiment_of(run: Run, identity: str) -> Experiment:
         folder=run.folders.root,
         hyperparameters={
             "algorithm": config.algorithm,
-            **dict(_leaves(config.model_dump(mode="json", by_alias=True))),
+            **{
+                ".".join(path): value
+                for path, value in leaves(config.model_dump(mode="json", by_alias=True))
+                if isinstance(value, Hyperparameter)
+            },
         },
     )
-
-
-def _leaves(content: Any, key: str = "") -> Iterator[tuple[str, Hyperparameter]]:
-    if isinstance(content, dict):
-        for name, inner in content.items():
-            yield from _leaves(inner, f"{key}.{name}" if key else name)
-    elif isinstance(content, bool | int | float | str):
-        yield key, content
 
 
 def check(config: Config) -> None:

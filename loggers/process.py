@@ -14,7 +14,7 @@ from ..settings.roles import LAUNCHER, learners
 from ..storage.board import FINAL_EPISODES
 from ..storage.folders import Run
 from ..storage.record import read_json, write_json
-from ..util import RunError, UserError, error_text, unused, wait_until
+from ..util import RunError, UserError, error_text, put_damaged_aside, wait_until
 from . import KEY, Experiment, Logger, experiment_of, factory_of
 from .feed import Feed
 
@@ -132,8 +132,7 @@ def _read(path: Path, report: Callable[[str], None]) -> dict[str, Any]:
                     if isinstance(groups, dict)
                 }
                 return {"id": content["id"], "delivered": steps}
-        aside = unused(path.with_name(f"{path.name}.damaged"))
-        path.rename(aside)
+        aside = put_damaged_aside(path)
         report(
             f"{path}: is damaged and is now {aside.name}; loggers begin a new record "
             "of this run"

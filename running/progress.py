@@ -153,7 +153,9 @@ class Progress:
 
     def _pretraining(self, name: str) -> int:
         """Updates of a learner's pretraining."""
-        return self._run.config.model_section.pretrain_n if name == WORLDMODEL else 0
+        if name != WORLDMODEL:
+            return 0
+        return self._run.config.model_section.pretrain_n or 0  # false: none
 
     @property
     def elapsed(self) -> float:
@@ -183,11 +185,12 @@ class Progress:
         first = max(starts)
         if self.frames <= first:
             return Phase(COLLECTING, self.frames, first, FRAMES)
-        if config.has_model and not board[WORLDMODEL]["epoch"]:
+        total = self._pretraining(WORLDMODEL) if config.has_model else 0
+        if total and not board[WORLDMODEL]["epoch"]:
             done = int(board[WORLDMODEL]["pretrained"])
             if not done:
                 return Phase("preparing to pretrain the world model")
-            return Phase(PRETRAINING, done, self._pretraining(WORLDMODEL), "updates")
+            return Phase(PRETRAINING, done, total, "updates")
         return Phase("preparing to learn")
 
     def are_ready(self) -> bool:

@@ -151,7 +151,10 @@ def check_arguments(**given: Any) -> None:
     """
     for name, value in given.items():
         kinds, what = ARGUMENTS[name]
-        is_no_number = isinstance(value, Real) and not math.isfinite(value)
+        try:
+            is_no_number = isinstance(value, Real) and not math.isfinite(value)
+        except OverflowError:  # a whole number
+            raise UserError(f"{name} must be {what} that a float can hold") from None
         is_other = isinstance(value, bool) and bool not in kinds  # bool is an int
         if not isinstance(value, kinds) or is_other or is_no_number:
             raise UserError(f"{name} must be {what}, not {reprlib.repr(value)}")

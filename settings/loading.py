@@ -231,10 +231,11 @@ def _differences(
 def _default(path: KeyPath) -> Any:
     """What a key is where it is not set; `_MISSING` where it must be, or is unknown.
 
-    An hps.json of an earlier version lacks the keys that came later.
+    An hps.json of an earlier version lacks the keys that came later. What an object of
+    free keys, such as make_kwargs, lacks is missing: its keys have no defaults.
     """
     field = field_at(path)
-    if field is None or field.is_required():
+    if field is None or field.is_required() or field is field_at(path[:-1]):
         return _MISSING
     value = field.get_default(call_default_factory=True)
     return value.model_dump(mode="json") if isinstance(value, Section) else value

@@ -13,7 +13,7 @@ import numpy as np
 class Stream(IntEnum):
     """What a draw is for. The numbers are part of what a seed means: never reused."""
 
-    VALUERL = 1  # initial weights, members and rows of the value learner's updates
+    VALUERL = 1  # initial weights, and members of the value learner's updates
     WORLDMODEL = 2
     VALUERL_BATCH = 3  # counter: update
     WORLDMODEL_BATCH = 4  # counter: update, pretraining included

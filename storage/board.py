@@ -56,7 +56,7 @@ ROW = np.dtype(
         ("pretrained", "i8"),  # world-model learner: pretraining updates done
         ("epoch", "i8"),  # learners: own epoch; evaluators: the last that is scored
         ("models", "i8"),  # value learner: published world models taken up
-        ("hours", "f8"),  # value learner: hours of learning
+        ("hours", "f8"),  # learners: own hours of learning
         *((wait, "f8") for wait in Wait),  # seconds of this launch
         ("reserved", "f8", 4),  # 1.0: speed and metrics, now read from the logs
         ("episodes", "i8"),  # evaluators: recorded for the policy of `epoch`

@@ -11,6 +11,7 @@ from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
+from ..batch import row_width
 from ..replay_file import file_bytes
 from ..settings.interface import EnvSizes
 from ..settings.roles import VALUERL, WORLDMODEL
@@ -108,7 +109,7 @@ def learner_bytes(config: Config, spec: EnvSizes, on_gpus: bool) -> dict[str, in
     if on_gpus:
         return {name: FLOAT * STATES * count for name, count in weights.items()}
     needed = {name: FLOAT * TRAINED * count for name, count in weights.items()}
-    row = 2 * spec.obs_dim + spec.action_dim + 2
+    row = row_width(spec.obs_dim, spec.action_dim)
     policy, model = config.policy_config, config.world_model_config
     layers = policy.hidden_dim * (policy.layers - 1)
     samples = 0

@@ -49,7 +49,7 @@ def claimed(folders: Folders) -> Iterator[Callable[[], None]]:
                 )
             )
         except portalocker.LockException as error:
-            _check_locks(error, folders)
+            check_locks(error, folders.root.parent)
             raise _in_use(folders) from None
         folder = stack.enter_context(ExitStack())
         which: os.stat_result | None = None
@@ -117,15 +117,20 @@ def _in_use(folders: Folders) -> UserError:
     )
 
 
-def _check_locks(error: portalocker.LockException, folders: Folders) -> None:
+def check_locks(error: portalocker.LockException, folder: Path) -> None:
     """Raises a UserError where the filesystem, and no other process, refused a lock."""
-    cause = error.__cause__ or error.__context__
-    code = getattr(cause, "errno", None)
-    if code in NO_LOCKS:
+    if code := _missing_locks(error):
         raise UserError(
-            f"{folders.root.parent} is on a filesystem without file locks "
+            f"{folder} is on a filesystem without file locks "
             f"({os.strerror(code)}); choose another output_root"
         ) from None
+
+
+def _missing_locks(error: portalocker.LockException) -> int | None:
+    """What the filesystem says where it has no locks; None: another process has it."""
+    cause = error.__cause__ or error.__context__
+    code = getattr(cause, "errno", None)
+    return code if code in NO_LOCKS else None
 
 
 @contextmanager
@@ -145,7 +150,7 @@ def is_locked(path: Path) -> bool:
     """Whether another process holds the lock exclusively.
 
     The probe takes a shared lock for an instant, so exclusive lockers must retry
-    (ASKING_PATIENCE).
+    (ASKING_PATIENCE). Where there are no locks nobody holds one.
     """
     shared = portalocker.LOCK_SH | portalocker.LOCK_NB
     try:
@@ -153,8 +158,8 @@ def is_locked(path: Path) -> bool:
             return False
     except FileNotFoundError:
         return False
-    except portalocker.LockException:
-        return True
+    except portalocker.LockException as error:
+        return not _missing_locks(error)
 
 
 def unwritable(error: OSError, folders: Folders) -> UserError:

@@ -13,7 +13,7 @@ from pathlib import Path
 from ..replay import LOCK_NAME, ReplayBuffer
 from ..replay_file import DATA_NAME
 from ..settings.roles import VALUERL, WORLDMODEL, learners
-from ..util import UserError, atomic_write, fsync_folder, unused
+from ..util import UserError, atomic_write, fsync_folder, put_damaged_aside
 from . import checkpoint
 from .checkpoint import CheckpointError
 from .datasets import import_dataset
@@ -130,8 +130,7 @@ def mend_tables(run: Run) -> list[str]:
             atomic_write(path, table.under(columns))
             notes.append(f"{path}: its first line was damaged and is written again")
         elif not columns and "updates" not in table.columns:
-            aside = unused(path.with_name(f"{path.name}.damaged"))
-            path.rename(aside)
+            aside = put_damaged_aside(path)
             notes.append(f"{path}: its first line is damaged; it is now {aside.name}")
         elif table.damaged:
             notes.append(f"{path}: {table.damaged} damaged lines are passed over")
@@ -238,8 +237,7 @@ def put_aside_published(run: Run) -> list[str]:
             checkpoint.load(path)
         except CheckpointError as error:
             if path.exists():
-                aside = unused(path.with_name(f"{path.name}.damaged"))
-                path.rename(aside)
+                aside = put_damaged_aside(path)
                 notes.append(f"{error}; it is now {aside.name}")
     return notes
 

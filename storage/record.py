@@ -78,7 +78,7 @@ def _append_start(content: dict[str, Any], run: Run, resumed: bool) -> None:
         name: "cpu" if run.cpu_learners else run.gpus[name]
         for name in learners(run.config)
     }
-    content["starts"].append(describe_start(run.config, run.launch, devices, resumed))
+    content["starts"].append(describe_start(run.config, devices, resumed))
     for why in run.config.sources_of_nondeterminism:
         _add_nondeterminism(content, 0, why)
     if not (run.cpu_learners or run.config.deterministic):
@@ -133,6 +133,14 @@ def _add_nondeterminism(content: dict[str, Any], frame: int, why: str) -> None:
         reasons.append({"from_frame": frame, "why": why})
 
 
+def record_until(folders: Folders, frames: int) -> dict[str, Any]:
+    """run.json of a run that goes back to so many frames: what came later is undone."""
+    content = read_run(folders) | {"finished": None}
+    if reasons := content.get("not_reproducible"):
+        content["not_reproducible"] = [r for r in reasons if r["from_frame"] <= frames]
+    return content
+
+
 def reasons_of(content: Mapping[str, Any]) -> list[str]:
     """Why a run cannot be repeated, by its run.json: a line for the user each."""
     return [
@@ -156,7 +164,7 @@ def _locked(folders: Folders) -> Iterator[dict[str, Any]]:
 
 
 def describe_start(
-    config: Config, launch: int, devices: dict[str, str], resumed: bool
+    config: Config, devices: dict[str, str], resumed: bool
 ) -> dict[str, Any]:
     """What `run.json` says of one start."""
     return {

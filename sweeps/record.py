@@ -126,7 +126,8 @@ def claimed(output_root: Path) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = portalocker.Lock(path, "a+", timeout=locks.ASKING_PATIENCE, flags=flags)
         file = lock.acquire()
-    except portalocker.LockException:
+    except portalocker.LockException as error:
+        locks.check_locks(error, output_root)
         raise UserError(
             f"another sweep.py starts runs in {output_root} now; wait for its end, or "
             f"python sweep.py cancel {shlex.quote(str(output_root))}"

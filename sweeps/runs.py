@@ -1,4 +1,4 @@
-"""What a sweep runs: files and grids expanded into checked runs, and its record."""
+"""What a sweep runs: files and grids expanded into checked runs."""
 
 import itertools
 import json
@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..running import pace
 from ..settings import loading
 from ..settings.files import locate
 from ..settings.loading import LoadedConfig
@@ -226,11 +227,11 @@ def _check_output(folders: Folders, loaded: LoadedConfig) -> None:
 
 
 def _updates(config: Config) -> int | None:
+    """Those of the value learner; None: it has no pace, or the run no such limit."""
     policy = config.policy_config
     if config.total_frames is None or not policy.frames_per_update:
         return None
-    learned = config.total_frames - policy.frames_before_learning
-    return int(learned / policy.frames_per_update)
+    return pace.updates_for(config, policy)
 
 
 def _collision(run: PlannedRun, other: PlannedRun) -> str:

@@ -77,6 +77,7 @@ ALLOWED = {
         "command_line",
         "running.devices",
         "running.child",
+        "running.pace",
         "storage",
         "replay",
         *GROUND,

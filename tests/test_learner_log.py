@@ -58,6 +58,24 @@ def test_a_log_line_has_the_means_since_the_last_one(tmp_path, clock):
     assert column(learner, "hours") == pytest.approx([2 / 3600, 4 / 3600], abs=1e-6)
 
 
+def test_a_log_of_other_metrics_is_put_aside(tmp_path, capsys):
+    run, board, _ = open_fake(tmp_path, policy_config={"log_every_n": 1})
+    learner = build(run, board)
+    train(learner, 4)
+    path = learner.folders.learner_log(VALUERL)
+    earlier = path.read_text()
+
+    def kind(context):
+        return FakeLearner(context, ("oldest", "number"))
+
+    kind.name = VALUERL
+    train(build(run, board, kind), 6)
+    assert list(log_of(learner)[0])[-2:] == ["oldest", "number"]
+    assert column(learner, "updates") == [5, 6]
+    assert path.with_name(f"{path.name}.old1").read_text() == earlier
+    assert "the earlier log is now valuerl.log.old1" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("name", "said"),
     [

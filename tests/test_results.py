@@ -43,7 +43,7 @@ def write_run(output: Path, name: str, *, score: float = 1.0, finished: bool = T
     write_json(folders.hyperparameters, merged)
     record = {
         "experiment": name,
-        "starts": [describe_start(config, 0, {"valuerl": "cpu"}, False)],
+        "starts": [describe_start(config, {"valuerl": "cpu"}, False)],
         "weighting": {"title": "Own"},
         "finished": {"time": "then", "frames": 100, "hours": 0.1} if finished else None,
     }

@@ -449,6 +449,20 @@ def test_actions_are_random_for_the_first_frames_in_spite_of_a_policy(tmp_path):
     assert greedy_share(replay.read(100, 100)) == 1
 
 
+def test_unpaced_no_turn_is_drawn_twice_after_a_restart(tmp_path):
+    """Interactor 0 has done all that is stored: the turns 0, 2, 4, ... of its own."""
+    run, board, replay = interacting(
+        tmp_path,
+        agent_config={"batch_size": 4, "count": 2, "full_random_n": 1000},
+        policy_config=learning(),
+    )
+    for end in (80, 120, 160):
+        stop = Script(lambda end=end: replay.frames >= end)
+        interact(context_of(run, board, "interactor0", stop))
+    actions = replay.read(0, replay.frames).action
+    assert len(np.unique(actions)) == len(actions) == 160
+
+
 def test_actions_explore_with_the_configured_chance(tmp_path):
     run, board, replay = interacting(
         tmp_path,
@@ -567,6 +581,47 @@ def test_a_restart_keeps_the_policy_that_was_looked_for_before_it(
     is_known = capacity > 100 or not lost
     assert np.array_equal(*actions) == is_known
     assert ("not_reproducible" in read_run(run.folders)) == (not is_known)
+
+
+def test_a_restart_next_to_a_turn_that_is_not_stored_yet_keeps_the_policy(tmp_path):
+    """Interactor 1 begins turn 17 and looks for that of turn 15; 16 is under way."""
+    run, board, replay = interacting(
+        tmp_path,
+        agent_config={
+            "batch_size": 8,
+            "count": 2,
+            "full_random_n": 0,
+            "reload_every_n": 7,
+        },
+        policy_config={
+            "frames_before_learning": 20,
+            "frames_per_update": 1.0,
+            "epoch_every_n": 100,
+            "explore_chance": 0.0,
+        },
+    )
+    board[VALUERL]["updates"] = 200
+    at = [policy_for(run.config, frames) for frames in (120, 128, 136)]
+    assert at == [0, 100, 100]
+    for epoch, updates in enumerate((0, 100), start=1):
+        publish_policy(run.folders.policy, epoch / 4, epoch, updates=updates)
+
+    def store(turn):
+        rows = Batch(*(np.zeros((8, *shape)) for shape in ((3,), (1,), (), (3,), ())))
+        numbers = np.arange(8) + 8 * (turn % 2)
+        origin = Origin(numbers, *(np.full(8, n) for n in (0, turn // 2, 0, turn)))
+        replay.append(rows, origin=origin, turn=turn)
+
+    def on_question():
+        if replay.turn == 16 and Wait.TURN in waits_of(board, "interactor1"):
+            store(16)  # only now: interactor 1 has acted
+        return replay.frames >= 144
+
+    for turn in range(16):
+        store(turn)
+    interact(context_of(run, board, "interactor1", Script(on_question)))
+    assert replay.origins(136, 1).turn == 17
+    assert np.unique(replay.read(136, 8).action).tolist() == [0.25]
 
 
 @pytest.mark.parametrize("turns", [6, 60])

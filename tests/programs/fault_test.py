@@ -438,7 +438,7 @@ def open_output(folder: Path, acknowledge: Acknowledge) -> None:
     with locks.claimed(run.folders):
         opening.open_output(run, merged)
         record = read_run(run.folders)
-        record["starts"].append(describe_start(run.config, 0, {}, False))
+        record["starts"].append(describe_start(run.config, {}, False))
         write_json(run.folders.run, record)
         acknowledge(1)
 

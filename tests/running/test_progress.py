@@ -34,6 +34,13 @@ def test_phases_of_a_run_with_a_model_and_how_far_each_is(tmp_path):
     assert str(progress.phase) == "final evaluation, 2 of 10 episodes"
 
 
+def test_a_run_that_does_not_pretrain_prepares_to_learn(tmp_path):
+    unpaced = {"frames_before_learning": 8, "pretrain_n": False}
+    shown = Shown(tmp_path, model=True, policy_config={}, model_config=unpaced)
+    shown.add_frames(30_000)
+    assert str(shown.progress.phase) == "preparing to learn"
+
+
 def test_phases_of_a_run_without_a_model(tmp_path):
     shown = Shown(tmp_path, model=False, policy_config={"frames_before_learning": 1000})
     assert shown.progress.phase.name == "collecting the first frames"

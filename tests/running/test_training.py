@@ -114,6 +114,8 @@ def test_a_fault_of_ours_is_raised(error):
         ({"frames": "9"}, "frames must be a whole number, not '9'"),
         ({"frames": True}, "frames must be a whole number, not True"),
         ({"hours": float("nan")}, "hours must be a number, not nan"),
+        ({"hours": 10**400}, "hours must be a number that a float can hold"),
+        ({"frames": 10**5000}, "frames must be a whole number that a float can hold"),
         ({"hours": "9"}, "hours must be a number"),
         ({"name": 3}, "name must be a string, not 3"),
         ({"resume": 0}, "resume must be True, False or None, not 0"),

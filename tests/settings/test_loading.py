@@ -312,6 +312,12 @@ def test_loading_is_linear_in_the_number_of_keys(shape):
     assert many - none < 4.5 * (few - none)
 
 
+def test_a_key_of_a_free_object_has_no_default():
+    old, new = ({"env": {"make_kwargs": keys}} for keys in ({}, {"goals": {}}))
+    assert changes(old, new) == ["env.make_kwargs.goals nothing -> {}"]
+    assert changes(new, old) == ["env.make_kwargs.goals {} -> nothing"]
+
+
 def test_the_source_of_a_key_is_what_set_it_or_replaced_the_object_around_it(tree):
     kwargs = {"a": {"x": 1, "y": 1}, "b": 1}
     tree.write(

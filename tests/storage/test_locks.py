@@ -163,6 +163,7 @@ def test_a_filesystem_without_locks_is_said_and_is_no_other_launch(
     with pytest.raises(UserError, match=match) as caught, claimed(folders):
         pass
     assert "choose another output_root" in one_line(caught)
+    assert not locks.in_use(folders)  # the lock's file is there by now
 
 
 # The folder itself

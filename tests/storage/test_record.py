@@ -76,9 +76,9 @@ def test_a_start_is_recorded_with_all_that_it_takes_to_repeat_it(
         sys, "argv", ["/somewhere/main.py", "a b.json", "0", "--resume"]
     )
     record = read_run(folders)
-    for launch, resumed in enumerate((False, True)):
+    for resumed in (False, True):
         devices = {"valuerl": "GPU-1", "worldmodel": "GPU-2"}
-        record["starts"].append(describe_start(config, launch, devices, resumed))
+        record["starts"].append(describe_start(config, devices, resumed))
         write_json(folders.run, record)
     starts = json.loads(folders.run.read_text())["starts"]
     assert starts == record["starts"]
@@ -127,7 +127,7 @@ def test_the_commit_is_known_of_another_owners_checkout_as_well(
 
 def test_a_package_that_is_not_installed_has_no_version(config, monkeypatch):
     monkeypatch.setattr(conditions_module, "PACKAGES", ("numpy", "no-such-package"))
-    versions = describe_start(config, 0, {}, False)["versions"]
+    versions = describe_start(config, {}, False)["versions"]
     assert versions == {"numpy": np.__version__, "no-such-package": None}
 
 

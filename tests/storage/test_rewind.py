@@ -26,7 +26,7 @@ from steve.storage import rewind as rewinding
 from steve.storage.digests import Digest, append_digest, read_digests
 from steve.storage.folders import Folders
 from steve.storage.locks import claimed
-from steve.storage.record import read_run
+from steve.storage.record import read_run, record_nondeterminism
 from steve.storage.rewind import finish_rewind, numbered_checkpoints, put_aside, rewind
 from steve.util import UserError
 
@@ -118,6 +118,15 @@ def test_going_back_restores_states_replay_and_rows(config, folders):
     assert read_run(folders)["finished"] is None
     assert numbered_checkpoints(folders, config) == [100]
     assert not folders.policy.exists()  # that of a later epoch
+
+
+def test_what_could_not_be_repeated_later_is_undone(config, folders):
+    former_run(folders)
+    for frame in (10, 32, 33, 80):
+        record_nondeterminism(folders, frame, f"at {frame}")
+    rewind(folders, config, 100)  # to 32 frames
+    reasons = read_run(folders)["not_reproducible"]
+    assert [each["from_frame"] for each in reasons] == [10, 32]
 
 
 def test_the_later_state_is_kept_as_it_was(config, folders):

@@ -1,5 +1,6 @@
 """The record of a sweep: written, read, and claimed by one call at a time."""
 
+import errno
 import json
 import os
 import subprocess
@@ -63,6 +64,18 @@ def test_what_is_raised_meanwhile_is_not_blamed_on_the_lock(tmp_path):
         raise OSError(28, "No space left on device")
     with record.claimed(tmp_path):  # which is free again
         assert record.holder(tmp_path) is not None
+
+
+def test_a_filesystem_without_locks_is_no_other_call(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("portalocker.portalocker.LOCKER", refuse)
+    monkeypatch.setattr(locks, "ASKING_PATIENCE", 0.0)
+    match = "filesystem without file locks .* choose another output_root"
+    with pytest.raises(UserError, match=match), record.claimed(tmp_path):
+        pass
+    assert record.holder(tmp_path) is None
 
 
 def test_one_call_at_a_time_starts_runs(tmp_path, monkeypatch):

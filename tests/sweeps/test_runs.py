@@ -199,3 +199,8 @@ def test_the_updates_of_a_paced_run_follow_from_its_frames():
     _, runs = expand(Request([paced, unpaced], frames=1_000_000))
     assert [run.updates for run in runs] == [3_960_000, None]
     assert [run.processes for run in runs] == [5, 5]
+
+
+def test_vector_steps_are_whole_where_updates_are_counted():
+    (run,) = expand(Request(["config/quickstart.json"], frames=1001))[1]
+    assert run.updates == 504  # 1004 frames less 500, one update each
