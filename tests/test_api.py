@@ -25,6 +25,7 @@ from steve.storage import checkpoint
 FRAMES = 620  # of the quickstart: 500 at random, then some updates
 QUICK = {
     "final_episodes": 1,
+    "evaluator_config.count": 1,
     "policy_config.log_every_n": 20,
     # XLA takes longer to compile the updates than all else.
     "policy_config.xla": False,
@@ -32,6 +33,7 @@ QUICK = {
 }
 DDPG = {  # where it is enough
     "final_episodes": 1,
+    "evaluator_config.count": 1,
     "policy_config.xla": False,
     "policy_config.value_expansion": None,
     "model_config": None,

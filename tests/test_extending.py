@@ -20,7 +20,10 @@ FILES = {
     for code in re.findall(r"```python\n(# my_.*?)```", TEXT, re.DOTALL)
 }
 CONFIGS = [json.loads(text) for text in re.findall(r"```json\n(.*?)```", TEXT, re.S)]
-SHORT = ("total_frames=620", "final_episodes=1", "policy_config.log_every_n=20")
+SHORT = (
+    *("total_frames=620", "final_episodes=1", "evaluator_config.count=1"),
+    "policy_config.log_every_n=20",
+)
 
 
 def steve(folder, *arguments):

@@ -65,6 +65,7 @@ TINY_MODEL = [
     "model_config.backup_every_n=100",
     "model_config.pretrain_n=20",
 ]
+ONE_EVALUATOR = "evaluator_config.count=1"  # where it is enough
 DDPG = ["model_config=null", "policy_config.value_expansion=null"]
 SINGLE = ["policy_config.bayesian=null", "model_config.bayesian=null"]
 
@@ -273,7 +274,7 @@ def test_every_algorithm_of_the_paper_trains_and_ends_at_its_limit(
 def test_without_pacing_nobody_waits(tmp_path):
     unpaced = ["policy_config.frames_per_update=false"]
     unpaced += ["model_config.frames_per_update=false", "model_config.pretrain_n=false"]
-    unpaced += ["policy_config.log_every_n=1", "total_frames=3000"]
+    unpaced += ["policy_config.log_every_n=1", "total_frames=3000", ONE_EVALUATOR]
     done = run(tmp_path, settings=tuple(unpaced))
     assert done.returncode == 0, done.stdout + done.stderr
     rows = learner_log(tmp_path)
@@ -511,7 +512,7 @@ def test_interrupted_refused_and_resumed(tmp_path):
 
 def test_the_run_goes_on_after_a_killed_learner_and_a_killed_launcher(tmp_path):
     """With one and the same command, as sweep.py gives it, from the first start on."""
-    endless = ("total_frames=null",)
+    endless = (ONE_EVALUATOR, "total_frames=null")
     launcher = start(tmp_path, "--resume-or-start", settings=endless)
     wait_for(lambda: len(scores(tmp_path)) >= 4, launcher)
     learner = int(board(tmp_path)["valuerl"]["pid"])
@@ -520,7 +521,7 @@ def test_the_run_goes_on_after_a_killed_learner_and_a_killed_launcher(tmp_path):
     count = len(scores(tmp_path))
     wait_for(lambda: len(scores(tmp_path)) > count, launcher)
 
-    names = ["valuerl", "worldmodel", "interactor0", "evaluator0", "evaluator1"]
+    names = ["valuerl", "worldmodel", "interactor0", "evaluator0"]
     pids = [int(board(tmp_path)[name]["pid"]) for name in names]
     assert all(is_alive(pid) for pid in pids)
     launcher.kill()
@@ -533,7 +534,7 @@ def test_the_run_goes_on_after_a_killed_learner_and_a_killed_launcher(tmp_path):
 
     before = scores(tmp_path)
     limit = int(before[-1]["frames"]) + 200
-    limited = (f"total_frames={limit}",)
+    limited = (ONE_EVALUATOR, f"total_frames={limit}")
     resumed = run(tmp_path, "--resume-or-start", settings=limited)
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
     after = scores(tmp_path)
@@ -579,7 +580,7 @@ def test_the_process_that_measures_the_environment_ends_with_its_killed_launcher
 def test_a_run_that_diverges_stops_and_keeps_the_last_good_state(finished_copy):
     """Here in place of a finished one, which stays under another name."""
     earlier = scores(finished_copy)
-    diverging = (*DDPG, "policy_config.learning_rate=1e30")
+    diverging = (*DDPG, ONE_EVALUATOR, "policy_config.learning_rate=1e30")
     done = run(finished_copy, "--overwrite", settings=diverging)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
