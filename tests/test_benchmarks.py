@@ -94,9 +94,8 @@ def output(*command):
     ).stdout
 
 
-@pytest.mark.parametrize(
-    "algorithm", ["ddpg", pytest.param("steve", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow  # three to six processes with TensorFlow
+@pytest.mark.parametrize("algorithm", ["ddpg", "steve"])
 def test_the_learners_benchmark_prints_one_json_object_and_nothing_else(algorithm):
     keys = [k for k in TINY if algorithm == "steve" or "model_" not in k]
     path = f"config/experiments/goodruns/halfcheetah/{algorithm}0.json"

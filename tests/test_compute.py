@@ -355,8 +355,7 @@ KINDS = [
     # Compiling takes seconds, and "tdk" has all that the first one has, in one step.
     [
         *((False, *each) for each in KINDS),
-        (True, *KINDS[1]),
-        pytest.param(True, *KINDS[2], marks=pytest.mark.slow),
+        *(pytest.param(True, *each, marks=pytest.mark.slow) for each in KINDS[1:]),
     ],
 )
 def test_how_many_updates_a_call_has_changes_no_bit(

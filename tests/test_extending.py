@@ -68,7 +68,7 @@ def test_the_page_has_a_file_and_a_configuration_of_each_kind():
 
 def test_all_examples_together_train_and_are_shown(folder):
     (folder / "mine.json").write_text(json.dumps(merged(*CONFIGS)))
-    settings = [*SHORT, "model_config.log_every_n=20"]
+    settings = [*SHORT, "model_config.log_every_n=20", "model_config.pretrain_n=20"]
     settings += [f"{part}.xla=false" for part in ("policy_config", "model_config")]
     done = steve(folder, "train", "mine.json", "cpu", "--set", *settings)
     assert done.returncode == 0, done.stdout + done.stderr

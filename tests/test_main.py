@@ -274,7 +274,7 @@ def test_every_algorithm_of_the_paper_trains_and_ends_at_its_limit(
 def test_without_pacing_nobody_waits(tmp_path):
     unpaced = ["policy_config.frames_per_update=false"]
     unpaced += ["model_config.frames_per_update=false", "model_config.pretrain_n=false"]
-    unpaced += ["policy_config.log_every_n=1", "total_frames=3000", ONE_EVALUATOR]
+    unpaced += ["policy_config.log_every_n=1", "total_frames=1000", ONE_EVALUATOR]
     done = run(tmp_path, settings=tuple(unpaced))
     assert done.returncode == 0, done.stdout + done.stderr
     rows = learner_log(tmp_path)

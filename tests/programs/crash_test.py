@@ -29,6 +29,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # support modules
 
@@ -573,6 +574,7 @@ def run_kills(kills: int, seconds: float, seed: int) -> Harness:
     return harness
 
 
+@pytest.mark.slow  # tests/test_reproducible.py kills as well
 def test_a_run_that_is_killed_again_and_again_loses_nothing():
     """Each kill comes after so many updates: on any machine there is much to lose."""
     with new_harness(seed=0) as harness:
