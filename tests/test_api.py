@@ -28,6 +28,7 @@ QUICK = {
     "evaluator_config.count": 1,
     "policy_config.log_every_n": 20,
     "model_config.pretrain_n": 20,
+    "model_config.log_every_n": 20,
     # XLA takes longer to compile the updates than all else.
     "policy_config.xla": False,
     "model_config.xla": False,
