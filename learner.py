@@ -423,7 +423,7 @@ class Learner(abc.ABC):
     def _trim_log(self) -> None:
         """Cuts log lines of updates that a killed learner did after its last state.
 
-        A log of other columns is put aside: that of a world model that was changed.
+        A log of other columns is put aside: its numbers would stand under wrong names.
         """
         path = self.folders.learner_log(self.name)
         trim_log(path, {"updates": self.updates, **self.counters()})
@@ -433,7 +433,7 @@ class Learner(abc.ABC):
             aside = first_free(path, ".old")
             path.rename(aside)
             print(
-                f"{path}: {self.name} has other metrics by now; the earlier log is "
+                f"{path} has other columns than {self.name} writes by now; it is "
                 f"now {aside.name}",
                 flush=True,
             )

@@ -105,7 +105,8 @@ class Interactor(Actor):
 
         Turns of a paced run are taken one after the other. Without a pace each
         interactor counts its own, and one may have done all that are stored: it
-        begins behind these, so that no turn's draws are made twice.
+        begins behind these, so that no turn's draws are made twice (with the same
+        `agent_config.count`).
         """
         count = self._agent.count
         if not self._config.is_paced:

@@ -151,13 +151,14 @@ def check_arguments(**given: Any) -> None:
     """
     for name, value in given.items():
         kinds, what = ARGUMENTS[name]
+        is_other = isinstance(value, bool) and bool not in kinds  # bool is an int
         try:
             is_no_number = isinstance(value, Real) and not math.isfinite(value)
-        except OverflowError:  # a whole number
-            raise UserError(f"{name} must be {what} that a float can hold") from None
-        is_other = isinstance(value, bool) and bool not in kinds  # bool is an int
+            shown = reprlib.repr(value)
+        except OverflowError:
+            is_no_number, shown = True, "a whole number beyond a float's range"
         if not isinstance(value, kinds) or is_other or is_no_number:
-            raise UserError(f"{name} must be {what}, not {reprlib.repr(value)}")
+            raise UserError(f"{name} must be {what}, not {shown}")
     for key in given["set"] or ():
         if not isinstance(key, str) or "=" in key:
             raise UserError(f"set: a key is a string without =, not {key!r}")

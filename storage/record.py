@@ -133,14 +133,6 @@ def _add_nondeterminism(content: dict[str, Any], frame: int, why: str) -> None:
         reasons.append({"from_frame": frame, "why": why})
 
 
-def record_until(folders: Folders, frames: int) -> dict[str, Any]:
-    """run.json of a run that goes back to so many frames: what came later is undone."""
-    content = read_run(folders) | {"finished": None}
-    if reasons := content.get("not_reproducible"):
-        content["not_reproducible"] = [r for r in reasons if r["from_frame"] <= frames]
-    return content
-
-
 def reasons_of(content: Mapping[str, Any]) -> list[str]:
     """Why a run cannot be repeated, by its run.json: a line for the user each."""
     return [

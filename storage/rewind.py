@@ -13,7 +13,7 @@ from . import checkpoint
 from .digests import copy_digests
 from .folders import Folders, hide_events
 from .locks import claimed
-from .record import record_until, write_json
+from .record import read_run, write_json
 from .tables import copy_rows
 
 
@@ -96,7 +96,8 @@ def _build(folders: Folders, staging: Folders, config: Config, updates: int) -> 
     copy_digests(folders.digests, staging.digests, updates)
     ahead = VECTOR_STEPS_AHEAD * config.agent_config.batch_size
     _copy_replay(folders, staging, updates, frames, ahead if config.is_paced else 0)
-    write_json(staging.run, record_until(folders, frames))
+    # Its reasons stay: what is kept may have been computed under a later one.
+    write_json(staging.run, {**read_run(folders), "finished": None})
     _copy(folders.hyperparameters, staging.hyperparameters)
     for folder in (staging.checkpoints, staging.log, staging.root):
         fsync_folder(folder)
