@@ -73,7 +73,7 @@ def test_a_log_of_other_metrics_is_put_aside(tmp_path, capsys):
     assert list(log_of(learner)[0])[-2:] == ["oldest", "number"]
     assert column(learner, "updates") == [5, 6]
     assert path.with_name(f"{path.name}.old1").read_text() == earlier
-    assert "the earlier log is now valuerl.log.old1" in capsys.readouterr().out
+    assert "it is now valuerl.log.old1" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
