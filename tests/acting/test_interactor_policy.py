@@ -93,15 +93,21 @@ def test_actions_are_random_while_there_is_no_policy(tmp_path, full_random):
     assert greedy_share(replay.read(120, 80)) == 1
 
 
-def test_actions_are_random_for_the_first_frames_in_spite_of_a_policy(tmp_path):
+def rows_with_a_policy(tmp_path, frames, full_random_n=0, explore_chance=0.0):
+    """The replay buffer of a run whose policy is there from the start."""
     run, board, replay = interacting(
         tmp_path,
-        agent_config={"batch_size": 4, "full_random_n": 100},
-        policy_config=learning(explore_chance=0.0),
+        agent_config={"batch_size": 4, "full_random_n": full_random_n},
+        policy_config=learning(explore_chance=explore_chance),
     )
     publish_policy(run.folders.policy, 0.5)
-    stop = Script(on_question=lambda: replay.frames >= 200)
+    stop = Script(on_question=lambda: replay.frames >= frames)
     interact(context_of(run, board, "interactor0", stop))
+    return replay
+
+
+def test_actions_are_random_for_the_first_frames_in_spite_of_a_policy(tmp_path):
+    replay = rows_with_a_policy(tmp_path, 200, full_random_n=100)
     assert greedy_share(replay.read(0, 100)) == 0
     assert greedy_share(replay.read(100, 100)) == 1
 
@@ -121,14 +127,7 @@ def test_unpaced_no_turn_is_drawn_twice_after_a_restart(tmp_path):
 
 
 def test_actions_explore_with_the_configured_chance(tmp_path):
-    run, board, replay = interacting(
-        tmp_path,
-        agent_config={"batch_size": 8, "full_random_n": 0},
-        policy_config=learning(explore_chance=0.3),
-    )
-    publish_policy(run.folders.policy, 0.5)
-    stop = Script(on_question=lambda: replay.frames >= 2000)
-    interact(context_of(run, board, "interactor0", stop))
+    replay = rows_with_a_policy(tmp_path, 2000, explore_chance=0.3)
     # 2000 draws: standard deviation 0.0102.
     assert greedy_share(replay.read(0, 2000)) == pytest.approx(0.7, abs=0.05)
 
